@@ -1,0 +1,99 @@
+"""Identifiers that people and programs write: crids, target names, image references.
+
+An **image reference** names one image: ``42``, ``web@latest``, ``web@"10 min ago"``,
+``web@2026-11-23T10:00`` or ``host/42`` (``interfaces.md`` section 2).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import NewType
+
+from crd.errors import BadRequest
+
+Crid = NewType("Crid", int)
+"""Checkpoint identifier: a positive number, unique on its host for ever."""
+
+TargetName = NewType("TargetName", str)
+
+CRID_MAX = 2**63 - 1
+_TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
+_AGO = re.compile(r"(\d+)\s*(s|sec|seconds?|m|min|minutes?|h|hours?|d|days?)\s+ago")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_crid(text: str) -> Crid:
+    """Parse a crid.
+
+    Raises:
+        BadRequest: ``text`` is not a number from 1 to 2**63 - 1.
+    """
+    if text.isascii() and text.isdigit() and len(text) < 20 and 0 < int(text) <= CRID_MAX:
+        return Crid(int(text))
+    raise BadRequest(f"{text!r} is not a crid", hint="A crid is a positive number, as shown by crctl images.")
+
+
+def parse_target_name(text: str) -> TargetName:
+    """Check the name of a target: 1 to 64 letters, digits and ``_ . : -``, beginning with a letter or digit.
+
+    A name of digits alone is refused, since an image reference would read it as a crid.
+
+    Raises:
+        BadRequest: it is not such a name.
+    """
+    if _TARGET_NAME.fullmatch(text) and not text.isdigit():
+        return TargetName(text)
+    raise BadRequest(f"{text!r} cannot name a target",
+                     hint="Use up to 64 letters, digits and _ . : - and no digits alone.")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Which image is meant: by crid, or the newest of a target not after ``until``.
+
+    Attributes:
+        crid: the image itself, or None.
+        host: the host the image must be from, or "" for this one.
+        target: name of the target, if no crid is given.
+        until: the newest image taken at or before this time; None means the latest.
+    """
+
+    crid: Crid | None = None
+    host: str = ""
+    target: TargetName | None = None
+    until: datetime | None = None
+
+
+def parse_image_ref(text: str, *, now: datetime) -> ImageRef:
+    """Parse an image reference; times without zone are local, as people write them.
+
+    Raises:
+        BadRequest: the reference cannot be read.
+    """
+    hint = 'Write a crid (42), TARGET@latest, TARGET@"10 min ago", TARGET@2026-11-23T10:00 or HOST/42.'
+    target, at, when = text.partition("@")
+    if at:
+        return ImageRef(target=parse_target_name(target), until=_parse_when(when.strip().strip('"'), now, hint))
+    host, slash, number = text.rpartition("/")
+    if slash and not host:
+        raise BadRequest(f"{text!r} names no image", hint=hint)
+    try:
+        return ImageRef(crid=parse_crid(number), host=host)
+    except BadRequest as error:
+        raise BadRequest(f"{text!r} names no image", hint=hint) from error
+
+
+def _parse_when(when: str, now: datetime, hint: str) -> datetime | None:
+    if when == "latest":
+        return None
+    if ago := _AGO.fullmatch(when):
+        try:
+            return now - timedelta(seconds=int(ago[1]) * _UNIT_SECONDS[ago[2][0]])
+        except OverflowError:
+            raise BadRequest(f"{when!r} is before the beginning of time", hint=hint) from None
+    try:
+        return datetime.fromisoformat(when).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise BadRequest(f"{when!r} is not a time", hint=hint) from error
