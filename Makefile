@@ -11,7 +11,7 @@ VICTIM_SOURCES := $(wildcard tests/victims/*.c)
 .PHONY: demo test run check bench setup system-packages victims clean
 
 demo: setup
-	@tests/demo.sh
+	@$(BIN)/python tests/demo.py
 
 test: setup check victims
 	$(BIN)/python -m pytest

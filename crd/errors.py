@@ -186,6 +186,19 @@ class WorkerDied(EngineError):
     retryable = True
 
 
+class ImageSinkClosed(EngineError):
+    """Nobody reads the image any more."""
+
+    code = "engine.image-sink-closed"
+
+
+class ImageSinkFull(EngineError):
+    """There is no space left for the image."""
+
+    code = "engine.image-sink-full"
+    retryable = True
+
+
 class NativeError(EngineError):
     """A system call failed."""
 
@@ -218,6 +231,20 @@ class MemoryFault(NativeError):
     """The target's memory could not be read or written."""
 
     code = "native.memory-fault"
+
+
+class InjectionInterrupted(NativeError):
+    """A signal is about to be delivered to the thread that was to make a system call for us.
+
+    The thread is back where it was, in the signal-delivery-stop: ``signal`` must be passed on when it is let go.
+    """
+
+    code = "native.injection-interrupted"
+    retryable = True
+
+    def __init__(self, message: str = "", *, signal: int = 0, **details: Any) -> None:
+        super().__init__(message, signal=signal, **details)
+        self.signal = signal
 
 
 class RestartError(EngineError):

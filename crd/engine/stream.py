@@ -1,0 +1,89 @@
+"""Image streams on descriptors: pipes, sockets, files; nothing seeks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from crd.errors import EngineError, ImageSinkClosed, ImageSinkFull
+
+if TYPE_CHECKING:
+    from crd.image.codec import Buffer
+
+_F_SETPIPE_SZ = 1031
+PIPE_BYTES = 1 << 20
+_IOV_MAX = 1024
+
+
+def widen_pipe(fd: int) -> None:
+    """Give a pipe the largest capacity that needs no privilege; leave anything else alone."""
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        with suppress(OSError):
+            fcntl.fcntl(fd, _F_SETPIPE_SZ, PIPE_BYTES)
+
+
+class DescriptorSink:
+    """Writes all of what it is given, in order: short writes go on, EAGAIN waits, signals are no error."""
+
+    def __init__(self, fd: int) -> None:
+        """Write to ``fd``, which stays the caller's."""
+        self._fd = fd
+        widen_pipe(fd)
+
+    def write(self, *buffers: Buffer) -> None:
+        """Write the buffers one after the other.
+
+        Raises:
+            ImageSinkClosed: nobody reads any more.
+            ImageSinkFull: there is no space left.
+            EngineError: any other error of write(2).
+        """
+        views = [view for view in map(memoryview, buffers) if view.nbytes]
+        while views:
+            try:
+                written = os.writev(self._fd, views[:_IOV_MAX])
+            except BlockingIOError:
+                select.select([], [self._fd], [])
+                continue
+            except OSError as error:
+                raise _write_error(error) from error
+            while views and written >= views[0].nbytes:
+                written -= views.pop(0).nbytes
+            if written:
+                views[0] = views[0][written:]
+
+
+class DescriptorSource:
+    """Reads what is there."""
+
+    def __init__(self, fd: int) -> None:
+        """Read from ``fd``, which stays the caller's."""
+        self._fd = fd
+        widen_pipe(fd)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Read into the buffer; 0 = the end.
+
+        Raises:
+            EngineError: read(2) failed.
+        """
+        while True:
+            try:
+                return os.readv(self._fd, [buffer])
+            except BlockingIOError:
+                select.select([self._fd], [], [])
+            except OSError as error:
+                raise EngineError(f"reading the image: {error.strerror}") from error
+
+
+def _write_error(error: OSError) -> EngineError:
+    if error.errno == errno.EPIPE:
+        return ImageSinkClosed("nobody reads the image any more")
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return ImageSinkFull(f"writing the image: {error.strerror}", hint="Free some space, or write elsewhere.")
+    return EngineError(f"writing the image: {error.strerror}")

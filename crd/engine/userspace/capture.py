@@ -1,0 +1,153 @@
+"""What is read of a target while it is stopped: everything small, and what a snapshot does not cover."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from crd.engine.userspace import credentials, limits, scheduling
+from crd.engine.userspace.fds import table
+from crd.engine.userspace.interrupted import begin_again
+from crd.engine.userspace.mem import layout, pages
+from crd.engine.userspace.questions import OUT, Question, TargetAsker
+from crd.engine.userspace.sig import pending
+from crd.engine.userspace.timers import interval, posix
+from crd.image.profile import IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
+from crd.native import tracee
+from crd.native.inject import Injector
+from crd.native.syscall import NR
+from crd.target import procfs
+
+if TYPE_CHECKING:
+    from crd.engine.userspace.freeze import Frozen, FrozenThread
+    from crd.engine.userspace.questions import Answer
+    from crd.engine.userspace.scheduling import Scheduling
+    from crd.target.procfs import MapEntry, Stat
+
+PR_GET_PDEATHSIG, PR_GET_SECUREBITS, PR_GET_CHILD_SUBREAPER, PR_GET_TID_ADDRESS = 2, 27, 37, 40
+
+_THREAD_QUESTIONS = [
+    Question(NR.SIGALTSTACK, (0, OUT)),
+    Question(NR.PRCTL, (PR_GET_TID_ADDRESS, OUT)),
+    Question(NR.PRCTL, (PR_GET_PDEATHSIG, OUT)),
+    Question(NR.PRCTL, (PR_GET_SECUREBITS,)),
+]
+_PROCESS_QUESTIONS = [Question(NR.PRCTL, (PR_GET_CHILD_SUBREAPER, OUT)), *interval.QUESTIONS]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was read before the stop, since it is dear and hardly ever changes.
+
+    Attributes:
+        scheduling: by tid.
+        flags: VmFlags by start of the area.
+    """
+
+    scheduling: dict[int, Scheduling]
+    flags: dict[int, str]
+
+    @property
+    def wiped(self) -> set[int]:
+        """Areas that a snapshot child does not have or sees empty (MADV_DONTFORK, MADV_WIPEONFORK)."""
+        return {start for start, flags in self.flags.items() if {"dc", "wf"} & set(flags.split())}
+
+
+@dataclass(slots=True)
+class Capture:
+    """Everything but the pages that a snapshot has."""
+
+    stat: Stat
+    status: dict[str, str]
+    entries: list[MapEntry]
+    layout: layout.Layout
+    files: table.FileTable
+    limits: list[ResourceLimit]
+    subreaper: bool
+    stopped_by: int
+    exe: str
+    exe_stat: os.stat_result
+    cwd: str
+    root: str
+    oom_score_adj: int
+    coredump_filter: int
+    login_uid: int
+    pending: list[PendingSignal] = field(default_factory=list)
+    threads: list[tuple[Thread, list[PendingSignal]]] = field(default_factory=list)
+    interval_timers: list[IntervalTimer] = field(default_factory=list)
+    posix_timers: list[PosixTimer] = field(default_factory=list)
+    shared: list[tuple[int, list[pages.Run], memoryview]] = field(default_factory=list)
+    clocks_ns: tuple[int, int, int] = (0, 0, 0)
+
+
+def know(pid: int) -> Known:
+    """Read what may be read while the target runs; threads may come and go meanwhile."""
+    return Known({tid: scheduling.dump(pid, tid) for tid in procfs.threads(pid)}, procfs.vm_flags(pid))
+
+
+def injector(frozen: Frozen, entries: list[MapEntry]) -> Injector:
+    """Find room for stubs in the target: the vdso first.
+
+    Raises:
+        FeatureMissing: there is none.
+    """
+    candidates = [entry for entry in entries if entry.permissions == "r-xp" and (entry.is_file or
+                                                                                entry.path == "[vdso]")]
+    candidates.sort(key=lambda entry: entry.path != "[vdso]")
+    return Injector(frozen.memory, [(entry.start, entry.end) for entry in candidates])
+
+
+def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Known,
+            objects: table.ObjectNumbers) -> Capture:
+    """Read a stopped target.
+
+    Raises:
+        TargetUnsupported: it holds something that the preflight did not see.
+        InjectionInterrupted: a signal came; let go and try again.
+    """
+    pid = frozen.pid
+    asker = TargetAsker(stubs, pid, frozen.leader.registers)
+    stat, status = procfs.stat(pid), procfs.status(pid)
+    about_process = asker.ask(_PROCESS_QUESTIONS)
+    found = Capture(
+        stat=stat, status=status, entries=entries,
+        layout=layout.dump(pid, entries, stat, stat.field(47), objects),
+        files=table.dump(pid, objects), limits=limits.dump(pid), subreaper=bool(about_process[0].number(0, 4)),
+        stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
+        exe=procfs.read_link(pid, "exe"), exe_stat=os.stat(f"/proc/{pid}/exe"), cwd=procfs.read_link(pid, "cwd"),
+        root=procfs.read_link(pid, "root"), oom_score_adj=int(procfs.read(pid, "oom_score_adj")),
+        coredump_filter=int(procfs.read(pid, "coredump_filter"), 16), login_uid=int(procfs.read(pid, "loginuid")),
+        pending=pending.dump_process(pid), interval_timers=interval.dump(about_process[1:]),
+        clocks_ns=(time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+                   time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
+    if timers := procfs.posix_timers(pid):
+        found.posix_timers = posix.dump(timers, asker)
+    for area in found.layout.shared:
+        where = f"/proc/{pid}/map_files/{area.entry.start:x}-{area.entry.end:x}"
+        found.shared.append((area.record.objref, *pages.copy_shared(where)))
+    for thread in frozen.threads.values():
+        answers = TargetAsker(stubs, thread.tid, thread.registers).ask(_THREAD_QUESTIONS)
+        found.threads.append((_thread(frozen, thread, answers, known), pending.dump_thread(thread)))
+    return found
+
+
+def _thread(frozen: Frozen, thread: FrozenThread, answers: list[Answer], known: Known) -> Thread:
+    tid, where = thread.tid, f"{frozen.pid}/task/{thread.tid}"
+    status = procfs.status(where)
+    who = credentials.dump(status)
+    how = known.scheduling.get(tid) or scheduling.dump(frozen.pid, tid)
+    altstack, clear_tid, death_signal, secure_bits = answers
+    robust_list, robust_list_bytes = tracee.robust_list(tid)
+    return Thread(
+        tid=tid, comm=procfs.stat(where).comm, registers=begin_again(thread.registers, frozen.memory).to_bytes(),
+        xstate=tracee.get_xstate(tid), signal_mask=tracee.get_signal_mask(tid),
+        altstack_address=altstack.number(0), altstack_flags=altstack.number(8, 4),
+        altstack_bytes=altstack.number(16), robust_list=robust_list, robust_list_bytes=robust_list_bytes,
+        clear_child_tid=clear_tid.number(), rseq_address=thread.rseq.address, rseq_bytes=thread.rseq.bytes,
+        rseq_signature=thread.rseq.signature, parent_death_signal=death_signal.number(0, 4),
+        uids=who.uids, gids=who.gids, groups=who.groups, capabilities=who.capabilities,
+        secure_bits=max(0, secure_bits.result), no_new_privileges=who.no_new_privileges,
+        personality=how.personality, timer_slack_ns=how.timer_slack_ns, policy=how.policy, policy_flags=how.flags,
+        nice=how.nice, priority=how.priority, affinity=how.affinity, io_priority=how.io_priority, membarrier=0)

@@ -1,0 +1,216 @@
+"""One checkpoint: stop, capture, make a snapshot, let go, and write the image."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from crd.engine.userspace import capture as capturing
+from crd.engine.userspace.freeze import frozen
+from crd.engine.userspace.image import write_records
+from crd.engine.userspace.mem import pages
+from crd.engine.userspace.mem.layout import is_kernel_area
+from crd.engine.userspace.objects import ObjectNumbers
+from crd.engine.userspace.questions import Question, TargetAsker
+from crd.engine.userspace.sig import actions
+from crd.engine.userspace.snapshot import Snapshot, snapshot
+from crd.errors import FreezeTimeout, InjectionInterrupted, NativeError, TargetGone, TraceeGone
+from crd.image.header import current_header
+from crd.native.syscall import NR
+from crd.target import procfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crd.engine.api import CheckpointOptions
+    from crd.engine.userspace.capture import Capture, Known
+    from crd.engine.userspace.freeze import Frozen
+    from crd.engine.userspace.questions import Asker
+    from crd.image.profile import SignalActions
+    from crd.image.writer import ImageWriter
+    from crd.native.inject import Injector
+    from crd.target.procfs import MapEntry
+
+_ATTEMPTS = 50
+_PAUSE_SECONDS = 0.0005
+_BRK, _PR_GET_DUMPABLE, _PR_GET_THP_DISABLE, _MEMBARRIER_GET_REGISTRATIONS = 12, 3, 42, 512
+_QUESTIONS = [
+    Question(_BRK, (0,)),
+    Question(NR.PRCTL, (_PR_GET_DUMPABLE,)),
+    Question(NR.PRCTL, (_PR_GET_THP_DISABLE, 0, 0, 0, 0)),
+    Question(NR.MEMBARRIER, (_MEMBARRIER_GET_REGISTRATIONS, 0)),
+]
+
+
+class _TryAgainError(Exception):
+    """The target was let go unharmed, and could not be captured this time."""
+
+
+@dataclass(slots=True)
+class Attributes:
+    """What the memory's owner or its snapshot child knows of it."""
+
+    brk: int
+    dumpable: int
+    thp_disable: int
+    membarrier: int
+    actions: SignalActions
+
+    @classmethod
+    def ask(cls, asker: Asker) -> Attributes:
+        """Put the questions."""
+        brk, dumpable, thp_disable, membarrier = (answer.result for answer in asker.ask(_QUESTIONS))
+        return cls(brk, max(0, dumpable), max(0, thp_disable), max(0, membarrier), actions.dump(asker))
+
+
+@dataclass(slots=True)
+class Memories:
+    """Where the private pages come from: copies made during the stop, and the snapshot child for the rest."""
+
+    copied: list[tuple[list[pages.Run], memoryview]] = field(default_factory=list)
+    child: Snapshot | None = None
+
+    def pump(self, pump: pages.PagePump, pid: int, entries: list[MapEntry]) -> None:
+        """Write all private pages, in ascending order."""
+        left: list[pages.Run] = []
+        if self.child:
+            copied = [(runs[0][0], runs[-1][0] + runs[-1][1]) for runs, _ in self.copied]
+            left = [run for run in pages.private_runs(self.child.pid, entries)
+                    if not any(start <= run[0] < end for start, end in copied)]
+        for runs, content in sorted(self.copied, key=lambda copy: copy[0]):
+            below = [run for run in left if run[0] < runs[0][0]]
+            if self.child:
+                pump.private(pid, self.child.memory, below)
+            left = left[len(below):]
+            pump.copied(pid, runs, content)
+        if self.child:
+            pump.private(pid, self.child.memory, left)
+
+
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """A written image: its figures, and the target that may still be stopped."""
+
+    capture: Capture
+    method: str
+    method_reason: str
+    memory_bytes: int
+    image_bytes: int
+    stop_seconds: float
+    taken_at_ns: int
+    header: dict[str, Any]
+
+
+@contextmanager
+def dumped(pid: int, writer: ImageWriter, options: CheckpointOptions, *, hold: bool) -> Iterator[Dumped]:
+    """Write the image of a process.
+
+    Args:
+        pid: of the process, which the preflight has found without obstacles.
+        writer: of the image.
+        options: of the checkpoint.
+        hold: keep the target stopped for as long as the context lasts.
+
+    Raises:
+        FreezeTimeout: it could not be stopped, or was never in a state to be captured.
+        TargetGone: it ended meanwhile.
+        TargetUnsupported: it opened or mapped something meanwhile that cannot be restarted.
+        ImageError, EngineError: the image could not be written.
+    """
+    for _ in range(_ATTEMPTS):
+        known = capturing.know(pid)
+        try:
+            with frozen(pid, options.freeze_seconds) as state, _taken(state, known, options) as taken:
+                yield _written(state, taken, writer, known, hold=hold)
+                return
+        except _TryAgainError:
+            time.sleep(_PAUSE_SECONDS)
+        except TraceeGone as error:
+            raise TargetGone(f"process {pid} ended while it was being checkpointed", pid=pid) from error
+    raise FreezeTimeout(f"process {pid} was never free of signals long enough to be captured", pid=pid)
+
+
+@dataclass(slots=True)
+class _Taken:
+    """A target, captured: what is left to do needs it no longer."""
+
+    capture: Capture
+    memories: Memories
+    attributes: Attributes | None  # None: the snapshot child can still be asked
+    method: str
+    reason: str
+
+
+@contextmanager
+def _taken(state: Frozen, known: Known, options: CheckpointOptions) -> Iterator[_Taken]:
+    """Capture the stopped target, and make its snapshot child or copy its memory."""
+    entries = procfs.maps(state.pid)
+    stubs = capturing.injector(state, entries)
+    if any(stubs.inside(thread.registers) for thread in state.threads.values()):
+        raise _TryAgainError
+    with ExitStack() as stack:
+        try:
+            captured = capturing.capture(state, entries, stubs, known, ObjectNumbers())
+            taken = (None if options.method == "copy"
+                     else _snapshot(stack, state, stubs, captured, known, must=options.method == "snapshot"))
+            taken = taken or _copy(state, stubs, captured)
+        except InjectionInterrupted as interrupted:
+            state.threads[interrupted.tid].signal_due = interrupted.signal
+            raise _TryAgainError from interrupted
+        yield taken
+
+
+def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, known: Known, *,
+              must: bool) -> _Taken | None:
+    """Make the snapshot child; None if the kernel makes none."""
+    entries = captured.entries
+    try:
+        child = stack.enter_context(snapshot(state, stubs, entries))
+    except NativeError as error:
+        if error.operation != "clone" or must:
+            raise
+        return None
+    has = {(entry.start, entry.end) for entry in procfs.maps(child.pid)}
+    lacking = [entry for entry in entries if not entry.shared and not is_kernel_area(entry)
+               and (entry.start in known.wiped or (entry.start, entry.end) not in has)]
+    copied = []
+    for entry in lacking:
+        if runs := pages.private_runs(state.pid, [entry]):
+            copied.append((runs, pages.copy(state.memory, runs)))
+    return _Taken(captured, Memories(copied, child), None, "snapshot", "the target runs on while its memory is read")
+
+
+def _copy(state: Frozen, stubs: Injector, captured: Capture) -> _Taken:
+    """Copy all private memory now; needs as much of ours."""
+    attributes = Attributes.ask(TargetAsker(stubs, state.pid, state.leader.registers))
+    runs = pages.private_runs(state.pid, captured.entries)
+    memories = Memories([(runs, pages.copy(state.memory, runs))] if runs else [])
+    return _Taken(captured, memories, attributes, "copy", "asked for, or the kernel makes no snapshot child")
+
+
+def _written(state: Frozen, taken: _Taken, writer: ImageWriter, known: Known, *, hold: bool) -> Dumped:
+    """Let the target go unless it is to be held, and write the image."""
+    pid, captured = state.pid, taken.capture
+    stop_seconds = time.monotonic() - state.frozen_at
+    if hold:
+        state.relax()
+    else:
+        state.thaw()
+        stop_seconds = state.stop_seconds
+    flags = dict(known.flags)
+    if child := taken.memories.child:
+        taken.attributes = Attributes.ask(child.asker())
+        flags |= procfs.vm_flags(child.pid)
+    assert taken.attributes is not None  # noqa: S101
+    header = current_header()
+    writer.header(header)
+    write_records(writer, pid, captured, taken.attributes, flags)
+    pump = pages.PagePump(writer)
+    for objref, runs, content in captured.shared:
+        pump.shared(objref, runs, content)
+    taken.memories.pump(pump, pid, captured.entries)
+    writer.finish()
+    return Dumped(captured, taken.method, taken.reason, pump.memory_bytes, writer.offset, stop_seconds,
+                  captured.clocks_ns[0], header.to_json())

@@ -1,0 +1,91 @@
+"""Pipes with both ends inside the image: capacity, flags, and the data in flight."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from crd.engine.userspace.fds.description import Owner, restart_owner
+from crd.errors import RestartUnsupported
+from crd.image.profile import Pipe, PipeData, PipeEnd
+from crd.native.syscall import syscall
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
+_TEE, _SPLICE_F_NONBLOCK = 276, 2
+_SPLICE_BYTES = 64 << 10
+
+
+def dump_data(objref: int, inode: int, read_end: int, *, packets: bool) -> tuple[Pipe, list[PipeData]]:
+    """Copy what is in a pipe without taking anything out (tee(2)).
+
+    Args:
+        objref: of the pipe.
+        inode: its number.
+        read_end: a duplicate of an end that may be read.
+        packets: whether a write end is in packet mode now.
+    """
+    capacity = fcntl.fcntl(read_end, _F_GETPIPE_SZ)
+    ours_read, ours_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(ours_write, _F_SETPIPE_SZ, capacity)
+        with suppress(BlockingIOError):
+            _tee(read_end, ours_write, capacity)
+        chunks = []
+        with suppress(BlockingIOError):
+            while chunk := os.read(ours_read, _SPLICE_BYTES):
+                chunks.append(chunk)
+    finally:
+        os.close(ours_read)
+        os.close(ours_write)
+    pipe = Pipe(objref=objref, inode=inode, capacity_bytes=capacity, data_bytes=sum(map(len, chunks)))
+    return pipe, [PipeData(objref=objref, packet=packets, data=chunk) for chunk in chunks]
+
+
+def _tee(source: int, sink: int, length: int) -> None:
+    from crd.errors import NativeError  # noqa: PLC0415
+
+    try:
+        syscall(_TEE, source, sink, length, _SPLICE_F_NONBLOCK)
+    except NativeError as error:
+        raise OSError(error.errno, error.message) from error
+
+
+def restart(pipe: Pipe, ends: Sequence[PipeEnd], data: Sequence[PipeData]) -> dict[int, int]:
+    """Make a pipe with its data, and a descriptor of ours for each end's open file description, by objref.
+
+    Raises:
+        RestartUnsupported: the capacity exceeds what an unprivileged pipe may have.
+    """
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.fcntl(write_end, _F_SETPIPE_SZ, pipe.capacity_bytes)
+        except OSError as error:
+            raise RestartUnsupported(f"a pipe of {pipe.capacity_bytes} bytes: {error.strerror}",
+                                     hint="Raise /proc/sys/fs/pipe-max-size.") from error
+        _fill(write_end, data)
+        made = {end.objref: os.open(f"/proc/self/fd/{_side(end, read_end, write_end)}",
+                                    end.flags & os.O_ACCMODE | os.O_NONBLOCK | os.O_CLOEXEC) for end in ends}
+        for end in ends:
+            fcntl.fcntl(made[end.objref], fcntl.F_SETFL, end.flags)
+            restart_owner(made[end.objref], Owner(end.owner_type, end.owner_pid, end.owner_signal))
+        return made
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def _side(end: PipeEnd, read_end: int, write_end: int) -> int:
+    return read_end if end.flags & os.O_ACCMODE == os.O_RDONLY else write_end
+
+
+def _fill(write_end: int, data: Sequence[PipeData]) -> None:
+    for chunk in data:
+        fcntl.fcntl(write_end, fcntl.F_SETFL, os.O_NONBLOCK | (os.O_DIRECT if chunk.packet else 0))
+        if os.write(write_end, chunk.data) != len(chunk.data):
+            raise RestartUnsupported("the data in flight do not fit the pipe")

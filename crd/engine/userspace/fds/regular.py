@@ -1,0 +1,78 @@
+"""Regular files, directories and memory devices: opened again by their path."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from crd.errors import ResourceChanged
+from crd.image.profile import RegularFile
+
+if TYPE_CHECKING:
+    from crd.engine.userspace.fds.description import Owner
+
+_NOT_REOPENED = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY
+O_PATH = 0o10000000
+_SEEKABLE = (stat.S_IFREG, stat.S_IFDIR)
+
+
+def dump(objref: int, path: str, found: os.stat_result, *, flags: int = 0, position: int = 0,
+         owner: Owner | None = None, mapped: bool = False) -> RegularFile:
+    """Describe an open file description, or (flags 0, mapped) a file that is only mapped."""
+    return RegularFile(
+        objref=objref, path=path, mode=found.st_mode, device=found.st_dev, rdev=found.st_rdev, inode=found.st_ino,
+        size=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=found.st_ctime_ns,
+        flags=flags & ~os.O_CLOEXEC, position=position, owner_type=owner.kind if owner else 0,
+        owner_pid=owner.pid if owner else 0, owner_signal=owner.signal if owner else 0, mapped=mapped, build_id=b"")
+
+
+def check(record: RegularFile, *, must_be_same: bool) -> None:
+    """Make sure that the path still shows what the image knew.
+
+    Args:
+        record: the file.
+        must_be_same: the content must not have changed either: a private mapping relies on it, or the caller insists.
+
+    Raises:
+        ResourceChanged: the file is missing, another one, or has changed.
+    """
+    try:
+        found = os.stat(record.path)
+    except OSError as error:
+        raise ResourceChanged(f"{record.path}: {error.strerror}", path=record.path,
+                              hint="Put the file back, or choose another image.") from error
+    _compare(record, found, must_be_same=must_be_same)
+
+
+def _compare(record: RegularFile, found: os.stat_result, *, must_be_same: bool) -> None:
+    if stat.S_IFMT(found.st_mode) != stat.S_IFMT(record.mode) or found.st_rdev != record.rdev:
+        raise ResourceChanged(f"{record.path} is no longer the same kind of file", path=record.path)
+    if must_be_same and stat.S_ISREG(record.mode):
+        was, now = (record.size, record.mtime_ns), (found.st_size, found.st_mtime_ns)
+        if was != now:
+            what = "size" if was[0] != now[0] else "modification time"
+            raise ResourceChanged(f"{record.path} has changed since the image was taken ({what})", path=record.path,
+                                  hint="The program had this content mapped or open; put that version back.")
+
+
+def restart(record: RegularFile, *, must_be_same: bool = False) -> int:
+    """Open the file as the image knew it, and return our descriptor.
+
+    Raises:
+        ResourceChanged: it cannot be opened, or is not what it was.
+    """
+    flags = record.flags & ~_NOT_REOPENED | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        fd = os.open(record.path, flags)
+    except OSError as error:
+        raise ResourceChanged(f"{record.path}: {error.strerror}", path=record.path,
+                              hint="Put the file back, or choose another image.") from error
+    try:
+        _compare(record, os.fstat(fd), must_be_same=must_be_same)
+        if stat.S_IFMT(record.mode) in _SEEKABLE and not record.flags & O_PATH:
+            os.lseek(fd, record.position, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

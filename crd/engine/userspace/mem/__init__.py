@@ -1,0 +1,1 @@
+"""Memory: the layout of an address space, and its pages."""

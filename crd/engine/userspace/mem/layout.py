@@ -1,0 +1,131 @@
+"""The layout of an address space: its areas, the files behind them, and the fields of prctl(PR_SET_MM_MAP)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from crd.engine.userspace.fds import regular
+from crd.errors import Obstacle, TargetUnsupported
+from crd.image.profile import (
+    VMA_ANONYMOUS,
+    VMA_PRIVATE_FILE,
+    VMA_SHARED_FILE,
+    VMA_SHARED_MEMORY,
+    MemoryLayout,
+    RegularFile,
+    SharedMemory,
+    Vma,
+)
+from crd.target import procfs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crd.engine.userspace.objects import ObjectNumbers
+    from crd.native.memory import Memory
+    from crd.target.procfs import MapEntry, Stat
+
+KERNEL_AREAS = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]")
+_SHARED_MEMORY_NAMES = ("/dev/zero (deleted)", "[anon_shmem:")
+
+
+def is_kernel_area(entry: MapEntry) -> bool:
+    """Whether the kernel put the area there: it is found or moved, never dumped."""
+    return entry.path in KERNEL_AREAS
+
+
+def kind(entry: MapEntry) -> int:
+    """Return VMA_*."""
+    if not entry.is_file:
+        return VMA_ANONYMOUS
+    if entry.shared and entry.path.startswith(_SHARED_MEMORY_NAMES):
+        return VMA_SHARED_MEMORY
+    return VMA_SHARED_FILE if entry.shared else VMA_PRIVATE_FILE
+
+
+@dataclass(slots=True)
+class SharedArea:
+    """An object of anonymous shared memory, and an area that maps it."""
+
+    record: SharedMemory
+    entry: MapEntry
+
+
+@dataclass(slots=True)
+class Layout:
+    """The records of an address space; ``vmas`` get their flags once these have been read."""
+
+    memory: MemoryLayout
+    files: list[RegularFile] = field(default_factory=list)
+    shared: list[SharedArea] = field(default_factory=list)
+    vmas: list[Vma] = field(default_factory=list)
+
+
+def dump(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int, objects: ObjectNumbers) -> Layout:
+    """Describe the address space of a stopped process.
+
+    Raises:
+        TargetUnsupported: a mapped file has no path any more, or shows another file.
+    """
+    layout = Layout(_memory(pid, entries, stat, brk))
+    known: dict[tuple[int, int], int] = {}
+    for entry in entries:
+        if is_kernel_area(entry):
+            continue
+        what = kind(entry)
+        objref = 0
+        if what != VMA_ANONYMOUS:
+            identity = (entry.device, entry.inode)
+            if identity not in known:
+                known[identity] = objects.new()
+                _add_object(pid, layout, entry, what, known[identity])
+            objref = known[identity]
+        layout.vmas.append(Vma(kind=what, protection=entry.protection, start=entry.start, end=entry.end,
+                               offset=entry.offset, objref=objref, flags="",
+                               name=entry.path if what == VMA_ANONYMOUS else ""))
+    return layout
+
+
+def _memory(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int) -> MemoryLayout:
+    vdso = next((entry for entry in entries if entry.path == "[vdso]"), None)
+    vvar = [entry for entry in entries if entry.path.startswith("[vvar")]
+    return MemoryLayout(
+        start_code=stat.field(26), end_code=stat.field(27), start_data=stat.field(45), end_data=stat.field(46),
+        start_brk=stat.field(47), brk=brk, start_stack=stat.field(28), arg_start=stat.field(48),
+        arg_end=stat.field(49), env_start=stat.field(50), env_end=stat.field(51),
+        auxv=procfs.read_bytes(pid, "auxv"), vdso_start=vdso.start if vdso else 0,
+        vdso_bytes=vdso.end - vdso.start if vdso else 0, vvar_start=vvar[0].start if vvar else 0,
+        vvar_bytes=sum(entry.end - entry.start for entry in vvar))
+
+
+def _add_object(pid: int, layout: Layout, entry: MapEntry, what: int, objref: int) -> None:
+    mapped = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
+    if what == VMA_SHARED_MEMORY:
+        layout.shared.append(SharedArea(SharedMemory(objref=objref, bytes=os.stat(mapped).st_size), entry))
+        return
+    try:
+        found = os.stat(entry.path)
+    except OSError:
+        found = None
+    if found is None or found.st_ino != entry.inode:
+        raise TargetUnsupported(reasons=[Obstacle(
+            "map.file-gone", f"mapping {entry.start:#x} ({entry.path})", "the mapped file has no path any more",
+            "Restart the program: its files were replaced while it ran.")])
+    layout.files.append(regular.dump(objref, entry.path, found, mapped=True))
+
+
+def vdso_digest(memory: Memory, start: int, length: int) -> bytes:
+    """Return a digest of the vdso's ELF image; what lies behind its section headers is padding, or a stub of ours.
+
+    Empty if there is no vdso.
+    """
+    if not start:
+        return b""
+    image = memory.read(start, length)
+    headers = int.from_bytes(image[40:48], "little")
+    size, count = int.from_bytes(image[58:60], "little"), int.from_bytes(image[60:62], "little")
+    end = min(headers + size * count, length)
+    return blake2b(image[:end], digest_size=32).digest()

@@ -1,0 +1,180 @@
+"""The content of memory: which pages are the process's own, and how they get into the image."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from crd.engine.userspace.mem.layout import is_kernel_area
+from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PageRun, Pages, SharedPages
+from crd.native.memory import Memory, nonzero_pages
+from crd.native.pagemap import PageMap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from crd.image.writer import ImageWriter
+    from crd.target.procfs import MapEntry
+
+Run = tuple[int, int]
+"""Address and length in bytes."""
+
+_RECORD_BYTES = PAGES_PER_RECORD_MAX * PAGE_BYTES
+_BUFFERS = 4
+"""Buffers in turn: a pipe holds up to 1 MiB of pages by reference after vmsplice(2), the next writes must not touch them."""
+
+
+def private_runs(pid: int, entries: Sequence[MapEntry]) -> list[Run]:
+    """Return the pages of private memory that are the process's own, in ascending runs."""
+    found: list[Run] = []
+    with PageMap(pid) as pagemap:
+        for start, end in _merged((entry.start, entry.end) for entry in entries
+                                  if not entry.shared and not is_kernel_area(entry)):
+            found += [(run.start, run.end - run.start) for run in pagemap.own_pages(start, end)]
+    return found
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Join neighbouring ranges: one scan for many areas."""
+    current: tuple[int, int] | None = None
+    for start, end in ranges:
+        if current and current[1] == start:
+            current = current[0], end
+        else:
+            if current:
+                yield current
+            current = start, end
+    if current:
+        yield current
+
+
+def batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
+    """Cut runs into batches of at most one record's pages."""
+    batch: list[Run] = []
+    room = _RECORD_BYTES
+    for address, length in runs:
+        while length:
+            part = min(length, room)
+            batch.append((address, part))
+            address, length, room = address + part, length - part, room - part
+            if not room:
+                yield batch
+                batch, room = [], _RECORD_BYTES
+    if batch:
+        yield batch
+
+
+class PagePump:
+    """Moves pages into an image in records of up to 1 MiB, without those that hold only zeros.
+
+    Attributes:
+        memory_bytes: pages read so far.
+    """
+
+    def __init__(self, writer: ImageWriter) -> None:
+        """Pump into an image."""
+        self._writer = writer
+        self._buffers = [memoryview(bytearray(_RECORD_BYTES)) for _ in range(_BUFFERS)]
+        self._turn = 0
+        self.memory_bytes = 0
+
+    def private(self, pid: int, memory: Memory, runs: Iterable[Run]) -> None:
+        """Write pages of a process, read through ``memory`` (its own, or its snapshot's)."""
+        for batch in batches(runs):
+            self._pump(batch, memory.read_runs, lambda found: Pages(pid=pid, runs=found))
+
+    def copied(self, pid: int, runs: Sequence[Run], content: memoryview) -> None:
+        """Write pages that were copied while the process was stopped, packed one after the other."""
+        at = 0
+
+        def read(batch: Sequence[Run], buffer: memoryview) -> None:
+            nonlocal at
+            length = buffer.nbytes
+            buffer[:] = content[at:at + length]
+            at += length
+
+        for batch in batches(runs):
+            self._pump(batch, read, lambda found: Pages(pid=pid, runs=found))
+
+    def shared(self, objref: int, runs: Sequence[Run], content: memoryview) -> None:
+        """Write pages of a shared object that were copied while the process was stopped."""
+        at = 0
+
+        def read(batch: Sequence[Run], buffer: memoryview) -> None:
+            nonlocal at
+            buffer[:] = content[at:at + buffer.nbytes]
+            at += buffer.nbytes
+
+        for batch in batches(runs):
+            self._pump(batch, read, lambda found: SharedPages(objref=objref, runs=found))
+
+    def _pump(self, batch: list[Run], read: Callable[[list[Run], memoryview], None],
+              record: Callable[[list[PageRun]], Pages | SharedPages]) -> None:
+        length = sum(part for _, part in batch)
+        buffer = self._buffers[self._turn][:length]
+        self._turn = (self._turn + 1) % _BUFFERS
+        read(batch, buffer)
+        self.memory_bytes += length
+        runs, parts = _without_zeros(batch, buffer)
+        if runs:
+            self._writer.write_bulk(record(runs), *parts)
+
+
+def _without_zeros(batch: list[Run], buffer: memoryview) -> tuple[list[PageRun], list[memoryview]]:
+    """Return the runs of pages that hold anything, and their bytes."""
+    filled = nonzero_pages(buffer)
+    if all(filled):
+        return [PageRun(address=address, pages=length // PAGE_BYTES) for address, length in batch], [buffer]
+    runs: list[PageRun] = []
+    parts: list[memoryview] = []
+    page = 0
+    for address, length in batch:
+        n = length // PAGE_BYTES
+        first = None
+        for index in range(n + 1):
+            wanted = index < n and filled[page + index]
+            if wanted and first is None:
+                first = index
+            elif not wanted and first is not None:
+                runs.append(PageRun(address=address + first * PAGE_BYTES, pages=index - first))
+                parts.append(buffer[(page + first) * PAGE_BYTES:(page + index) * PAGE_BYTES])
+                first = None
+        page += n
+    return runs, parts
+
+
+def copy(memory: Memory, runs: Sequence[Run]) -> memoryview:
+    """Copy runs while the process is stopped; needs as much of our memory."""
+    content = memoryview(bytearray(sum(length for _, length in runs)))
+    memory.read_runs(runs, content)
+    return content
+
+
+def copy_shared(path: str) -> tuple[list[Run], memoryview]:
+    """Copy what a shared object holds, holes left out.
+
+    Args:
+        path: of the object, in /proc/PID/map_files.
+
+    Returns:
+        Runs (offset, bytes) of whole pages, and their content.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        runs: list[Run] = []
+        parts = []
+        at = 0
+        while at < size:
+            try:
+                start = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError:
+                break  # ENXIO: only a hole is left
+            at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+            content = os.pread(fd, at - start, start)
+            padded = content + bytes(-len(content) % PAGE_BYTES)
+            runs.append((start, len(padded)))
+            parts.append(padded)
+        return runs, memoryview(b"".join(parts))
+    finally:
+        os.close(fd)

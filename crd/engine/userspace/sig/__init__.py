@@ -1,0 +1,1 @@
+"""Signals: what is done about them, and which are pending."""

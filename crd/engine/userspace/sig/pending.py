@@ -1,0 +1,41 @@
+"""Signals that are queued and not delivered yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crd.image.profile import PendingSignal
+from crd.native import tracee
+from crd.native.syscall import NR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from crd.engine.userspace.freeze import FrozenThread
+    from crd.native.batch import Batch
+
+SIGINFO_BYTES = 128
+
+
+def dump_process(tid: int) -> list[PendingSignal]:
+    """Return the queue that all threads share."""
+    return [PendingSignal(tid=0, siginfo=info) for info in tracee.peek_siginfo(tid, shared=True)]
+
+
+def dump_thread(thread: FrozenThread) -> list[PendingSignal]:
+    """Return the queue of one thread; a signal that was being delivered stands in front again."""
+    queue = tracee.peek_siginfo(thread.tid, shared=False)
+    if thread.signal_due:
+        queue.insert(0, thread.siginfo)
+    return [PendingSignal(tid=thread.tid, siginfo=info) for info in queue]
+
+
+def restart(records: Iterable[PendingSignal], batch: Batch, pid: int, tid: int) -> None:
+    """Queue signals again; only the task itself may with any si_code (rt_sigqueueinfo(2)), and with all blocked."""
+    for record in records:
+        number = int.from_bytes(record.siginfo[:4], "little", signed=True)
+        info = batch.data(record.siginfo)
+        if record.tid:
+            batch.call(NR.RT_TGSIGQUEUEINFO, pid, tid, number, info, what=f"queueing signal {number}")
+        else:
+            batch.call(NR.RT_SIGQUEUEINFO, pid, number, info, what=f"queueing signal {number}")

@@ -1,0 +1,81 @@
+"""The snapshot child: a copy-on-write copy of the target that is asked and read while the target runs on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from crd.engine.userspace.questions import SnapshotAsker
+from crd.errors import NativeError, TraceeGone
+from crd.native import tracee
+from crd.native.batch import Batch, find_syscall, map_scratch
+from crd.native.memory import Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from crd.engine.userspace.freeze import Frozen
+    from crd.native.inject import Injector
+    from crd.target.procfs import MapEntry
+
+_ADDRESS_END = 0x7FFF_FFFF_F000
+_LOWEST = 1 << 20
+
+
+class Snapshot:
+    """The child: ``pid``, ``memory``, and ``asker`` to put questions to it."""
+
+    def __init__(self, pid: int, entries: Sequence[MapEntry]) -> None:
+        """Prepare a child that was made from a process with these areas."""
+        self.pid = pid
+        self.entries = entries
+        self.memory = Memory(pid)
+
+    def asker(self) -> SnapshotAsker:
+        """Return who asks the child; it gets an area of its own for that, where the target has none."""
+        vdso = next(entry for entry in self.entries if entry.path == "[vdso]")
+        at = find_syscall(self.memory, vdso.start, vdso.end - vdso.start)
+        scratch = gap([(entry.start, entry.end) for entry in self.entries], Batch.SCRATCH_BYTES)
+        return SnapshotAsker(map_scratch(self.memory, self.pid, scratch, at), self.pid)
+
+    def end(self) -> None:
+        """Kill the child, and wait until it is gone."""
+        self.memory.close()
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with suppress(NativeError, TraceeGone):
+            while (stop := tracee.wait(self.pid)) and not stop.ended:
+                pass
+
+
+@contextmanager
+def snapshot(frozen: Frozen, stubs: Injector, entries: Sequence[MapEntry]) -> Iterator[Snapshot]:
+    """Make a snapshot child of a stopped target; it does not outlive the context, nor us.
+
+    Raises:
+        NativeError: the kernel makes no child of it (EAGAIN, ENOMEM).
+        InjectionInterrupted: a signal came; let go and try again.
+    """
+    child = Snapshot(stubs.snapshot(frozen.pid, frozen.leader.registers), entries)
+    try:
+        yield child
+    finally:
+        child.end()
+
+
+def gap(taken: Sequence[tuple[int, int]], length: int) -> int:
+    """Return the lowest page address from which ``length`` bytes are free of all ranges.
+
+    Raises:
+        NativeError: there is no such gap.
+    """
+    at = _LOWEST
+    for start, end in sorted(taken):
+        if start - at >= length:
+            break
+        at = max(at, end)
+    if at + length > _ADDRESS_END:
+        raise NativeError("the address space has no gap left")
+    return at

@@ -1,0 +1,1 @@
+"""Timers: setitimer(2) and timer_create(2)."""

@@ -1,0 +1,346 @@
+"""What each record of crd's profile must be, by itself and after the records before it.
+
+``verify`` runs these checks and knows the order of the records.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import TYPE_CHECKING
+
+from crd.image.profile import (
+    LOCK_FLOCK,
+    LOCK_POSIX,
+    PAGE_BYTES,
+    VMA_ANONYMOUS,
+    VMA_PRIVATE_FILE,
+    VMA_SHARED_FILE,
+    VMA_SHARED_MEMORY,
+    FileDescriptor,
+    FileLock,
+    IntervalTimer,
+    MemoryLayout,
+    PageRun,
+    Pages,
+    PendingSignal,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    PosixTimer,
+    Process,
+    Profile,
+    RegularFile,
+    ResourceLimit,
+    SharedMemory,
+    SharedPages,
+    SignalActions,
+    Thread,
+    Vma,
+)
+from crd.image.records import Tail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from crd.image.codec import Record
+
+PID_MAX = 1 << 22
+ADDRESS_END = (1 << 47) - PAGE_BYTES
+"""TASK_SIZE_MAX with four-level page tables."""
+SIGNALS = 64
+REGISTERS_BYTES = 216
+SIGINFO_BYTES = 128
+XSTATE_BYTES_MIN = 576
+"""The legacy area and the header that follows it."""
+RESOURCES = 16
+PIPE_DATA_BYTES_MAX = 64 << 10
+FD_MAX = 2**31 - 1
+FILE_OFFSET_MAX = 2**63 - 1
+
+
+class MisfitError(ValueError):
+    """The record does not fit the ones before it."""
+
+
+def need(condition: object, otherwise: str) -> None:
+    """Raise MisfitError unless the condition holds."""
+    if not condition:
+        raise MisfitError(otherwise)
+
+
+@dataclass(slots=True)
+class ProcessState:
+    """What the records of one process have declared so far."""
+
+    pid: int
+    memory: list[tuple[int, int]] = field(default_factory=list)  # private memory, neighbours merged
+    last_vma_end: int = 0
+    last_page_end: int = 0
+    fds: set[int] = field(default_factory=set)
+    timers: set[tuple[type[Record], int]] = field(default_factory=set)  # also limits
+    threads: int = 0
+    tid: int = 0  # of the thread read last; 0: none yet
+
+
+@dataclass(slots=True)
+class ImageState:
+    """What the records of an image have declared so far."""
+
+    previous: type[Record] | None = None
+    profile: Profile | None = None
+    objects: dict[int, type[Record]] = field(default_factory=dict)
+    pipe: Pipe | None = None
+    pipe_bytes: int = 0
+    shared: dict[int, tuple[int, int]] = field(default_factory=dict)  # objref -> bytes, end of the pages so far
+    processes: dict[int, ProcessState] = field(default_factory=dict)
+    tids: set[int] = field(default_factory=set)
+    current: ProcessState = field(default_factory=lambda: ProcessState(0))
+
+    def need_object(self, objref: int, *kinds: type[Record]) -> None:
+        """Refuse a reference to anything but an object of these kinds that stands before."""
+        names = " or ".join(kind.record_name for kind in kinds)
+        need(self.objects.get(objref) in kinds, f"refers to object {objref}, which is no {names} before it")
+
+
+@singledispatch
+def check(record: Record, image: ImageState) -> None:
+    """Check what ``record`` says and remember what it declares."""
+
+
+@check.register(Profile)
+def _check_profile(record: Profile, image: ImageState) -> None:
+    need(record.page_bytes == PAGE_BYTES, f"has pages of {record.page_bytes} bytes")
+    need(1 <= record.processes <= record.threads <= PID_MAX,
+          f"counts {record.processes} processes and {record.threads} threads")
+    image.profile = record
+
+
+@check.register(Tail)
+def _check_tail(_record: Tail, image: ImageState) -> None:
+    assert image.profile is not None  # noqa: S101
+    need(len(image.processes) == image.profile.processes and len(image.tids) == image.profile.threads,
+          f"ends {len(image.processes)} processes with {len(image.tids)} threads, PROFILE counts "
+          f"{image.profile.processes} and {image.profile.threads}")
+
+
+# --- shared objects ----------------------------------------------------------------------------
+
+
+def _declare(image: ImageState, record: RegularFile | Pipe | PipeEnd | SharedMemory) -> None:
+    need(record.objref and record.objref not in image.objects, f"takes the objref {record.objref} a second time")
+    image.objects[record.objref] = type(record)
+
+
+@check.register(RegularFile)
+def _check_file(record: RegularFile, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.path, "has no path")
+    need(record.position <= FILE_OFFSET_MAX and record.size <= FILE_OFFSET_MAX, "has a size or position above 2**63")
+    _need_flag(record.mapped, "mapped")
+
+
+@check.register(Pipe)
+def _check_pipe(record: Pipe, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.data_bytes <= record.capacity_bytes, "holds more than its capacity")
+    image.pipe, image.pipe_bytes = record, 0
+
+
+@check.register(PipeData)
+def _check_pipe_data(record: PipeData, image: ImageState) -> None:
+    need(image.pipe and record.objref == image.pipe.objref, "is not of the PIPE before it")
+    need(1 <= len(record.data) <= PIPE_DATA_BYTES_MAX, f"holds {len(record.data)} bytes")
+    _need_flag(record.packet, "packet")
+    image.pipe_bytes += len(record.data)
+
+
+@check.register(PipeEnd)
+def _check_pipe_end(record: PipeEnd, image: ImageState) -> None:
+    _declare(image, record)
+    image.need_object(record.pipe, Pipe)
+
+
+@check.register(SharedMemory)
+def _check_shared_memory(record: SharedMemory, image: ImageState) -> None:
+    _declare(image, record)
+    need(0 < record.bytes <= ADDRESS_END and record.bytes % PAGE_BYTES == 0, f"has {record.bytes} bytes")
+    image.shared[record.objref] = (record.bytes, 0)
+
+
+# --- processes ---------------------------------------------------------------------------------
+
+
+@check.register(Process)
+def _check_process(record: Process, image: ImageState) -> None:
+    assert image.profile is not None  # noqa: S101
+    need(0 < record.pid <= PID_MAX, f"has pid {record.pid}")
+    need(record.pid not in image.tids, f"has pid {record.pid}, which is taken")
+    need(not image.processes or record.parent_pid in image.processes,
+          f"has the parent {record.parent_pid}, which is not before it")
+    need(len(image.processes) < image.profile.processes, "is one more than PROFILE counts")
+    need(max(record.stopped_by, record.exit_signal) <= SIGNALS, "has a signal above 64")
+    need(record.umask <= 0o777, f"has umask {record.umask:o}")
+    need(-1000 <= record.oom_score_adj <= 1000, f"has oom_score_adj {record.oom_score_adj}")
+    _need_flag(record.stop_reported, "stop_reported")
+    _need_flag(record.child_subreaper, "child_subreaper")
+    _need_flag(record.thp_disable, "thp_disable")
+    image.current = image.processes[record.pid] = ProcessState(record.pid)
+
+
+@check.register(MemoryLayout)
+def _check_memory_layout(record: MemoryLayout, _image: ImageState) -> None:
+    for name, start, end in (
+        ("code", record.start_code, record.end_code), ("data", record.start_data, record.end_data),
+        ("brk", record.start_brk, record.brk), ("arg", record.arg_start, record.arg_end),
+        ("env", record.env_start, record.env_end), ("stack", record.start_stack, record.start_stack),
+    ):
+        need(start <= end <= ADDRESS_END, f"has {name} from 0x{start:x} to 0x{end:x}")
+    need(len(record.auxv) % 16 == 0, f"has {len(record.auxv)} bytes of auxv")
+    for name, start, n_bytes in (("vdso", record.vdso_start, record.vdso_bytes),
+                                 ("vvar", record.vvar_start, record.vvar_bytes)):
+        need(bool(start) == bool(n_bytes), f"has a {name} at 0x{start:x} of {n_bytes} bytes")
+        if start:
+            _need_range(start, start + n_bytes)
+
+
+@check.register(Vma)
+def _check_vma(record: Vma, image: ImageState) -> None:
+    process = image.current
+    _need_range(record.start, record.end)
+    need(record.start >= process.last_vma_end, f"begins at 0x{record.start:x}, before the end of the VMA before it")
+    need(record.protection <= 7, f"has protection 0x{record.protection:x}")
+    need(record.offset % PAGE_BYTES == 0 and record.offset <= FILE_OFFSET_MAX, f"has offset 0x{record.offset:x}")
+    match record.kind:
+        case v if v == VMA_ANONYMOUS:
+            need(record.objref == 0, "is anonymous but refers to an object")
+        case v if v in {VMA_PRIVATE_FILE, VMA_SHARED_FILE}:
+            image.need_object(record.objref, RegularFile)
+        case v if v == VMA_SHARED_MEMORY:
+            image.need_object(record.objref, SharedMemory)
+        case _:
+            raise MisfitError(f"is of unknown kind {record.kind}")
+    process.last_vma_end = record.end
+    if record.kind in {VMA_ANONYMOUS, VMA_PRIVATE_FILE}:
+        start = record.start
+        if process.memory and process.memory[-1][1] == start:
+            start, _ = process.memory.pop()
+        process.memory.append((start, record.end))
+
+
+@check.register(FileDescriptor)
+def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
+    _need_current(record.pid, image)
+    need(record.fd <= FD_MAX and record.fd not in image.current.fds, f"has fd {record.fd} a second time")
+    image.need_object(record.objref, RegularFile, PipeEnd)
+    _need_flag(record.close_on_exec, "close_on_exec")
+    image.current.fds.add(record.fd)
+
+
+@check.register(FileLock)
+def _check_file_lock(record: FileLock, image: ImageState) -> None:
+    _need_current(record.pid, image)
+    need(record.kind in {LOCK_POSIX, LOCK_FLOCK}, f"is of unknown kind {record.kind}")
+    need(record.fd in image.current.fds, f"is on fd {record.fd}, which is not open")
+    need(record.start <= record.end <= FILE_OFFSET_MAX, f"is from {record.start} to {record.end}")
+    _need_flag(record.exclusive, "exclusive")
+
+
+@check.register(SignalActions)
+def _check_signal_actions(record: SignalActions, _image: ImageState) -> None:
+    need(len(record.actions) == SIGNALS, f"has {len(record.actions)} actions")
+
+
+@check.register(PendingSignal)
+def _check_pending_signal(record: PendingSignal, image: ImageState) -> None:
+    need(record.tid == image.current.tid, f"is of tid {record.tid} where one of {image.current.tid} must be")
+    need(len(record.siginfo) == SIGINFO_BYTES, f"has a siginfo of {len(record.siginfo)} bytes")
+    need(1 <= int.from_bytes(record.siginfo[:4], "little") <= SIGNALS, "has a signal outside 1 to 64")
+
+
+@check.register(IntervalTimer)
+def _check_interval_timer(record: IntervalTimer, image: ImageState) -> None:
+    _need_once(image, IntervalTimer, record.which, 2)
+
+
+@check.register(PosixTimer)
+def _check_posix_timer(record: PosixTimer, image: ImageState) -> None:
+    _need_once(image, PosixTimer, record.timer_id, FD_MAX)
+    need(record.signal <= SIGNALS, f"has signal {record.signal}")
+
+
+@check.register(ResourceLimit)
+def _check_resource_limit(record: ResourceLimit, image: ImageState) -> None:
+    _need_once(image, ResourceLimit, record.resource, RESOURCES - 1)
+    need(record.soft <= record.hard, "has its soft above its hard limit")
+
+
+@check.register(Thread)
+def _check_thread(record: Thread, image: ImageState) -> None:
+    assert image.profile is not None  # noqa: S101
+    process = image.current
+    need(process.threads or record.tid == process.pid, f"has tid {record.tid}, but the leader comes first")
+    need(0 < record.tid <= PID_MAX and record.tid not in image.tids, f"has tid {record.tid}, which is taken")
+    need(not process.threads or record.tid not in image.processes, f"has tid {record.tid}, which is a pid")
+    need(len(image.tids) < image.profile.threads, "is one more than PROFILE counts")
+    need(len(record.registers) == REGISTERS_BYTES, f"has {len(record.registers)} bytes of registers")
+    need(len(record.xstate) >= XSTATE_BYTES_MIN, f"has {len(record.xstate)} bytes of xstate")
+    need(len(record.uids) == len(record.gids) == 4, "has not four uids and gids")
+    _need_flag(record.no_new_privileges, "no_new_privileges")
+    image.tids.add(record.tid)
+    process.threads += 1
+    process.tid = record.tid
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+@check.register(Pages)
+def _check_pages(record: Pages, image: ImageState) -> None:
+    need(record.pid in image.processes, f"is of process {record.pid}, which is not in the image")
+    process = image.processes[record.pid]
+    for start, end in _ascending(record.runs, process.last_page_end):
+        index = bisect_right(process.memory, start, key=lambda area: area[0]) - 1
+        need(index >= 0 and end <= process.memory[index][1],
+              f"has pages from 0x{start:x} to 0x{end:x} outside the private memory of {record.pid}")
+        process.last_page_end = end
+
+
+@check.register(SharedPages)
+def _check_shared_pages(record: SharedPages, image: ImageState) -> None:
+    image.need_object(record.objref, SharedMemory)
+    n_bytes, last_end = image.shared[record.objref]
+    for start, end in _ascending(record.runs, last_end):
+        need(end <= n_bytes, f"has pages from 0x{start:x} to 0x{end:x}, behind the end of object {record.objref}")
+        image.shared[record.objref] = (n_bytes, end)
+
+
+def _ascending(runs: Sequence[PageRun], last_end: int) -> Iterable[tuple[int, int]]:
+    """Yield the (start, end) of runs that each begin at or after the end of the one before."""
+    for run in runs:
+        need(run.pages and run.address % PAGE_BYTES == 0, f"has a run of {run.pages} pages at 0x{run.address:x}")
+        need(run.address >= last_end, f"has a run at 0x{run.address:x}, before the end of the one before it")
+        last_end = run.address + run.pages * PAGE_BYTES
+        yield run.address, last_end
+
+
+# --- what many records need --------------------------------------------------------------------
+
+
+def _need_range(start: int, end: int) -> None:
+    need(start < end <= ADDRESS_END and start % PAGE_BYTES == end % PAGE_BYTES == 0,
+          f"has the range 0x{start:x} to 0x{end:x}")
+
+
+def _need_flag(value: int, name: str) -> None:
+    need(value <= 1, f"has {name} {value}")
+
+
+def _need_current(pid: int, image: ImageState) -> None:
+    need(pid == image.current.pid, f"is of process {pid} among the records of {image.current.pid}")
+
+
+def _need_once(image: ImageState, kind: type[Record], number: int, maximum: int) -> None:
+    need(number <= maximum and (kind, number) not in image.current.timers, f"has number {number}")
+    image.current.timers.add((kind, number))

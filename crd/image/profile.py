@@ -1,0 +1,311 @@
+"""The records of crd's own profile: a whole 64-bit x86 task, in a range of record types that v14 lacks.
+
+The bytes are specified in ``FORMAT.md``.  Every record is framed (nothing raw follows a record), everything small
+comes before the memory, and memory comes last, so that a reader can check and plan before it makes anything::
+
+    HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
+    { FILE | PIPE PIPE_DATA* | SHARED_MEMORY }*                      shared objects, numbered from 1 (objref)
+    per process:
+      TASK STRING PROCESS MEMORY_LAYOUT VMA* FD* FILE_LOCK* SIGNAL_ACTIONS PENDING_SIGNAL*
+      INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
+      { THREAD PENDING_SIGNAL* }*                                    the leader first
+    { SHARED_PAGES* }   { PAGES* }                                   per object, then per process
+    TAIL
+"""
+
+from __future__ import annotations
+
+from crd.image.codec import Record, Struct
+from crd.image.fields import NO_DATA, S32, S64, U8, U32, U64, Bulk, Bytes, Items, Text
+
+PROFILE_VERSION = 1
+PAGE_BYTES = 4096
+PAGES_PER_RECORD_MAX = 256
+"""A memory record carries at most 1 MiB of pages, so readers need no more."""
+
+RECORD_TYPE_FIRST = 0x43520000
+"""``CR`` in the upper half: never used by any Linux-CR kernel."""
+
+
+class Profile(Record, type=0x43520001):
+    """What the image was taken with; decides whether this reader and host can use it."""
+
+    version: U32
+    page_bytes: U32
+    processes: U32
+    threads: U32
+    taken_realtime_ns: U64  # CLOCK_REALTIME at the freeze
+    taken_monotonic_ns: U64
+    taken_boottime_ns: U64
+    boot_id: Text
+    host: Text
+    engine: Text  # "userspace"
+    xcr0: U64  # state components the CPU had enabled
+    vdso_digest: Bytes  # blake2b-32 of the vdso's ELF image without its padding; empty: no vdso
+    crd_version: Text
+
+
+class Process(Record, type=0x43520002):
+    """Identity and attributes that all threads of a process share."""
+
+    pid: U32
+    parent_pid: U32
+    process_group: U32
+    session: U32
+    stopped_by: U32  # signal of a job-control stop, 0 = was running
+    stop_reported: U8  # the parent has already waited for that stop
+    exit_signal: U32
+    umask: U32
+    exe: Text
+    exe_device: U64
+    exe_inode: U64
+    cwd: Text
+    root: Text
+    dumpable: U32
+    child_subreaper: U8
+    oom_score_adj: S32
+    coredump_filter: U32
+    login_uid: U32
+    thp_disable: U8
+
+
+class MemoryLayout(Record, type=0x43520003):
+    """The fields of prctl(PR_SET_MM_MAP), the auxiliary vector, and where the vdso lies (0 = absent)."""
+
+    start_code: U64
+    end_code: U64
+    start_data: U64
+    end_data: U64
+    start_brk: U64
+    brk: U64
+    start_stack: U64
+    arg_start: U64
+    arg_end: U64
+    env_start: U64
+    env_end: U64
+    auxv: Bytes
+    vdso_start: U64
+    vdso_bytes: U64
+    vvar_start: U64  # first of the vvar areas in front of the vdso
+    vvar_bytes: U64
+
+
+VMA_ANONYMOUS = 1
+VMA_PRIVATE_FILE = 2
+VMA_SHARED_FILE = 3
+VMA_SHARED_MEMORY = 4
+
+
+class Vma(Record, type=0x43520004):
+    """One virtual memory area; vdso, vvar and vsyscall have none."""
+
+    kind: U32  # VMA_*
+    protection: U32  # PROT_*
+    start: U64
+    end: U64
+    offset: U64  # bytes into file or shared object
+    objref: U32  # FILE or SHARED_MEMORY, 0 for anonymous
+    flags: Text  # VmFlags of smaps, such as "rd wr mr mw me ac gd"
+    name: Text  # [heap], [stack], [anon:NAME] or ""
+
+
+class PageRun(Struct):
+    """Consecutive pages."""
+
+    address: U64
+    pages: U64
+
+
+class Pages(Record, type=0x43520005):
+    """Memory of one process: runs in ascending order, and then their bytes (PAGE_BYTES for each page)."""
+
+    pid: U32
+    runs: Items[PageRun]
+    data: Bulk = NO_DATA
+
+
+class SharedPages(Record, type=0x43520006):
+    """Content of a SHARED_MEMORY object; the run's addresses are offsets into it."""
+
+    objref: U32
+    runs: Items[PageRun]
+    data: Bulk = NO_DATA
+
+
+class RegularFile(Record, type=0x43520010):
+    """One open file description, or one mapped file, of a regular file, directory or memory device."""
+
+    objref: U32
+    path: Text
+    mode: U32  # st_mode
+    device: U64
+    rdev: U64
+    inode: U64
+    size: U64
+    mtime_ns: S64
+    ctime_ns: S64
+    flags: U32  # F_GETFL; 0 for a file that is only mapped
+    position: U64
+    owner_type: U32  # F_GETOWN_EX; owner_pid 0 = none
+    owner_pid: S32
+    owner_signal: U32
+    mapped: U8  # a mapping needs it: the content must be what it was
+    build_id: Bytes  # of an ELF file that is mapped executable, or empty
+
+
+class Pipe(Record, type=0x43520011):
+    """A pipe, both ends inside the image; its data follow in PIPE_DATA records."""
+
+    objref: U32
+    inode: U64
+    capacity_bytes: U32
+    data_bytes: U32
+
+
+class PipeData(Record, type=0x43520012):
+    """Bytes in flight, one packet each for a pipe in packet mode, else up to 64 KiB."""
+
+    objref: U32
+    packet: U8
+    data: Bytes
+
+
+class PipeEnd(Record, type=0x43520013):
+    """One open file description of a pipe."""
+
+    objref: U32
+    pipe: U32  # objref of the PIPE
+    flags: U32  # F_GETFL
+    owner_type: U32
+    owner_pid: S32
+    owner_signal: U32
+
+
+class SharedMemory(Record, type=0x43520014):
+    """Anonymous shared memory."""
+
+    objref: U32
+    bytes: U64
+
+
+class FileDescriptor(Record, type=0x43520018):
+    """An entry of the file table."""
+
+    pid: U32
+    fd: U32
+    objref: U32
+    close_on_exec: U8
+
+
+LOCK_POSIX = 1
+LOCK_FLOCK = 2
+
+
+class FileLock(Record, type=0x43520019):
+    """A lock held by the process (POSIX) or by an open file description (flock)."""
+
+    pid: U32
+    kind: U32  # LOCK_*
+    exclusive: U8
+    fd: U32  # a descriptor of the locked file; for flock: of the description that holds it
+    start: U64
+    end: U64  # inclusive, 2**63 - 1 = to the end
+
+
+class SignalAction(Struct):
+    """struct kernel_sigaction."""
+
+    handler: U64
+    flags: U64
+    restorer: U64
+    mask: U64
+
+
+class SignalActions(Record, type=0x43520020):
+    """Actions of signals 1 to 64 in order."""
+
+    actions: Items[SignalAction]
+
+
+class PendingSignal(Record, type=0x43520021):
+    """A queued signal, in queue order: of the process (tid 0) or of one thread."""
+
+    tid: U32
+    siginfo: Bytes  # 128 bytes
+
+
+class IntervalTimer(Record, type=0x43520022):
+    """setitimer: what is left, and the interval."""
+
+    which: U32  # ITIMER_*
+    value_us: U64
+    interval_us: U64
+
+
+class PosixTimer(Record, type=0x43520023):
+    """timer_create and timer_settime."""
+
+    timer_id: U32
+    clock: S32
+    notify: U32  # SIGEV_*
+    signal: U32
+    tid: U32  # for SIGEV_THREAD_ID
+    value: U64  # sigev_value
+    value_ns: U64  # what is left, 0 = disarmed
+    interval_ns: U64
+    overrun: U32
+
+
+class ResourceLimit(Record, type=0x43520024):
+    """One of the 16 limits; 2**64 - 1 = unlimited."""
+
+    resource: U32
+    soft: U64
+    hard: U64
+
+
+class Capabilities(Struct):
+    """The five sets."""
+
+    inheritable: U64
+    permitted: U64
+    effective: U64
+    bounding: U64
+    ambient: U64
+
+
+class Thread(Record, type=0x43520030):
+    """One thread; the leader has the process's pid as tid."""
+
+    tid: U32
+    comm: Text
+    registers: Bytes  # struct user_regs_struct, 27 x u64, ready to run: a restarted call is wound back
+    xstate: Bytes  # NT_X86_XSTATE
+    signal_mask: U64
+    altstack_address: U64
+    altstack_bytes: U64
+    altstack_flags: U32
+    robust_list: U64
+    robust_list_bytes: U64
+    clear_child_tid: U64
+    rseq_address: U64
+    rseq_bytes: U32
+    rseq_signature: U32
+    parent_death_signal: U32
+    uids: Items[U32]  # real, effective, saved, file system
+    gids: Items[U32]
+    groups: Items[U32]
+    capabilities: Capabilities
+    secure_bits: U32
+    no_new_privileges: U8
+    personality: U64
+    timer_slack_ns: U64
+    policy: U32
+    policy_flags: U64
+    nice: S32
+    priority: U32
+    affinity: Bytes  # cpu bit mask, little-endian
+    io_priority: U32
+    membarrier: U32  # MEMBARRIER_CMD_GET_REGISTRATIONS; process-wide, on the leader only
+
+

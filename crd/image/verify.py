@@ -1,0 +1,102 @@
+"""Checks the records of an image of crd's profile against each other, as they stream by.
+
+What a verified image still may lie about is content: register values, bytes of pages, names.  What it cannot do is
+make a restart index, allocate or write where nothing was declared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crd.image.checks import ImageState, MisfitError, check, need
+from crd.image.codec import Record, corrupt
+from crd.image.profile import (
+    FileDescriptor,
+    FileLock,
+    IntervalTimer,
+    MemoryLayout,
+    Pages,
+    PendingSignal,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    PosixTimer,
+    Process,
+    Profile,
+    RegularFile,
+    ResourceLimit,
+    SharedMemory,
+    SharedPages,
+    SignalActions,
+    Thread,
+    Vma,
+)
+from crd.image.records import HeadArch, String, Tail, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crd.image.reader import ImageReader
+
+_OBJECTS: set[type[Record]] = {RegularFile, Pipe, PipeEnd, SharedMemory}
+_TIMERS_AND_LIMITS: list[type[Record]] = [IntervalTimer, PosixTimer, ResourceLimit, Thread]
+
+_NEXT: dict[type[Record], set[type[Record]]] = {
+    HeadArch: {Profile},
+    Profile: {*_OBJECTS, Task},
+    RegularFile: {*_OBJECTS, Task},
+    Pipe: {*_OBJECTS, PipeData, Task},
+    PipeData: {*_OBJECTS, PipeData, Task},
+    PipeEnd: {*_OBJECTS, Task},
+    SharedMemory: {*_OBJECTS, Task},
+    Task: {String},
+    String: {Process},
+    Process: {MemoryLayout},
+    MemoryLayout: {Vma, FileDescriptor, FileLock, SignalActions},
+    Vma: {Vma, FileDescriptor, FileLock, SignalActions},
+    FileDescriptor: {FileDescriptor, FileLock, SignalActions},
+    FileLock: {FileLock, SignalActions},
+    SignalActions: {PendingSignal, *_TIMERS_AND_LIMITS},
+    IntervalTimer: {*_TIMERS_AND_LIMITS},
+    PosixTimer: {*_TIMERS_AND_LIMITS[1:]},
+    ResourceLimit: {*_TIMERS_AND_LIMITS[2:]},
+    Thread: {PendingSignal, Thread, Task, SharedPages, Pages, Tail},
+    SharedPages: {SharedPages, Pages, Tail},
+    Pages: {Pages, Tail},
+}
+"""What may follow what; a PENDING_SIGNAL may be followed by whatever may follow the record before it."""
+
+
+def verified(reader: ImageReader) -> Iterator[Record]:
+    """Yield the reader's records, each after it has been checked against those before it.
+
+    Raises:
+        ImageError: as the reader does; ImageCorrupt at the first record that does not fit.
+    """
+    image = ImageState()
+    for record in reader:
+        _apply(image, record, reader.offset)
+        yield record
+    _apply(image, Tail(), reader.offset)
+
+
+def _apply(image: ImageState, record: Record, offset: int) -> None:
+    try:
+        _check_order(image, type(record))
+        check(record, image)
+    except MisfitError as error:
+        raise corrupt(str(error), offset, record.record_name) from None
+
+
+def _check_order(image: ImageState, kind: type[Record]) -> None:
+    allowed: set[type[Record]] = {HeadArch} if image.previous is None else _NEXT[image.previous]
+    before = image.previous.record_name if image.previous else "the header"
+    need(kind in allowed, f"may not follow {before}")
+    if image.pipe and kind is not PipeData:
+        need(image.pipe_bytes == image.pipe.data_bytes, f"follows a PIPE with {image.pipe_bytes} bytes of data "
+                                                         f"instead of {image.pipe.data_bytes}")
+        image.pipe = None
+    if kind is not PendingSignal:
+        image.previous = kind
+
+

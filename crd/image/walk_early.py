@@ -1,0 +1,160 @@
+"""Walks images of gen-A and gen-B: raw blocks between the records, and the referrer before the object.
+
+Spec sections 3.3, 4 and the facts D1 to D18 learnt from real kernels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from crd.image.codec import corrupt
+from crd.image.generations import TASK, Generation
+from crd.image.inspection import RECORDS_MAX, FileEntry, MemoryEntry, TaskEntry
+
+if TYPE_CHECKING:
+    from crd.image.walker import Walker
+
+PAGE_BYTES = 4096
+PIDS_WITHOUT_REPEAT = 256
+"""gen-A kernels fill the pid array from its start again after so many entries (D10)."""
+
+_VM_FLAGS = ((1, "r"), (2, "w"), (4, "x"))
+_VM_SHARED = 8
+_VMA_FILE = 2
+_LDT_ENTRY_BYTES = 8
+
+
+def walk_early(walker: Walker) -> None:
+    """Read all that follows the header.
+
+    Raises:
+        ImageError: the image is broken.
+    """
+    _EarlyWalk(walker).walk()
+
+
+class _EarlyWalk:
+    def __init__(self, walker: Walker) -> None:
+        self.walker = walker
+        self.inspection = walker.inspection
+        self.fpu_bytes = 0
+        self.objects: dict[int, tuple[str, dict[str, Any]]] = {}
+        self.pid: int | None = None
+        header = walker.inspection.header
+        self.word_bytes = 4 if header is None or header.machine in {"", "i386", "i486", "i586", "i686"} else 8
+
+    def walk(self) -> None:
+        walker = self.walker
+        if walker.next_name() == "HEAD_ARCH":
+            self.fpu_bytes = walker.step().fields.get("xstate_bytes", 0)
+        tasks = self.tree() if walker.next_name() == "TREE" else [TaskEntry(None, None, None)]
+        self.inspection.tasks = tasks
+        for task in tasks:
+            self.task(task)
+        walker.tail()
+
+    def tree(self) -> list[TaskEntry]:
+        step = self.walker.step()
+        n_tasks = step.fields["tasks"]
+        if n_tasks > RECORDS_MAX:
+            raise corrupt(f"counts {n_tasks} tasks", step.entry.offset, step.name)
+        entry_bytes = self.pid_entry_bytes(n_tasks)
+        tasks = []
+        for index in range(n_tasks):
+            pid, first, second = self.walker.dialect.unpack("iii", self.walker.raw(entry_bytes, "pid array"))
+            group, parent = (first, second) if entry_bytes == 16 else (second, first)
+            known = index < PIDS_WITHOUT_REPEAT or self.walker.dialect.generation is not Generation.A
+            tasks.append(TaskEntry(pid, parent, group) if known else TaskEntry(None, None, None))
+        if n_tasks > PIDS_WITHOUT_REPEAT and self.walker.dialect.generation is Generation.A:
+            self.inspection.notes.append(
+                f"the pid array repeats after {PIDS_WITHOUT_REPEAT} entries, as kernels of gen-A write it: "
+                "parents of the tasks behind are not known")
+        return tasks
+
+    def pid_entry_bytes(self, n_tasks: int) -> int:
+        """gen-B has entries of 16 or 24 bytes: the right size is the one that leads to a TASK (spec 3.3)."""
+        dialect = self.walker.dialect
+        if dialect.generation is Generation.A:
+            return 16
+        n_bytes = n_tasks * 24
+        if n_bytes > 1 << 20:
+            return 24
+        ahead = self.walker.cursor.peek(n_bytes + dialect.frame_bytes)
+        for entry_bytes in (16, 24):
+            frame = ahead[n_tasks * entry_bytes:][:dialect.frame_bytes]
+            if len(frame) < dialect.frame_bytes:
+                continue
+            number, length, *_ = dialect.unpack(dialect.frame, frame)
+            if self.walker.layouts.get(number) is TASK and length == TASK.payload_bytes:
+                return entry_bytes
+        return 16
+
+    def task(self, task: TaskEntry) -> None:
+        walker = self.walker
+        fields = walker.expect("TASK").fields
+        task.state, task.exit_signal = fields["state"], fields["exit_signal"]
+        task.comm = walker.expect("STRING").text
+        self.pid = task.pid
+        if walker.next_name() == "MM":
+            self.memory(task)
+        if walker.next_name() == "FILES":
+            self.files()
+        if walker.next_name() == "THREAD":
+            self.thread()
+        if walker.next_name() == "CPU":
+            self.cpu()
+
+    def memory(self, task: TaskEntry) -> None:
+        walker = self.walker
+        mm = walker.step()
+        if walker.dialect.generation is Generation.A:
+            # gen-A puts the task's pid into the parent of this record: the only place for tasks after the 256th
+            task.pid = self.pid = task.pid if task.pid is not None else mm.parent
+        for _ in range(mm.fields["map_count"]):
+            self.area()
+        context = walker.expect("MM_CONTEXT")
+        walker.skip_raw(context.fields.get("nldt", 0) * _LDT_ENTRY_BYTES, "LDT")
+
+    def area(self) -> None:
+        walker = self.walker
+        step = walker.expect("VMA")
+        vma = step.fields
+        if vma["end"] < vma["start"]:
+            raise corrupt(f"ends before it starts (0x{vma['start']:x})", step.entry.offset, step.name)
+        flags = "".join(letter if vma["flags"] & bit else "-" for bit, letter in _VM_FLAGS)
+        entry = MemoryEntry(self.pid, vma["start"], vma["end"], flags + ("s" if vma["flags"] & _VM_SHARED else "p"),
+                            offset=vma["page_offset"] * PAGE_BYTES)
+        self.inspection.memory.append(entry)
+        if vma["kind"] == _VMA_FILE:
+            entry.path = walker.expect("FNAME").text
+        while n_pages := (pages := walker.expect("PGARR")).fields["pages"]:
+            if n_pages * PAGE_BYTES > vma["end"] - vma["start"]:
+                raise corrupt(f"counts {n_pages} pages", pages.entry.offset, pages.name)
+            walker.skip_raw(n_pages * (self.word_bytes + PAGE_BYTES), "pages")
+            entry.pages += n_pages
+
+    def files(self) -> None:
+        walker = self.walker
+        for _ in range(walker.step().fields["nfds"]):
+            fd = walker.expect("FD_ENT").fields
+            entry = FileEntry(self.pid, fd["fd"], "", close_on_exec=bool(fd["close_on_exec"]))
+            self.inspection.files.append(entry)
+            if fd["objref"] not in self.objects:
+                data = walker.expect("FD_DATA").fields
+                self.objects[fd["objref"]] = (walker.expect("FNAME").text, data)
+            entry.path, data = self.objects[fd["objref"]]
+            entry.flags, entry.position = data["flags"], data["position"]
+
+    def thread(self) -> None:
+        thread = self.walker.step().fields
+        if thread.get("ntls"):
+            self.walker.skip_raw(thread["tls_bytes"], "TLS")
+
+    def cpu(self) -> None:
+        step = self.walker.step()
+        # gen-B may have dropped two debug registers already: the last word says in both whether the FPU was used
+        used_math = self.walker.dialect.unpack("I", step.payload[-4:])[0] if len(step.payload) >= 256 else 0
+        if used_math:
+            self.walker.skip_raw(self.fpu_bytes, "FPU state")
+
+

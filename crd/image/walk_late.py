@@ -1,0 +1,105 @@
+"""Walks images of gen-C and gen-D: nearly everything is framed, and objects stand before what refers to them.
+
+What is inside most of their records is not known to crd (spec section 6.1): names, sizes, tasks and paths are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crd.errors import ImageCorrupt
+from crd.image.codec import corrupt
+from crd.image.generations import TASK, TREE, V16, V16_REGISTERS_ONLY, V18, V23
+from crd.image.inspection import RECORDS_MAX, FileEntry, TaskEntry
+
+if TYPE_CHECKING:
+    from crd.image.walker import Step, Walker
+
+_PID_ENTRY_BYTES = 24
+_FULL_FRAME_TASK_BYTES = 32
+
+
+def walk_late(walker: Walker) -> None:
+    """Read all that follows the header.
+
+    Raises:
+        ImageError: the image is broken.
+    """
+    inspection = walker.inspection
+    unnamed: list[TaskEntry] = []  # tasks of the pid array that no TASK record has described yet
+    task: TaskEntry | None = None
+    failed = False
+    while (name := _next_name(walker)) != "TAIL":
+        step = walker.step()
+        if name == "TREE" and walker.layouts is not V23:
+            inspection.tasks = _tree(walker, step)
+            unnamed = inspection.tasks[::-1]
+        elif name == "PIDS":
+            inspection.tasks = _pids(walker, step.payload)
+            unnamed = inspection.tasks[::-1]
+        elif name == "TASK":
+            if not unnamed:
+                unnamed.append(TaskEntry(None, None, None))
+                inspection.tasks.append(unnamed[-1])
+            task = unnamed.pop()
+            task.state, task.exit_signal = step.fields.get("state"), step.fields.get("exit_signal")
+        elif name == "STRING" and failed:
+            reason = step.payload[1:].partition(b"\0")[0].decode("utf-8", "replace")
+            raise ImageCorrupt(f"the checkpoint failed: {reason}", offset=step.entry.offset, record="ERROR")
+        elif name == "STRING" and task and not task.comm:
+            task.comm = step.text
+        elif name == "FILE_NAME":
+            inspection.files.append(FileEntry(None, -1, step.text))
+        elif name == "FILE_PIPE":
+            _skip_pipe(walker, step)
+        failed = name == "ERROR"
+    walker.tail()
+
+
+def _next_name(walker: Walker) -> str:
+    """Return the next record's name; the first task record tells which patches or release wrote the image."""
+    frame = walker.cursor.peek(walker.dialect.frame_bytes)
+    if len(frame) == walker.dialect.frame_bytes:
+        number, length = walker.dialect.unpack(walker.dialect.frame, frame)
+        if number == 101 and walker.layouts is V16 and length == _FULL_FRAME_TASK_BYTES:
+            walker.layouts = V16_REGISTERS_ONLY
+        if number == 101 and walker.layouts is V18 and length != walker.dialect.frame_bytes + (TREE.payload_bytes or 0):
+            walker.layouts = V23
+    return walker.next_name()
+
+
+def _tree(walker: Walker, step: Step) -> list[TaskEntry]:
+    """Read the pid array that follows TREE: raw in v14, a BUFFER from v15 or v16 on."""
+    n_tasks = step.fields["tasks"]
+    if n_tasks > RECORDS_MAX:
+        raise corrupt(f"counts {n_tasks} tasks", step.entry.offset, step.name)
+    array_bytes = n_tasks * _PID_ENTRY_BYTES
+    if walker.next_name() == "BUFFER":
+        return _pids(walker, walker.step().payload[:array_bytes])
+    return _pids(walker, walker.raw(_raw_array_bytes(walker, n_tasks), "pid array"))
+
+
+def _raw_array_bytes(walker: Walker, n_tasks: int) -> int:
+    """Return the size of a raw pid array: entries of 24 bytes, or 16 if that is what leads to a TASK."""
+    frame_bytes = walker.dialect.frame_bytes
+    frame = walker.cursor.peek(n_tasks * 16 + frame_bytes)[n_tasks * 16:]
+    if len(frame) == frame_bytes:
+        number, _ = walker.dialect.unpack(walker.dialect.frame, frame)
+        if walker.layouts.get(number) is TASK:
+            return n_tasks * 16
+    return n_tasks * _PID_ENTRY_BYTES
+
+
+def _pids(walker: Walker, array: bytes) -> list[TaskEntry]:
+    """Make tasks of entries vpid, vppid, vtgid, vpgid, vsid and a word more."""
+    starts = range(0, len(array) - _PID_ENTRY_BYTES + 1, _PID_ENTRY_BYTES)
+    return [TaskEntry(*walker.dialect.unpack("iii", array, start)) for start in starts]
+
+
+def _skip_pipe(walker: Walker, step: Step) -> None:
+    if len(step.payload) < 4:
+        raise corrupt(f"has {len(step.payload)} bytes", step.entry.offset, step.name)
+    (pipe_bytes,) = walker.dialect.unpack("i", step.payload)
+    if pipe_bytes < 0:
+        raise corrupt(f"counts {pipe_bytes} bytes", step.entry.offset, step.name)
+    walker.skip_raw(pipe_bytes, "pipe data")

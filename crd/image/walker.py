@@ -1,0 +1,194 @@
+"""Steps from record to record through an image of any generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from crd.image.codec import corrupt
+from crd.image.generations import BUFFER, FULL_SERIES, PATCH_04, V16, V18, Dialect, Generation, Layouts, record_name
+from crd.image.header import Header
+from crd.image.inspection import Inspection, RecordEntry
+from crd.image.records import MAGIC_TAIL, UTS_BYTES
+
+if TYPE_CHECKING:
+    from crd.image.cursor import Cursor
+
+TEXT_BYTES_MAX = 64 << 10
+"""Payloads up to this are looked into; longer ones (gen-C's pages) are passed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A record that has been read; ``fields`` are decoded where its layout is known."""
+
+    entry: RecordEntry
+    parent: int
+    payload: bytes
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The record's name."""
+        return self.entry.name
+
+    @property
+    def text(self) -> str:
+        """The payload up to its first NUL."""
+        return text_of(self.payload)
+
+
+class Walker:
+    """A place in an image: what was found so far, and how the rest is to be read.
+
+    Attributes:
+        layouts: names and fields of the records, known after the header.
+    """
+
+    def __init__(self, cursor: Cursor, dialect: Dialect, inspection: Inspection) -> None:
+        """Stand before the first record."""
+        self.cursor = cursor
+        self.dialect = dialect
+        self.inspection = inspection
+        self.layouts: Layouts = {}
+
+    def next_name(self) -> str:
+        """Return the name of the record that comes next, or "" at the end."""
+        frame = self.cursor.peek(self.dialect.frame_bytes)
+        if len(frame) < self.dialect.frame_bytes:
+            return ""
+        return record_name(self.layouts, self.dialect.unpack(self.dialect.frame, frame)[0])
+
+    def step(self, expected_name: str = "RECORD") -> Step:
+        """Read the next record, whatever it is; the expected name is for the error if it is missing.
+
+        Raises:
+            ImageTruncated: the image ends inside it.
+            ImageCorrupt: its length is not what its type says.
+        """
+        start = self.cursor.offset
+        self.cursor.record = self.next_name() or expected_name
+        frame = self.cursor.take(self.dialect.frame_bytes)
+        number, length, *parent = self.dialect.unpack(self.dialect.frame, frame)
+        name = record_name(self.layouts, number)
+        payload_bytes = length - self.dialect.frame_bytes if self.dialect.length_counts_frame else length
+        layout = self.layouts.get(number)
+        expected = layout.payload_bytes if layout else None
+        if payload_bytes < 0 or (expected is not None and not self._fits(name, expected, payload_bytes)):
+            raise corrupt(f"has a length of {length} bytes", start, name)
+        payload = b""
+        if payload_bytes <= TEXT_BYTES_MAX:
+            payload = self.cursor.take(payload_bytes)
+        else:
+            self.cursor.skip(payload_bytes)
+        entry = RecordEntry(start, number, name, payload_bytes)
+        self.inspection.add_record(entry)
+        fields = layout.decode(self.dialect, payload) if layout and len(payload) == expected else {}
+        return Step(entry, parent[0] if parent else 0, payload, fields)
+
+    def expect(self, name: str) -> Step:
+        """Read the next record, which must be a ``name``; gen-B's unknown records before it are passed over.
+
+        Raises:
+            ImageTruncated: the image ends here.
+            ImageCorrupt: it is another record.
+        """
+        while self.dialect.generation is Generation.B and self.next_name().startswith("RECORD "):
+            self.step()
+        if (found := self.next_name()) not in {name, ""}:
+            raise corrupt(f"stands where {name} must be", self.cursor.offset, found)
+        return self.step(name)
+
+    def tail(self) -> None:
+        """Read TAIL and check its magic."""
+        step = self.expect("TAIL")
+        if step.fields["magic"] != MAGIC_TAIL:
+            raise corrupt(f"has magic 0x{step.fields['magic']:016x}", step.entry.offset, step.name)
+
+    def raw(self, n_bytes: int, name: str) -> bytes:
+        """Take bytes that no record frames; the caller has bounded them."""
+        self.cursor.record = name
+        return self.cursor.take(n_bytes)
+
+    def skip_raw(self, n_bytes: int, name: str) -> None:
+        """Pass over bytes that no record frames."""
+        self.cursor.record = name
+        self.cursor.skip(n_bytes)
+
+    def _fits(self, name: str, expected: int, found: int) -> bool:
+        """Tell whether a record of fixed size may be that long: layouts of gen-C and other processors vary."""
+        return found == expected or (name in {"HEAD_ARCH", "CPU", "THREAD", "MM_CONTEXT"}
+                                     and self.dialect.generation is not Generation.A)
+
+    # --- the header ----------------------------------------------------------------------------
+
+    def header(self) -> Header:
+        """Read HEAD and its BUFFERs, and learn from them how the records are numbered.
+
+        Raises:
+            ImageError: there is no whole header.
+        """
+        head = self.step()
+        dialect = self.dialect
+        if dialect.generation is Generation.A:
+            header = self._inline_header(head)
+            self.layouts = PATCH_04 if self._next_number() == 101 else FULL_SERIES
+            return header
+        numbers = _header_numbers(dialect, head)
+        buffer_number = self._next_number()
+        self.layouts = _layouts(dialect.generation, buffer_number)
+        texts = []
+        for _ in range(3):
+            step = self.expect(BUFFER.name)
+            if len(step.payload) != UTS_BYTES:
+                raise corrupt(f"has {len(step.payload)} bytes instead of {UTS_BYTES}", step.entry.offset, step.name)
+            texts.append(step.text)
+        release, version, machine = texts
+        return Header(**numbers, release=release, version=version, machine=machine)
+
+    def _inline_header(self, head: Step) -> Header:
+        if len(head.payload) != 224:
+            raise corrupt(f"has {len(head.payload)} bytes instead of 224", 0, head.name)
+        magic, major, minor, patch, rev, time, flags, release, version, machine = self.dialect.unpack(
+            "QHHHHQQ64s64s64s", head.payload)
+        return Header(magic=magic, major=major, minor=minor, patch=patch, rev=rev, time=time, flags=flags,
+                      release=text_of(release), version=text_of(version), machine=text_of(machine))
+
+    def _next_number(self) -> int:
+        frame = self.cursor.peek(self.dialect.frame_bytes)
+        whole = len(frame) == self.dialect.frame_bytes
+        return int(self.dialect.unpack(self.dialect.frame, frame)[0]) if whole else 0
+
+
+def _header_numbers(dialect: Dialect, head: Step) -> dict[str, int]:
+    """Return the numbers of a HEAD without texts: version, revision, time, flags (spec sections 3.3 and 6.1)."""
+    payload = head.payload
+    if len(payload) < 40:
+        raise corrupt(f"has {len(payload)} bytes", 0, head.name)
+    lengths_at = next((at for at in (16, 18, 20) if dialect.unpack("3H", payload, at) == (UTS_BYTES,) * 3), None)
+    is_d = dialect.generation is Generation.D
+    if is_d:
+        if len(payload) < 64:
+            raise corrupt(f"has {len(payload)} bytes", 0, head.name)
+        version_at, time_at = 10, 48
+    elif lengths_at is None:
+        raise corrupt("has no three uts lengths of 65", 0, head.name)
+    else:
+        version_at, time_at = lengths_at - 8, 24
+    magic = dialect.unpack("Q", payload)[0]
+    major, minor, patch, rev = dialect.unpack("4H", payload, version_at)
+    time, flags = dialect.unpack("QQ", payload, time_at)
+    return {"magic": magic, "major": major, "minor": minor, "patch": patch, "rev": rev, "time": time, "flags": flags}
+
+
+def _layouts(generation: Generation, buffer_number: int) -> Layouts:
+    if buffer_number == 2:
+        return PATCH_04
+    if generation is Generation.B:
+        return FULL_SERIES
+    return V16 if generation is Generation.C else V18
+
+
+def text_of(data: bytes) -> str:
+    """Return text up to the first NUL, as the kernel's names are to be read."""
+    return data.partition(b"\0")[0].decode("utf-8", "surrogateescape")

@@ -1,0 +1,207 @@
+"""System calls in processes of our own (vessels, snapshot children): hundreds per stop.
+
+The process must be a tracee that is stopped and dies with us (EXITKILL): a batch ends in a breakpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crd.errors import NativeError, TraceeGone
+from crd.native import tracee
+from crd.native.ffi import ffi, lib
+from crd.native.syscall import NR
+from crd.native.tracee import signed
+
+if TYPE_CHECKING:
+    from crd.native.memory import Memory
+
+TABLE_OFFSET = 4096
+_CALLS_MAX = 1024
+_CALL = struct.Struct("<8Q")
+_UNCHECKED = 1 << 38
+_WORD = (1 << 64) - 1
+DATA_OFFSET = TABLE_OFFSET + _CALLS_MAX * _CALL.size
+_SYSCALL_INSTRUCTION = b"\x0f\x05"
+_PROT_ALL, _MAP_FIXED_ANONYMOUS = 7, 0x100022  # MAP_FIXED_NOREPLACE | MAP_ANONYMOUS | MAP_PRIVATE
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """As an argument: what an earlier call of the same batch returned."""
+
+    index: int
+
+
+class Batch:
+    """A table of system calls, their data, and the results.
+
+    Data and table live in a scratch area of ``SCRATCH_BYTES`` that ``map_scratch`` made in the process.
+    """
+
+    SCRATCH_BYTES = DATA_OFFSET + (256 << 10)
+
+    def __init__(self, memory: Memory, scratch: int) -> None:
+        """Prepare an empty batch for the process whose memory this is."""
+        self._memory = memory
+        self._scratch = scratch
+        self._calls: list[tuple[int, tuple[int | Result, ...], bool, str]] = []
+        self._data = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def call(self, number: int, *arguments: int | Result, check: bool = True, what: str = "") -> Result:
+        """Add a call.
+
+        Args:
+            number: of the call (NR).
+            arguments: numbers, addresses from ``data``, or results of calls before.
+            check: whether an error of it is one of the batch.
+            what: for the error message.
+        """
+        self._calls.append((number, arguments, check, what))
+        return Result(len(self._calls) - 1)
+
+    def data(self, content: bytes | bytearray, align: int = 8) -> int:
+        """Add bytes for a call to point to; return their address in the process."""
+        self._data += bytes(-len(self._data) % align)
+        at = len(self._data)
+        self._data += content
+        if DATA_OFFSET + len(self._data) > self.SCRATCH_BYTES:
+            raise ValueError("the batch's data do not fit its scratch area")
+        return self._scratch + DATA_OFFSET + at
+
+    def text(self, text: str) -> int:
+        """Add a NUL-terminated string."""
+        return self.data(os.fsencode(text) + b"\0", align=1)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a few dozen more calls and 64 KiB of data fit."""
+        return len(self._calls) < _CALLS_MAX - 64 and DATA_OFFSET + len(self._data) < self.SCRATCH_BYTES - (64 << 10)
+
+    def run(self, tid: int) -> list[int]:
+        """Execute all calls in the thread, in order, and return their results (negative errno for an error).
+
+        The registers of the thread are not kept.  Afterwards the batch is empty.
+
+        Raises:
+            NativeError: a checked call failed; none after it was made.
+            TraceeGone: the process ended.
+        """
+        calls, self._calls = self._calls, []
+        data, self._data = self._data, bytearray()
+        if not calls:
+            return []
+        if len(calls) > _CALLS_MAX:
+            raise ValueError("too many calls for a batch")
+        table = self._scratch + TABLE_OFFSET
+        self._memory.write(table, b"".join(_encode(*call[:3]) for call in calls))
+        if data:
+            self._memory.write(self._scratch + DATA_OFFSET, data)
+        self._execute(tid, table, len(calls))
+        words = struct.unpack(f"<{len(calls) * 8}Q", self._memory.read(table, len(calls) * _CALL.size))
+        results = [signed(word) for word in words[7::8]]
+        for (number, arguments, check, what), result in zip(calls, results, strict=True):
+            if check and -4096 < result < 0:
+                raise _failure(number, arguments, what, -result, tid)
+        return results
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return what a call left at an address from ``data``."""
+        return self._memory.read(address, length)
+
+    def _execute(self, tid: int, table: int, n: int) -> None:
+        registers = tracee.get_registers(tid)
+        registers.rip, registers.rbx, registers.rbp, registers.orig_rax = self._scratch, table, n, -1
+        tracee.set_registers(tid, registers)
+        tracee.cont(tid)
+        while True:
+            stop = tracee.wait(tid)
+            if stop is None or stop.ended:
+                raise TraceeGone(f"task {tid} ended inside a batch", tid=tid)
+            if stop.is_signal and stop.signal == signal.SIGTRAP:
+                return
+            if stop.is_signal:
+                raise NativeError(f"task {tid} was hit by signal {stop.signal} inside a batch", tid=tid)
+            tracee.cont(tid)  # an event stop of the INTERRUPT that came before
+
+
+def map_scratch(memory: Memory, tid: int, address: int, syscall_at: int) -> Batch:
+    """Map the scratch area of a batch into a stopped tracee of ours, by one plain system call.
+
+    Args:
+        memory: of the process.
+        tid: its thread.
+        address: where nothing is mapped; a page boundary.
+        syscall_at: address of a ``syscall`` instruction in the process, see ``find_syscall``.
+
+    Raises:
+        NativeError: mmap failed.
+    """
+    remote_syscall(tid, syscall_at, NR.MMAP, address, Batch.SCRATCH_BYTES, _PROT_ALL, _MAP_FIXED_ANONYMOUS, -1, 0)
+    code = lib.crd_batch_code()
+    memory.write(address, bytes(ffi.buffer(code.start, code.length)))
+    return Batch(memory, address)
+
+
+def find_syscall(memory: Memory, start: int, length: int) -> int:
+    """Return the address of a ``syscall`` instruction in code, such as the vdso's.
+
+    Raises:
+        NativeError: there is none.
+    """
+    at = memory.read(start, length).find(_SYSCALL_INSTRUCTION)
+    if at < 0:
+        raise NativeError(f"no syscall instruction at {start:#x}", address=start)
+    return start + at
+
+
+def remote_syscall(tid: int, syscall_at: int, number: int, *arguments: int) -> int:
+    """Make one system call in a stopped tracee of ours; its registers are not kept.
+
+    Raises:
+        NativeError: it returned an error.
+    """
+    registers = tracee.get_registers(tid)
+    words = [*arguments, 0, 0, 0, 0, 0, 0]
+    registers.rax, registers.orig_rax, registers.rip = number, -1, syscall_at
+    registers.rdi, registers.rsi, registers.rdx = words[0], words[1], words[2]
+    registers.r10, registers.r8, registers.r9 = words[3], words[4], words[5]
+    tracee.set_registers(tid, registers)
+    syscall_stops = 0
+    while syscall_stops < 2:
+        tracee.to_syscall(tid)
+        stop = tracee.wait(tid)
+        if stop is None or stop.ended:
+            raise TraceeGone(f"task {tid} ended", tid=tid)
+        syscall_stops += stop.is_syscall
+    result = tracee.get_registers(tid).result
+    if -4096 < result < 0:
+        raise _failure(number, arguments, "", -result, tid)
+    return result
+
+
+def _encode(number: int, arguments: tuple[int | Result, ...], check: bool) -> bytes:  # noqa: FBT001
+    word = number if check else number | _UNCHECKED
+    values = [0] * 6
+    for position, argument in enumerate(arguments):
+        if isinstance(argument, Result):
+            word |= 1 << 32 + position
+            values[position] = argument.index
+        else:
+            values[position] = argument & _WORD
+    return _CALL.pack(word, *values, 0)
+
+
+def _failure(number: int, arguments: tuple[int | Result, ...], what: str, code: int, tid: int) -> NativeError:
+    name = next((name for name, value in vars(NR).items() if value == number), str(number)).lower()
+    shown = ", ".join(f"{value:#x}" if isinstance(value, int) else "result" for value in arguments)
+    return NativeError(f"{what or f'{name}({shown})'} in task {tid}: {os.strerror(code)}",
+                       operation=name, errno=code, tid=tid, errno_name=errno.errorcode.get(code, str(code)))

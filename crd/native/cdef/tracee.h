@@ -1,0 +1,19 @@
+/* ptrace(request, tid, address, data); for requests whose data is a number. */
+int crd_ptrace(int request, int tid, uint64_t address, uint64_t data, const char *operation, struct crd_error *err);
+
+/* The same for requests whose data is a buffer of ours. */
+int crd_ptrace_buffer(int request, int tid, uint64_t address, void *buffer, const char *operation,
+                      struct crd_error *err);
+
+/* A register set (NT_*). *length_ret: bytes read. */
+int crd_regset_get(int tid, int type, void *buffer, size_t length, size_t *length_ret, struct crd_error *err);
+int crd_regset_set(int tid, int type, const void *buffer, size_t length, struct crd_error *err);
+
+/* Up to n siginfos (128 bytes each) of a queue from `offset` on. *n_ret: how many. */
+int crd_siginfo_peek(int tid, int shared, uint64_t offset, int n, void *buffer, int *n_ret, struct crd_error *err);
+
+/* Wait for a stop or the end of tid (-1: of any tracee) for up to timeout_ns (negative: for ever).
+ * *tid_ret: of whom, 0 = nothing happened in time. Needs no handler: SIGCHLD is blocked for the while. */
+int crd_wait(int tid, int64_t timeout_ns, int *tid_ret, int *status_ret, struct crd_error *err);
+
+int crd_robust_list_get(int tid, uint64_t *head_ret, uint64_t *length_ret, struct crd_error *err);

@@ -1,0 +1,18 @@
+#include "../../core.h"
+
+__asm__(".pushsection .rodata.crd_code, \"a\", @progbits\n"
+        ".include \"stubs.S\"\n"
+        ".popsection\n");
+
+#define CODE(name)                                                                                                     \
+    extern const unsigned char crd_##name##_start[] __attribute__((visibility("hidden")));                        \
+    extern const unsigned char crd_##name##_end[] __attribute__((visibility("hidden")));                                                \
+    struct crd_code crd_##name##_code(void)                                                                            \
+    {                                                                                                                  \
+        return (struct crd_code){crd_##name##_start, (size_t)(crd_##name##_end - crd_##name##_start)};                 \
+    }
+
+CODE(stub_script)
+CODE(stub_snapshot)
+CODE(batch)
+CODE(vessel)

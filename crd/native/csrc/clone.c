@@ -1,0 +1,48 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "core.h"
+
+/* CLONE_VFORK: the child has executed or ended when we go on. */
+static int exec_failed(pid_t child, struct crd_error *err)
+{
+    int status;
+
+    if (waitpid(child, &status, WNOHANG) != child)
+        return 0;
+    errno = WIFEXITED(status) ? WEXITSTATUS(status) : ECHILD;
+    return crd_fail(err, "execveat of the vessel", child, 0);
+}
+
+int crd_vessel_spawn(int vessel_fd, int pid, int *pid_ret, struct crd_error *err)
+{
+    pid_t wanted = pid;
+    struct clone_args args = {
+        .flags = CLONE_VFORK,
+        .exit_signal = SIGCHLD,
+        .set_tid = pid ? (uint64_t)(uintptr_t)&wanted : 0,
+        .set_tid_size = pid ? 1 : 0,
+    };
+    char *const empty[] = {NULL};
+    sigset_t all;
+    sigset_t before;
+
+    /* The vessel inherits the mask: nothing may reach it before it is what it shall be. */
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, &before);
+    long child = syscall(SYS_clone3, &args, sizeof args);
+    if (child == 0) {
+        syscall(SYS_execveat, vessel_fd, "", empty, empty, AT_EMPTY_PATH);
+        _exit(errno);
+    }
+    int failed = child < 0 ? crd_fail(err, "clone3", pid, 0) : exec_failed((pid_t)child, err);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    *pid_ret = (int)child;
+    return failed;
+}

@@ -1,0 +1,109 @@
+"""Which pages of a process are there: PAGEMAP_SCAN (6.7), or the entries of /proc/PID/pagemap on older kernels."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crd.errors import NativeError, TargetGone
+from crd.native.check import call
+from crd.native.ffi import ffi, lib
+from crd.native.memory import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+PAGE_IS_FILE = 1 << 2
+PAGE_IS_PRESENT = 1 << 3
+PAGE_IS_SWAPPED = 1 << 4
+PAGE_IS_PFNZERO = 1 << 5
+
+_REGIONS = 4096
+_ENTRIES = 16384
+_ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_FILE = 1 << 63, 1 << 62, 1 << 61
+
+
+@dataclass(frozen=True, slots=True)
+class PageRun:
+    """Pages from byte address ``start`` up to ``end``."""
+
+    start: int
+    end: int
+
+
+class PageMap:
+    """/proc/PID/pagemap, open.  A context manager."""
+
+    def __init__(self, pid: int) -> None:
+        """Open it.
+
+        Raises:
+            TargetGone: there is no such process.
+        """
+        try:
+            self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise TargetGone(f"process {pid} is gone", pid=pid) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        os.close(self._fd)
+
+    def own_pages(self, start: int, end: int) -> list[PageRun]:
+        """Return the pages between two addresses that are the process's own, in ascending runs.
+
+        That is memory present or swapped out which is no page of a file and not the shared zero page: what a checkpoint
+        must store of private memory.
+        """
+        try:
+            return self._scan(start, end, PAGE_IS_FILE | PAGE_IS_PFNZERO, PAGE_IS_FILE | PAGE_IS_PFNZERO)
+        except NativeError as error:
+            if error.errno not in {errno.ENOTTY, errno.EINVAL}:
+                raise
+            return self._read_entries(start, end)
+
+    def resident_pages(self, start: int, end: int) -> list[PageRun]:
+        """Return the pages between two addresses that have content, a file's or their own."""
+        try:
+            return self._scan(start, end, PAGE_IS_PFNZERO, PAGE_IS_PFNZERO)
+        except NativeError as error:
+            if error.errno not in {errno.ENOTTY, errno.EINVAL}:
+                raise
+            return self._read_entries(start, end, files=True)
+
+    def _scan(self, start: int, end: int, inverted: int, required: int) -> list[PageRun]:
+        regions = ffi.new("struct crd_page_region[]", _REGIONS)
+        walk_end, n = ffi.new("uint64_t *"), ffi.new("size_t *")
+        runs: list[PageRun] = []
+        while start < end:
+            call(lib.crd_pagemap_scan, self._fd, start, end, inverted, required, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                 PAGE_IS_PRESENT, regions, _REGIONS, walk_end, n)
+            for region in regions[0:n[0]]:
+                _append(runs, region.start, region.end)
+            start = walk_end[0]
+        return runs
+
+    def _read_entries(self, start: int, end: int, *, files: bool = False) -> list[PageRun]:
+        runs: list[PageRun] = []
+        for at in range(start, end, _ENTRIES * PAGE_BYTES):
+            n = min(_ENTRIES, (end - at) // PAGE_BYTES)
+            data = os.pread(self._fd, n * 8, at // PAGE_BYTES * 8)
+            for index, (entry,) in enumerate(struct.iter_unpack("<Q", data)):
+                if entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) and (files or not entry & _ENTRY_FILE):
+                    _append(runs, at + index * PAGE_BYTES, at + (index + 1) * PAGE_BYTES)
+        return runs
+
+
+def _append(runs: list[PageRun], start: int, end: int) -> None:
+    """Add a run, joined to the last one if it follows it."""
+    if runs and runs[-1].end == start:
+        runs[-1] = PageRun(runs[-1].start, end)
+    else:
+        runs.append(PageRun(start, end))

@@ -1,0 +1,89 @@
+"""syscall(2), and the numbers of the x86-64 calls that crd makes, here and in other processes."""
+
+from __future__ import annotations
+
+from crd.native.check import call
+from crd.native.ffi import ffi, lib
+
+
+class NR:
+    """System-call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)."""
+
+    CLOSE = 3
+    LSEEK = 8
+    MMAP = 9
+    MPROTECT = 10
+    MUNMAP = 11
+    RT_SIGACTION = 13
+    MADVISE = 28
+    DUP2 = 33
+    GETITIMER = 36
+    SETITIMER = 38
+    CLONE = 56
+    WAIT4 = 61
+    FCNTL = 72
+    CHDIR = 80
+    FCHDIR = 81
+    UMASK = 95
+    SETPGID = 109
+    SETSID = 112
+    SETGROUPS = 116
+    SETRESUID = 117
+    SETRESGID = 119
+    SETFSUID = 122
+    SETFSGID = 123
+    CAPSET = 126
+    RT_SIGQUEUEINFO = 129
+    SIGALTSTACK = 131
+    PERSONALITY = 135
+    PRCTL = 157
+    CHROOT = 161
+    SET_TID_ADDRESS = 218
+    RESTART_SYSCALL = 219
+    TIMER_CREATE = 222
+    TIMER_SETTIME = 223
+    TIMER_GETTIME = 224
+    TIMER_GETOVERRUN = 225
+    TIMER_DELETE = 226
+    SET_ROBUST_LIST = 273
+    DUP3 = 292
+    RT_TGSIGQUEUEINFO = 297
+    OPENAT = 257
+    KCMP = 312
+    MREMAP = 25
+    MEMBARRIER = 324
+    RSEQ = 334
+    PIDFD_OPEN = 434
+    CLONE3 = 435
+    CLOSE_RANGE = 436
+    PIDFD_GETFD = 438
+    IOPRIO_SET = 251
+    IOPRIO_GET = 252
+    SCHED_SETATTR = 314
+    SCHED_GETATTR = 315
+
+
+def syscall(number: int, *arguments: int | bytearray | bytes) -> int:
+    """Make a system call; buffers are passed by address.
+
+    Raises:
+        NativeError: it returned an error.
+    """
+    kept = [ffi.from_buffer(value) if isinstance(value, bytes | bytearray) else value for value in arguments]
+    words = [int(ffi.cast("uintptr_t", value)) if not isinstance(value, int) else value & (1 << 64) - 1
+             for value in kept]
+    result = ffi.new("int64_t *")
+    call(lib.crd_syscall, number, words + [0] * (6 - len(words)), result)
+    return int(result[0])
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """Return a close-on-exec duplicate of another process's descriptor (pidfd_getfd(2), 5.6)."""
+    return syscall(NR.PIDFD_GETFD, pidfd, fd, 0)
+
+
+def kcmp(pid1: int, pid2: int, kind: int, index1: int = 0, index2: int = 0) -> int:
+    """Compare kernel objects of two processes (kcmp(2)): 0 = the same, 1 and 2 = an order, 3 = neither."""
+    return syscall(NR.KCMP, pid1, pid2, kind, index1, index2)
+
+

@@ -1,0 +1,154 @@
+"""Obstacles in what a process has open."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crd.errors import Obstacle, TargetGone
+from crd.target import procfs
+from crd.target.holders import pipe_holders, pipe_inode
+from crd.target.paths import Reach, reach
+from crd.target.wording import printable, process_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crd.target.model import FdInfo
+
+MEMORY_DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
+"""null, zero, full, random, urandom (Documentation/admin-guide/devices.txt): any open of them is as good as another."""
+
+_TERMINAL_MAJORS = {4, 5, *range(136, 144)}  # ttyN and ttySN; tty, console and ptmx; pts
+
+_ANONYMOUS_INODES = {
+    "anon_inode:[eventfd]": ("fd.eventfd", "an eventfd"),
+    "anon_inode:[eventpoll]": ("fd.epoll", "an epoll set"),
+    "anon_inode:[timerfd]": ("fd.timerfd", "a timerfd"),
+    "anon_inode:[signalfd]": ("fd.signalfd", "a signalfd"),
+    "anon_inode:inotify": ("fd.inotify", "an inotify watch list"),
+    "anon_inode:[pidfd]": ("fd.pidfd", "a pidfd"),
+    "anon_inode:[io_uring]": ("fd.io-uring", "an io_uring"),
+    "anon_inode:[userfaultfd]": ("fd.userfaultfd", "a userfaultfd"),
+    "anon_inode:[fanotify]": ("fd.fanotify", "a fanotify group"),
+}
+_NAMELESS_PREFIXES = {
+    "socket:[": ("fd.socket", "a socket"),
+    "pidfd:[": ("fd.pidfd", "a pidfd"),
+    "anon_inode:": ("fd.special", "a special kernel object"),
+    "/memfd:": ("fd.memfd", "a memory file (memfd)"),
+}
+_REMEDIES = {
+    "fd.terminal": "Start it with its input and output redirected, such as: setsid PROGRAM </dev/null >LOG 2>&1.",
+    "fd.socket": "Checkpoint it while it has no connection and does not listen; log to a file, not to a socket.",
+    "fd.memfd": "Use a regular file or anonymous memory instead.",
+    "fd.device": "Close the device before the checkpoint.",
+}
+_NOT_YET = "Close it before the checkpoint; this version of crd cannot save it."
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """An open descriptor as /proc shows it."""
+
+    fd: int
+    link: str
+    file: os.stat_result
+    info: FdInfo
+
+    @property
+    def name(self) -> str:
+        return f"fd {self.fd} ({printable(self.link)})"
+
+    @property
+    def pipe(self) -> int | None:
+        return pipe_inode(self.link)
+
+
+def descriptors(pid: int) -> Iterator[Obstacle]:
+    """Find open files that crd cannot save, in the order of their numbers, then locks, then pipes."""
+    table = list(_table(pid))
+    for entry in table:
+        yield from _kind(entry)
+    for entry in table:
+        yield from _locks(entry)
+    yield from _pipes(pid, table)
+
+
+def _table(pid: int) -> Iterator[_Open]:
+    for fd in procfs.fd_numbers(pid):
+        with suppress(TargetGone):  # closed meanwhile
+            yield _Open(fd, procfs.read_link(pid, f"fd/{fd}"), procfs.fd_stat(pid, fd), procfs.fdinfo(pid, fd))
+
+
+def _kind(entry: _Open) -> Iterator[Obstacle]:
+    mode = entry.file.st_mode
+    if entry.pipe is not None or (stat.S_ISCHR(mode) and entry.file.st_rdev in MEMORY_DEVICES):
+        return
+    if found := _nameless(entry.link, entry.file):
+        code, noun = found
+    elif stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.info.flags & os.O_PATH:
+        yield from _regular(entry)
+        return
+    else:
+        code, noun = _special_file(entry.file)
+    yield Obstacle(code, entry.name, f"is {noun}, which crd cannot save yet", _REMEDIES.get(code, _NOT_YET))
+
+
+def _nameless(link: str, file: os.stat_result) -> tuple[str, str] | None:
+    if link in _ANONYMOUS_INODES:
+        return _ANONYMOUS_INODES[link]
+    for prefix, found in _NAMELESS_PREFIXES.items():
+        if link.startswith(prefix) and not (prefix[0] == "/" and file.st_nlink):
+            return found
+    return None if link.startswith("/") else ("fd.special", "a special kernel object")
+
+
+def _special_file(file: os.stat_result) -> tuple[str, str]:
+    if stat.S_ISFIFO(file.st_mode):
+        return "fd.fifo", "a named pipe"
+    if stat.S_ISSOCK(file.st_mode):
+        return "fd.socket", "a socket"
+    if stat.S_ISCHR(file.st_mode) and os.major(file.st_rdev) in _TERMINAL_MAJORS:
+        return "fd.terminal", "a terminal"
+    return "fd.device", "a device"
+
+
+def _regular(entry: _Open) -> Iterator[Obstacle]:
+    how = reach(entry.link, entry.file)
+    if how is not Reach.SAME:
+        yield Obstacle(f"fd.{how.name.lower()}", entry.name, f"{how.value}, and crd cannot save its content yet",
+                       "Have the program open the file again (log rotation: copytruncate, or a reload).")
+
+
+def _locks(entry: _Open) -> Iterator[Obstacle]:
+    kinds = {lock.kind for lock in entry.info.locks}
+    if "OFDLCK" in kinds:
+        yield Obstacle("fd.ofd-lock", entry.name, "holds an open file description lock, which crd cannot save yet",
+                       "Use flock(2) or POSIX locks, or checkpoint it while nothing is locked.")
+    if kinds & {"LEASE", "DELEG"}:
+        yield Obstacle("fd.lease", entry.name, "holds a lease, which crd cannot save yet",
+                       "Give the lease up before the checkpoint.")
+
+
+def _pipes(pid: int, table: list[_Open]) -> Iterator[Obstacle]:
+    pipes = {entry.pipe for entry in table if entry.pipe is not None}
+    holders = pipe_holders(pid, pipes) if pipes else {}
+    for entry in table:
+        if entry.pipe in holders:
+            yield Obstacle("fd.pipe", entry.name,
+                           f"is a pipe that is open elsewhere too, in {process_names(holders[entry.pipe])}",
+                           "Start it with its input and output in files, or without the other program.")
+
+
+def working_directory(pid: int) -> Iterator[Obstacle]:
+    """Find a working or root directory that a restart could not go to."""
+    for name, noun in (("cwd", "working directory"), ("root", "root directory")):
+        link = procfs.read_link(pid, name)
+        how = reach(link, (procfs.PROC / str(pid) / name).stat())
+        if how is not Reach.SAME:
+            yield Obstacle(f"task.{name}", f"{noun} {printable(link)}", how.value,
+                           "Start the program in a directory that stays.")

@@ -1,0 +1,80 @@
+"""Everything that would keep a process from being checkpointed, found without stopping anybody.
+
+What holds for one moment may not hold for the next: the engine looks again at what it captures.  Not visible from
+outside, and so not found: Landlock domains, security labels, and pipe ends in processes that crd may not look at.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crd.errors import Obstacle, TargetGone, TargetNotFound
+from crd.target import file_obstacles, memory_obstacles, procfs, task_obstacles
+from crd.target.model import CheckReport
+from crd.target.permission import why_denied
+from crd.target.wording import printable, process_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crd.target.task_obstacles import Kcmp
+
+PID_MAX = 2**22
+"""PID_MAX_LIMIT of 64-bit kernels."""
+
+
+def check(pid: int, *, kcmp: Kcmp | None = None) -> CheckReport:
+    """Return what ``obstacles`` finds, with the name of the process.
+
+    Raises:
+        TargetNotFound: there is no such process.
+        TargetGone: it ended meanwhile.
+    """
+    comm = _find(pid)
+    return CheckReport(pid, printable(comm), obstacles(pid, kcmp=kcmp))
+
+
+def obstacles(pid: int, *, kcmp: Kcmp | None = None) -> tuple[Obstacle, ...]:
+    """Return all that stands in the way of a checkpoint, the most important first.
+
+    Args:
+        pid: the process.
+        kcmp: kcmp(2), such as ``crd.native.syscall.kcmp``; without it sharing between processes goes unseen.
+
+    Raises:
+        TargetNotFound: there is no such process.
+        TargetGone: it ended meanwhile.
+    """
+    _find(pid)
+    if fatal := task_obstacles.fatal(pid):
+        return (fatal,)
+    return tuple(_all(pid, kcmp))
+
+
+def _find(pid: int) -> str:
+    try:
+        if 0 < pid <= PID_MAX:
+            return procfs.stat(pid).comm
+    except TargetGone:
+        pass
+    raise TargetNotFound(f"there is no process {pid}", pid=pid)
+
+
+def _all(pid: int, kcmp: Kcmp | None) -> Iterator[Obstacle]:
+    statuses = task_obstacles.thread_statuses(pid)
+    tids = list(statuses)
+    yield from task_obstacles.kinship(pid)
+    yield from task_obstacles.tracing(statuses)
+    if reason := why_denied(pid, statuses):
+        yield Obstacle("task.denied", process_name(pid), reason, "Run crd as root, or let the daemon do it.")
+        return
+    yield from task_obstacles.architecture(pid)
+    yield from task_obstacles.freezing(pid, statuses)
+    yield from task_obstacles.family(pid)
+    yield from task_obstacles.confinement(statuses)
+    yield from task_obstacles.namespaces(pid, tids)
+    if kcmp is not None:
+        yield from task_obstacles.sharing(pid, tids, kcmp)
+    yield from file_obstacles.descriptors(pid)
+    yield from file_obstacles.working_directory(pid)
+    yield from memory_obstacles.mappings(pid)

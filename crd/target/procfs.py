@@ -1,0 +1,266 @@
+"""/proc/PID, parsed (proc(5)).
+
+Names in it are the target's and hostile: nothing read here may be used as a path without a check by whoever uses it.
+Lines are split at newlines alone, since the kernel escapes no other line break of Unicode.
+
+Every function raises ``TargetGone`` if the process (thread, descriptor) is no more, and ``TargetError`` if it may
+not be read or is not what proc(5) says.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crd.errors import TargetError, TargetGone
+from crd.target.model import END_OF_FILE, FdInfo, Lock, MapEntry, PosixTimerEntry, Stat, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LIMIT_NAMES", "PROC", "FdInfo", "Lock", "MapEntry", "PosixTimerEntry", "Stat", "Status"]
+
+PROC = Path("/proc")
+_NO_LIMIT = 2**64 - 1
+
+
+@contextmanager
+def _asking(pid: int | str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TargetGone(f"process {pid} is gone ({name})", pid=pid) from error
+    except OSError as error:
+        raise TargetError(f"/proc/{pid}/{name}: {error.strerror}", pid=pid,
+                          hint="Run crd as root, or as the user of the process.") from error
+    except (ValueError, LookupError, struct.error) as error:
+        raise TargetError(f"/proc/{pid}/{name} is not what proc(5) says", pid=pid) from error
+
+
+def read(pid: int | str, name: str) -> str:
+    """Return the text of ``/proc/PID/NAME``."""
+    return read_bytes(pid, name).decode("utf-8", "surrogateescape")
+
+
+def read_bytes(pid: int | str, name: str) -> bytes:
+    """Return the content of ``/proc/PID/NAME``."""
+    with _asking(pid, name):
+        return (PROC / str(pid) / name).read_bytes()
+
+
+def read_link(pid: int | str, name: str) -> str:
+    """Return where the link ``/proc/PID/NAME`` points."""
+    with _asking(pid, name):
+        return os.readlink(PROC / str(pid) / name)
+
+
+def _numbered_entries(pid: int | str, directory: str) -> list[int]:
+    with _asking(pid, directory):
+        return sorted(int(name) for name in os.listdir(PROC / str(pid) / directory))
+
+
+# --- processes and threads -----------------------------------------------------------------------------------
+
+
+def pids() -> Iterator[int]:
+    """Return the processes there are."""
+    for name in os.listdir(PROC):
+        if name.isdecimal():
+            yield int(name)
+
+
+def stat(pid: int | str) -> Stat:
+    """Parse stat; the name may hold anything, parentheses and newlines included."""
+    head, _, tail = read(pid, "stat").rpartition(")")
+    with _asking(pid, "stat"):
+        fields = tuple(tail.split())
+        return Stat(comm=head[head.index("(") + 1:], state=fields[0], fields=fields)
+
+
+def status(pid: int | str) -> Status:
+    """Parse status into its lines: key and value, both without blanks around."""
+    return Status((key, value.strip(" \t")) for key, _, value in
+                  (line.partition(":") for line in read(pid, "status").split("\n")[:-1]))
+
+
+def threads(pid: int) -> list[int]:
+    """Return the tids of a process in ascending order, as they are at this moment."""
+    return _numbered_entries(pid, "task")
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of all threads; exact only while these are stopped (proc_tid_children(5))."""
+    return sorted(int(child) for tid in threads(pid) for child in read(pid, f"task/{tid}/children").split())
+
+
+def command_line(pid: int) -> list[str]:
+    """Return the arguments as the process shows them now."""
+    return _words(read(pid, "cmdline"))
+
+
+def environment(pid: int) -> list[str]:
+    """Return the initial environment, NAME=VALUE each."""
+    return _words(read(pid, "environ"))
+
+
+def _words(text: str) -> list[str]:
+    return text.removesuffix("\0").split("\0") if text else []
+
+
+def number(pid: int | str, name: str) -> int:
+    """Return a file that holds one number: oom_score_adj, loginuid, sessionid, timerslack_ns."""
+    text = read(pid, name)
+    with _asking(pid, name):
+        return int(text)
+
+
+def hexadecimal(pid: int | str, name: str) -> int:
+    """Return a file that holds one hexadecimal number: coredump_filter, personality."""
+    text = read(pid, name)
+    with _asking(pid, name):
+        return int(text, 16)
+
+
+def namespaces(pid: int | str) -> dict[str, int]:
+    """Return the inode number of each namespace by its name in /proc/PID/ns, the ..._for_children ones included."""
+    with _asking(pid, "ns"):
+        names = os.listdir(PROC / str(pid) / "ns")
+        links = ((name, os.readlink(PROC / str(pid) / "ns" / name)) for name in sorted(names))
+        return {name: int(link[link.index("[") + 1:-1]) for name, link in links}
+
+
+def cgroups(pid: int | str) -> dict[str, str]:
+    """Return the path in each hierarchy by controllers ("freezer", "cpu,cpuacct", "name=systemd"); v2 is ""."""
+    return {controllers: path for _, controllers, path in
+            (line.split(":", 2) for line in read(pid, "cgroup").split("\n") if line.count(":") > 1)}
+
+
+def auxiliary_vector(pid: int | str) -> dict[int, int]:
+    """Return the auxiliary vector by AT_ number, AT_NULL left out (getauxval(3)); of 64-bit tasks only."""
+    content = read_bytes(pid, "auxv")
+    with _asking(pid, "auxv"):
+        return {key: value for key, value in struct.iter_unpack("<QQ", content) if key}
+
+
+LIMIT_NAMES = ("Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size",
+               "Max resident set", "Max processes", "Max open files", "Max locked memory", "Max address space",
+               "Max file locks", "Max pending signals", "Max msgqueue size", "Max nice priority",
+               "Max realtime priority", "Max realtime timeout")
+"""The lines of limits in the order of the RLIMIT_ numbers."""
+
+
+def limits(pid: int) -> list[tuple[int, int]]:
+    """Return soft and hard limit of each resource by number; 2**64-1 is unlimited."""
+    found = {}
+    lines = read(pid, "limits").split("\n")[1:-1]
+    with _asking(pid, "limits"):
+        for line in lines:
+            soft, hard = (_NO_LIMIT if word == "unlimited" else int(word) for word in line[26:].split()[:2])
+            found[line[:26].strip()] = (soft, hard)
+        return [found[name] for name in LIMIT_NAMES]
+
+
+def posix_timers(pid: int) -> list[PosixTimerEntry]:
+    """Parse /proc/PID/timers (CONFIG_POSIX_TIMERS, CONFIG_CHECKPOINT_RESTORE)."""
+    entries: list[dict[str, str]] = []
+    lines = read(pid, "timers").split("\n")[:-1]
+    with _asking(pid, "timers"):
+        for key, _, value in (line.partition(":") for line in lines):
+            if key == "ID":
+                entries.append({})
+            entries[-1][key] = value.strip()
+        return [_posix_timer(entry) for entry in entries]
+
+
+def _posix_timer(entry: dict[str, str]) -> PosixTimerEntry:
+    signal, _, value = entry["signal"].partition("/")
+    notify, _, who = entry["notify"].partition("/")
+    tid = int(who.removeprefix("tid.")) if who.startswith("tid.") else 0
+    return PosixTimerEntry(int(entry["ID"]), int(signal), int(value, 16), notify, tid, int(entry["ClockID"]))
+
+
+# --- memory --------------------------------------------------------------------------------------------------
+
+
+def maps(pid: int | str) -> list[MapEntry]:
+    """Parse maps; empty for a zombie leader, whose threads have to be asked instead."""
+    lines = read(pid, "maps").split("\n")[:-1]
+    with _asking(pid, "maps"):
+        return [_map_entry(line) for line in lines]
+
+
+def _map_entry(line: str) -> MapEntry:
+    addresses, permissions, offset, device, inode, *path = line.split(maxsplit=5)
+    start, end = addresses.split("-")
+    major, minor = device.split(":")
+    return MapEntry(int(start, 16), int(end, 16), permissions, int(offset, 16),
+                    os.makedev(int(major, 16), int(minor, 16)), int(inode), unescape(path[0]) if path else "")
+
+
+def unescape(path: str) -> str:
+    r"""Undo the one escape of maps, \012.  A name that holds this text reads the same: map_file_link is exact."""
+    return path.replace("\\012", "\n")
+
+
+def map_file_link(pid: int | str, entry: MapEntry) -> str:
+    """Return the exact name of the mapped file; needs CAP_CHECKPOINT_RESTORE (proc_pid_map_files(5))."""
+    return read_link(pid, f"map_files/{entry.start:x}-{entry.end:x}")
+
+
+def map_file_stat(pid: int | str, entry: MapEntry) -> os.stat_result:
+    """Return fstat of the mapped file, whatever its name is now; needs CAP_CHECKPOINT_RESTORE."""
+    name = f"map_files/{entry.start:x}-{entry.end:x}"
+    with _asking(pid, name):
+        return (PROC / str(pid) / name).stat()
+
+
+def vm_flags(pid: int | str) -> dict[int, str]:
+    """Return the VmFlags of smaps by start address.  Dear: it walks all pages."""
+    flags: dict[int, str] = {}
+    start = 0
+    lines = read(pid, "smaps").split("\n")
+    with _asking(pid, "smaps"):
+        for line in lines:
+            first, _, rest = line.partition(" ")
+            if first == "VmFlags:":
+                flags[start] = rest.strip()
+            elif not first.endswith(":") and "-" in first:
+                start = int(first.partition("-")[0], 16)
+    return flags
+
+
+# --- descriptors ---------------------------------------------------------------------------------------------
+
+
+def fd_numbers(pid: int) -> list[int]:
+    """Return the open descriptors, ascending."""
+    return _numbered_entries(pid, "fd")
+
+
+def fd_stat(pid: int, fd: int) -> os.stat_result:
+    """Return fstat of an open file."""
+    with _asking(pid, f"fd/{fd}"):
+        return (PROC / str(pid) / "fd" / str(fd)).stat()
+
+
+def fdinfo(pid: int, fd: int) -> FdInfo:
+    """Parse the information of one descriptor."""
+    values: dict[str, str] = {}
+    locks = []
+    lines = read(pid, f"fdinfo/{fd}").split("\n")[:-1]
+    with _asking(pid, f"fdinfo/{fd}"):
+        for key, _, value in (line.partition(":") for line in lines):
+            if key == "lock":
+                locks.append(_lock(value))
+            else:
+                values[key] = value.strip()
+        return FdInfo(int(values.pop("pos", "0")), int(values.pop("flags", "0"), 8),
+                      int(values.pop("mnt_id", "0")), tuple(locks), values)
+
+
+def _lock(line: str) -> Lock:
+    _number, kind, _advisory, access, pid, _inode, start, end = line.split()
+    return Lock(kind, access == "WRITE", int(pid), int(start), END_OF_FILE if end == "EOF" else int(end))

@@ -1,0 +1,181 @@
+"""Obstacles in what a process is: its state, who traces it, its family, its namespaces."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from crd.errors import NativeError, Obstacle, TargetError, TargetGone
+from crd.target import procfs
+from crd.target.cgroups import frozen_cgroup
+from crd.target.wording import printable, process_name, process_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crd.target.model import Status
+
+STUCK_SECONDS = 0.25
+_STUCK_POLL_SECONDS = 0.01
+_VFORK_CALLS = {"56", "58", "435"}  # clone, vfork, clone3
+_KCMP_KINDS = {1: "memory", 2: "file descriptors", 3: "working directory and umask", 4: "signal handlers"}
+_KCMP_FILES, _KCMP_FS = 2, 3
+
+
+class Kcmp(Protocol):
+    """kcmp(2): 0 if two tasks share the object; raises NativeError (``crd.native.syscall.kcmp``)."""
+
+    def __call__(self, pid1: int, pid2: int, kind: int, /) -> int:
+        """Compare."""
+        ...
+
+
+def thread_statuses(pid: int) -> dict[int, Status]:
+    """Return the status of every thread that does not end just now."""
+    statuses = {}
+    for tid in procfs.threads(pid):
+        with suppress(TargetGone):
+            statuses[tid] = procfs.status(f"{pid}/task/{tid}")
+    return statuses
+
+
+def fatal(pid: int) -> Obstacle | None:
+    """Return what makes every further look pointless: no user process, or one that has ended."""
+    stat, status = procfs.stat(pid), procfs.status(pid)
+    if status.process_id != pid:
+        return Obstacle("task.thread", f"pid {pid}", f"is a thread of {process_name(status.process_id)}",
+                        f"Name the process: {status.process_id}.")
+    if stat.is_kernel_thread:
+        return Obstacle("task.kernel-thread", process_name(pid), "is a kernel thread, which has no image",
+                        "Choose a user process.")
+    if stat.state in "ZX":
+        alive = len(procfs.threads(pid)) > 1
+        reason = "has lost its main thread (the others live on)" if alive else "has ended and waits for its parent"
+        return Obstacle("task.zombie", process_name(pid), reason, f"Its parent is {process_name(stat.parent_pid)}.")
+    return None
+
+
+def kinship(pid: int) -> Iterator[Obstacle]:
+    """Find out whether crd itself would be stopped."""
+    ancestor = os.getpid()
+    while ancestor:
+        if ancestor == pid:
+            who = "is crd itself" if pid == os.getpid() else "is an ancestor of this crd process"
+            yield Obstacle("task.self", process_name(pid), f"{who}, which cannot stop it and go on",
+                           "Let the daemon do it, or run crd from another session.")
+        try:
+            ancestor = procfs.stat(ancestor).parent_pid
+        except TargetError:
+            return
+
+
+def tracing(statuses: dict[int, Status]) -> Iterator[Obstacle]:
+    """Find tracers; only one may be attached to a thread."""
+    tracers = {status.tracer_pid: tid for tid, status in statuses.items() if status.tracer_pid}
+    for tracer, tid in tracers.items():
+        yield Obstacle("task.traced", f"thread {tid}", f"is traced by {process_name(tracer)}",
+                       "End the debugger or tracer, or detach it.")
+
+
+def architecture(pid: int) -> Iterator[Obstacle]:
+    """Recognise 32-bit tasks by their auxiliary vector: read as 64-bit words its keys are absurd."""
+    vector = procfs.read_bytes(pid, "auxv")
+    keys = [key for key, _ in struct.iter_unpack("<QQ", vector[:len(vector) // 16 * 16])]
+    if any(key >> 32 for key in keys):
+        yield Obstacle("task.32-bit", process_name(pid), "is a 32-bit program", "Run a 64-bit build of it.")
+
+
+def freezing(pid: int, statuses: dict[int, Status]) -> Iterator[Obstacle]:
+    """Find what keeps threads from being stopped: a frozen cgroup, vfork, an uninterruptible wait."""
+    if cgroup := frozen_cgroup(pid):
+        yield Obstacle("task.frozen", f"cgroup {printable(cgroup)}", "is frozen, so nothing can run in the target",
+                       "Thaw the cgroup (cgroup.freeze = 0, freezer.state = THAWED).")
+        return
+    for tid in _stuck_threads(pid, statuses):
+        if _call_of(pid, tid) in _VFORK_CALLS:
+            yield Obstacle("task.vfork", f"thread {tid}", "waits in vfork for its child to execute a program",
+                           "Try again when the child has executed its program or ended.")
+        else:
+            yield Obstacle("task.uninterruptible", f"thread {tid}",
+                           "is in an uninterruptible wait (state D), mostly for a disk or a network file system",
+                           "Try again when the device or server answers.")
+
+
+def _stuck_threads(pid: int, statuses: dict[int, Status]) -> list[int]:
+    """Return the threads that stay in one uninterruptible wait; short ones are everyday disk reads."""
+    waiting = {tid: status for tid, status in statuses.items() if status.state == "D"}
+    deadline = time.monotonic() + STUCK_SECONDS
+    while waiting and time.monotonic() < deadline:
+        time.sleep(_STUCK_POLL_SECONDS)
+        for tid, before in list(waiting.items()):
+            try:
+                now = procfs.status(f"{pid}/task/{tid}")
+            except TargetGone:
+                del waiting[tid]
+                continue
+            if now.state != "D" or now["voluntary_ctxt_switches"] != before["voluntary_ctxt_switches"]:
+                del waiting[tid]
+    return list(waiting)
+
+
+def _call_of(pid: int, tid: int) -> str:
+    with suppress(TargetError):
+        return procfs.read(f"{pid}/task/{tid}", "syscall").partition(" ")[0]
+    return ""
+
+
+def family(pid: int) -> Iterator[Obstacle]:
+    """Name the children: this release saves single processes."""
+    if pids := procfs.children(pid):
+        yield Obstacle("task.children", process_name(pid),
+                       f"has child processes, which crd cannot save yet: {process_names(pids)}",
+                       "Try again when they have ended, or checkpoint a process that has none.")
+
+
+def confinement(statuses: dict[int, Status]) -> Iterator[Obstacle]:
+    """Find seccomp: an injected system call could kill the target."""
+    for mode, word in ((1, "strict mode"), (2, "a filter")):
+        tids = [tid for tid, status in statuses.items() if status.seccomp == mode]
+        if tids:
+            yield Obstacle("task.seccomp", f"thread {tids[0]}",
+                           f"runs under {word} of seccomp, which crd cannot save yet",
+                           "Run it without (systemd: SystemCallFilter=, containers: seccomp=unconfined).")
+
+
+def namespaces(pid: int, tids: list[int]) -> Iterator[Obstacle]:
+    """Name each kind of namespace that a thread does not share with crd."""
+    ours = procfs.namespaces(os.getpid())
+    foreign: dict[str, int] = {}
+    for tid in tids:
+        with suppress(TargetGone):
+            for name, inode in procfs.namespaces(f"{pid}/task/{tid}").items():
+                if inode != ours.get(name, inode):
+                    foreign.setdefault(name.removesuffix("_for_children"), tid)
+    for name, tid in foreign.items():
+        yield Obstacle("task.namespace", f"{name} namespace of thread {tid}",
+                       "is not the one crd runs in, and crd cannot save namespaces yet",
+                       "Run crd inside that namespace, or the target outside of it.")
+
+
+def sharing(pid: int, tids: list[int], kcmp: Kcmp) -> Iterator[Obstacle]:
+    """Find processes that share kernel objects with the target (clone(2)), and threads that do not."""
+    for kind, noun in _KCMP_KINDS.items():
+        sharers = [other for other in sorted(procfs.pids()) if other != pid and _same(kcmp, pid, other, kind)]
+        if sharers:
+            yield Obstacle("task.shared", process_name(pid), f"shares its {noun} with {process_names(sharers)}",
+                           "Checkpoint it when the other process has ended.")
+    for kind in (_KCMP_FILES, _KCMP_FS):
+        loners = [tid for tid in tids if tid != pid and _same(kcmp, pid, tid, kind) is False]
+        if loners:
+            yield Obstacle("task.unshared", f"thread {loners[0]}", f"has {_KCMP_KINDS[kind]} of its own (unshare(2))",
+                           "crd cannot save this yet.")
+
+
+def _same(kcmp: Kcmp, pid: int, other: int, kind: int) -> bool | None:
+    try:
+        return kcmp(pid, other, kind) == 0
+    except NativeError:  # gone, or not ours to look at
+        return None

@@ -1,0 +1,26 @@
+"""How obstacles speak of processes, files and descriptors: hostile names made printable."""
+
+from __future__ import annotations
+
+from crd.errors import CrdError
+from crd.target import procfs
+
+
+def printable(text: str) -> str:
+    """Return text with everything that a terminal or JSON cannot carry as an escape."""
+    safe = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in safe)
+
+
+def process_name(pid: int) -> str:
+    """Return "pid 77 (cat)"; without the name if the process is gone."""
+    try:
+        return f"pid {pid} ({printable(procfs.stat(pid).comm)})"
+    except CrdError:
+        return f"pid {pid}"
+
+
+def process_names(pids: list[int], limit: int = 5) -> str:
+    """Return the names of a few processes, and how many more there are."""
+    names = ", ".join(process_name(pid) for pid in pids[:limit])
+    return names if len(pids) <= limit else f"{names} and {len(pids) - limit} more"
