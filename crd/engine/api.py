@@ -185,3 +185,27 @@ def _result(pid: int, image: Dumped, crids: CridCounter, duration_seconds: float
         engine=USERSPACE, method=image.method, method_reason=image.method_reason, tasks=1,
         threads=len(image.capture.threads), image_bytes=image.image_bytes, memory_bytes=image.memory_bytes,
         stop_seconds=image.stop_seconds, duration_seconds=duration_seconds, header=image.header)
+
+
+def restart(fd: int, flags: int = 0, *, options: RestartOptions | None = None,
+            confirm: Callable[[RestartResult], None] | None = None) -> RestartResult:
+    """Turn an image into running tasks.
+
+    Args:
+        fd: open for reading: a file, a pipe or a socket; read once, front to back.
+        flags: must be 0, as for the system call.
+        options: how.
+        confirm: called when everything is made and nothing runs yet; if it raises, nothing is left.
+
+    Raises:
+        BadRequest: flags are not 0.
+        ImageError: the image is damaged; nothing is left.
+        RestartError, AccessDenied, FeatureMissing: it cannot be restarted here; nothing is left.
+    """
+    from crd.engine.stream import DescriptorSource
+    from crd.engine.userspace.restart import Restart
+
+    options = options or RestartOptions()
+    if flags:
+        raise BadRequest(f"flags {flags:#x}: only 0 is defined")
+    return Restart(DescriptorSource(fd), options).make(confirm)

@@ -283,3 +283,4 @@ def robust_list(tid: int) -> tuple[int, int]:
     head, length = ffi.new("uint64_t *"), ffi.new("uint64_t *")
     call(lib.crd_robust_list_get, tid, head, length)
     return int(head[0]), int(length[0])
+

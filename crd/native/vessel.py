@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any, NoReturn
 
 from crd.errors import FeatureMissing, NativeError, PidInUse
 from crd.native.check import call
@@ -26,10 +27,8 @@ def spawn_vessel(pid: int = 0) -> int:
         FeatureMissing: we may not choose pids (CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN).
         NativeError: anything else.
     """
-    code = lib.crd_vessel_code()
-    fd = os.memfd_create("crd-vessel", os.MFD_CLOEXEC)
+    fd = _memfd("crd-vessel", lib.crd_vessel_code())
     try:
-        os.write(fd, ffi.buffer(code.start, code.length))
         found = ffi.new("int *")
         call(lib.crd_vessel_spawn, fd, pid, found)
     except NativeError as error:
@@ -42,3 +41,15 @@ def spawn_vessel(pid: int = 0) -> int:
     finally:
         os.close(fd)
     return int(found[0])
+
+
+def become_reaper() -> NoReturn:
+    """Turn this process into one that only reaps, and that exits as the last of its children did."""
+    fd = _memfd("crd-reaper", lib.crd_reaper_code())
+    os.execve(fd, ["crd-reaper"], {})
+
+
+def _memfd(name: str, code: Any) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.write(fd, ffi.buffer(code.start, code.length))
+    return fd

@@ -18,13 +18,13 @@ _SEEKABLE = (stat.S_IFREG, stat.S_IFDIR)
 
 
 def dump(objref: int, path: str, found: os.stat_result, *, flags: int = 0, position: int = 0,
-         owner: Owner | None = None, mapped: bool = False) -> RegularFile:
-    """Describe an open file description, or (flags 0, mapped) a file that is only mapped."""
+         owner: Owner | None = None) -> RegularFile:
+    """Describe an open file description, or (flags 0) a file that is only mapped."""
     return RegularFile(
         objref=objref, path=path, mode=found.st_mode, device=found.st_dev, rdev=found.st_rdev, inode=found.st_ino,
         size=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=found.st_ctime_ns,
         flags=flags & ~os.O_CLOEXEC, position=position, owner_type=owner.kind if owner else 0,
-        owner_pid=owner.pid if owner else 0, owner_signal=owner.signal if owner else 0, mapped=mapped, build_id=b"")
+        owner_pid=owner.pid if owner else 0, owner_signal=owner.signal if owner else 0, mapped=0, build_id=b"")
 
 
 def check(record: RegularFile, *, must_be_same: bool) -> None:
@@ -42,10 +42,11 @@ def check(record: RegularFile, *, must_be_same: bool) -> None:
     except OSError as error:
         raise ResourceChanged(f"{record.path}: {error.strerror}", path=record.path,
                               hint="Put the file back, or choose another image.") from error
-    _compare(record, found, must_be_same=must_be_same)
+    compare(record, found, must_be_same=must_be_same)
 
 
-def _compare(record: RegularFile, found: os.stat_result, *, must_be_same: bool) -> None:
+def compare(record: RegularFile, found: os.stat_result, *, must_be_same: bool) -> None:
+    """Hold a file that was found against the one the image knew; raises ResourceChanged."""
     if stat.S_IFMT(found.st_mode) != stat.S_IFMT(record.mode) or found.st_rdev != record.rdev:
         raise ResourceChanged(f"{record.path} is no longer the same kind of file", path=record.path)
     if must_be_same and stat.S_ISREG(record.mode):
@@ -69,7 +70,7 @@ def restart(record: RegularFile, *, must_be_same: bool = False) -> int:
         raise ResourceChanged(f"{record.path}: {error.strerror}", path=record.path,
                               hint="Put the file back, or choose another image.") from error
     try:
-        _compare(record, os.fstat(fd), must_be_same=must_be_same)
+        compare(record, os.fstat(fd), must_be_same=must_be_same)
         if stat.S_IFMT(record.mode) in _SEEKABLE and not record.flags & O_PATH:
             os.lseek(fd, record.position, os.SEEK_SET)
     except BaseException:

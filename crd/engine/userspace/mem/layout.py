@@ -72,6 +72,7 @@ def dump(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int, objects: O
     """
     layout = Layout(_memory(pid, entries, stat, brk))
     known: dict[tuple[int, int], int] = {}
+    files: dict[int, RegularFile] = {}
     for entry in entries:
         if is_kernel_area(entry):
             continue
@@ -82,7 +83,10 @@ def dump(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int, objects: O
             if identity not in known:
                 known[identity] = objects.new()
                 _add_object(pid, layout, entry, what, known[identity])
+                files = {record.objref: record for record in layout.files}
             objref = known[identity]
+            if what == VMA_PRIVATE_FILE:
+                files[objref].mapped = True  # its content must stay what it was
         layout.vmas.append(Vma(kind=what, protection=entry.protection, start=entry.start, end=entry.end,
                                offset=entry.offset, objref=objref, flags="",
                                name=entry.path if what == VMA_ANONYMOUS else ""))
@@ -114,7 +118,7 @@ def _add_object(pid: int, layout: Layout, entry: MapEntry, what: int, objref: in
         raise TargetUnsupported(reasons=[Obstacle(
             "map.file-gone", f"mapping {entry.start:#x} ({entry.path})", "the mapped file has no path any more",
             "Restart the program: its files were replaced while it ran.")])
-    layout.files.append(regular.dump(objref, entry.path, found, mapped=True))
+    layout.files.append(regular.dump(objref, entry.path, found))
 
 
 def vdso_digest(memory: Memory, start: int, length: int) -> bytes:

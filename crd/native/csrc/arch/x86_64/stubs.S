@@ -199,3 +199,46 @@ crd_vessel_start:
         syscall
         jmp     2b
 crd_vessel_end:
+
+# ---- reaper: the first process of a pid namespace ------------------------------------------------------------------------
+# Waits for whatever ends; with the last one gone it exits as that one did.
+        .globl crd_reaper_start, crd_reaper_end
+        .hidden crd_reaper_start, crd_reaper_end
+        .balign 16
+crd_reaper_start:
+        .byte   0x7f, 'E', 'L', 'F', 2, 1, 1, 0
+        .quad   0
+        .short  2, 62
+        .long   1
+        .quad   VESSEL + 1f - crd_reaper_start
+        .quad   64
+        .quad   0
+        .long   0
+        .short  64, 56, 2, 64, 0, 0
+        .long   1, 5
+        .quad   0, VESSEL, VESSEL, crd_reaper_end - crd_reaper_start, crd_reaper_end - crd_reaper_start, 4096
+        .long   0x6474e551, 6
+        .quad   0, 0, 0, 0, 0, 16
+1:      sub     $16, %rsp
+        xor     %ebx, %ebx
+2:      mov     $61, %eax                       # wait4(-1, &status, __WALL, NULL)
+        mov     $-1, %rdi
+        mov     %rsp, %rsi
+        mov     $0x40000000, %edx
+        xor     %r10d, %r10d
+        syscall
+        test    %rax, %rax
+        js      4f
+        mov     (%rsp), %eax
+        movzbl  %ah, %ebx                       # exit status
+        and     $0x7f, %eax
+        jz      2b
+        lea     128(%rax), %ebx                 # as a shell says it of a signal
+        jmp     2b
+4:      cmp     $-10, %rax                      # ECHILD
+        jne     2b
+        mov     %ebx, %edi
+        mov     $231, %eax
+        syscall
+        hlt
+crd_reaper_end:

@@ -1,0 +1,140 @@
+"""An address space, made again in a vessel."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from typing import TYPE_CHECKING
+
+from crd.errors import RestartError
+from crd.image.profile import (
+    PAGE_BYTES,
+    VMA_ANONYMOUS,
+    VMA_PRIVATE_FILE,
+    VMA_SHARED_FILE,
+    VMA_SHARED_MEMORY,
+    Pages,
+    SharedPages,
+)
+from crd.native.batch import Result
+from crd.native.syscall import NR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from crd.engine.userspace.broker import Broker
+    from crd.engine.userspace.plan import Plan
+    from crd.engine.userspace.vessel import Vessel
+    from crd.image.codec import Record
+    from crd.image.profile import Vma
+
+_SHARED, _PRIVATE, _FIXED, _ANONYMOUS, _GROWSDOWN, _NORESERVE, _STACK = 1, 2, 0x10, 0x20, 0x100, 0x4000, 0x20000
+_READ_WRITE = 3
+_MREMAP_MAYMOVE_FIXED = 3
+_PR_SET_MM, _PR_SET_MM_MAP, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 35, 14, 0x53564D41, 0
+_MM_MAP = struct.Struct("<12QII")
+_ADVICE = {"sr": 2, "rr": 1, "dc": 10, "hg": 14, "nh": 15, "mg": 12, "dd": 16, "wf": 18}
+_ANON_NAME = re.compile(r"\[anon:([^\[\]\\$`]{1,79})\]")
+
+
+def map_areas(plan: Plan, vessel: Vessel, broker: Broker) -> dict[int, int]:
+    """Map every area with its final protection.
+
+    Returns:
+        Where in the vessel each shared memory object lies as a whole, by objref; ``unmap_shared`` takes them away again.
+    """
+    whole = _map_shared(plan, vessel)
+    for objref, record in plan.files.items():
+        users = [vma for vma in plan.vmas if vma.objref == objref]
+        if users:
+            writable = any(vma.kind == VMA_SHARED_FILE and vma.protection & 2 for vma in users)
+            fd = broker.pull(vessel.batch, broker.open_mapped(record, writable=writable))
+            for vma in users:
+                vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _flags(vma), fd, vma.offset,
+                                  what=f"mapping {record.path}")
+            vessel.batch.call(NR.CLOSE, fd)
+            vessel.run()
+    for vma in plan.vmas:
+        if vma.kind == VMA_ANONYMOUS:
+            vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _flags(vma), -1, 0,
+                              what=f"mapping {vma.start:#x} {vma.name}")
+        elif vma.kind == VMA_SHARED_MEMORY:
+            vessel.batch.call(NR.MREMAP, whole[vma.objref] + vma.offset, 0, vma.end - vma.start,
+                              _MREMAP_MAYMOVE_FIXED, vma.start, what="mapping shared memory")
+            vessel.batch.call(NR.MPROTECT, vma.start, vma.end - vma.start, vma.protection)
+        vessel.flush()
+    vessel.run()
+    return whole
+
+
+def _map_shared(plan: Plan, vessel: Vessel) -> dict[int, int]:
+    calls = [vessel.batch.call(NR.MMAP, 0, record.bytes, _READ_WRITE, _SHARED | _ANONYMOUS, -1, 0)
+             for record in plan.shared.values()]
+    results = vessel.run() if calls else []
+    return dict(zip(plan.shared, results, strict=True))
+
+
+def _flags(vma: Vma) -> int:
+    flags = set(vma.flags.split())
+    return (_FIXED | (_SHARED if vma.kind == VMA_SHARED_FILE else _PRIVATE)
+            | (_ANONYMOUS if vma.kind == VMA_ANONYMOUS else 0)
+            | (_GROWSDOWN | _STACK if "gd" in flags else 0) | (_NORESERVE if "nr" in flags else 0))
+
+
+def fill(vessel: Vessel, first: Record | None, records: Iterable[Record], whole: dict[int, int]) -> int:
+    """Put the pages where they belong, as they stream in; return their bytes.
+
+    Raises:
+        ImageError: the stream is damaged or ends too early.
+        RestartError: memory could not be written.
+    """
+    total = 0
+    for record in ([first] if first else []):
+        total += _write(vessel, record, whole)
+    for record in records:
+        total += _write(vessel, record, whole)
+    return total
+
+
+def _write(vessel: Vessel, record: Record, whole: dict[int, int]) -> int:
+    if isinstance(record, SharedPages):
+        base = whole[record.objref]
+    elif isinstance(record, Pages):
+        base = 0
+    else:
+        raise RestartError(f"{type(record).__name__} among the memory of the image")
+    runs = [(base + run.address, run.pages * PAGE_BYTES) for run in record.runs]
+    vessel.memory.write_runs(runs, record.data)
+    return record.data.nbytes
+
+
+def finish(plan: Plan, vessel: Vessel, broker: Broker, whole: dict[int, int]) -> None:
+    """Take away what only filling needed, give advice again, and set the fields of the memory map."""
+    batch, memory = vessel.batch, plan.memory
+    for objref, address in whole.items():
+        batch.call(NR.MUNMAP, address, plan.shared[objref].bytes)
+    for vma in plan.vmas:
+        for flag in vma.flags.split():
+            if flag in _ADVICE:
+                batch.call(NR.MADVISE, vma.start, vma.end - vma.start, _ADVICE[flag], check=False)
+        if name := _ANON_NAME.fullmatch(vma.name):
+            batch.call(NR.PRCTL, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME, vma.start, vma.end - vma.start,
+                       batch.text(name[1]), check=False)
+        vessel.flush()
+    vessel.run()
+    exe = broker.open_program(plan.process)
+    pulled = broker.pull(batch, exe)
+    batch.call(NR.DUP3, pulled, _EXE_FD, 0)
+    auxv = batch.data(memory.auxv)
+    fields = batch.data(_MM_MAP.pack(
+        memory.start_code, memory.end_code, memory.start_data, memory.end_data, memory.start_brk, memory.brk,
+        memory.start_stack, memory.arg_start, memory.arg_end, memory.env_start, memory.env_end, auxv,
+        len(memory.auxv), _EXE_FD))
+    batch.call(NR.PRCTL, _PR_SET_MM, _PR_SET_MM_MAP, fields, _MM_MAP.size, 0, what="prctl(PR_SET_MM_MAP)")
+    batch.call(NR.CLOSE, pulled)
+    batch.call(NR.CLOSE, _EXE_FD)
+    vessel.run()
+
+
+_EXE_FD = 100

@@ -1,0 +1,215 @@
+"""What an image says is to be made, and whether it can be made here: known before anything is."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from crd.engine.userspace import limits
+from crd.engine.userspace.fds import regular
+from crd.engine.userspace.mem.layout import vdso_digest
+from crd.errors import (
+    AccessDenied,
+    PidInUse,
+    ResourceChanged,
+    RestartUnsupported,
+    TargetError,
+    TargetGone,
+)
+from crd.image.profile import (
+    FileDescriptor,
+    FileLock,
+    IntervalTimer,
+    MemoryLayout,
+    Pages,
+    PendingSignal,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    PosixTimer,
+    Process,
+    Profile,
+    RegularFile,
+    ResourceLimit,
+    SharedMemory,
+    SharedPages,
+    SignalActions,
+    Thread,
+    Vma,
+)
+from crd.image.records import HeadArch
+from crd.native.memory import Memory
+from crd.target import procfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crd.engine.api import RestartOptions
+    from crd.image.codec import Record
+
+_PATIENCE_SECONDS = 3.0
+"""A number stays taken until the parent of its zombie has reaped it."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """The small records of an image, by kind."""
+
+    arch: HeadArch
+    profile: Profile
+    process: Process
+    memory: MemoryLayout
+    actions: SignalActions
+    files: dict[int, RegularFile] = field(default_factory=dict)
+    pipes: dict[int, Pipe] = field(default_factory=dict)
+    pipe_ends: dict[int, PipeEnd] = field(default_factory=dict)
+    pipe_data: list[PipeData] = field(default_factory=list)
+    shared: dict[int, SharedMemory] = field(default_factory=dict)
+    vmas: list[Vma] = field(default_factory=list)
+    descriptors: list[FileDescriptor] = field(default_factory=list)
+    locks: list[FileLock] = field(default_factory=list)
+    pending: list[PendingSignal] = field(default_factory=list)
+    interval_timers: list[IntervalTimer] = field(default_factory=list)
+    posix_timers: list[PosixTimer] = field(default_factory=list)
+    limits: list[ResourceLimit] = field(default_factory=list)
+    threads: list[Thread] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        """Of the process, in the image."""
+        return self.process.pid
+
+    def pending_of(self, tid: int) -> list[PendingSignal]:
+        """Return the queue of a thread, or (0) of the process."""
+        return [signal for signal in self.pending if signal.tid == tid]
+
+
+def read_plan(records: Iterator[Record]) -> tuple[Plan, Record | None]:
+    """Read the records before the memory.
+
+    Args:
+        records: of an image, each verified against those before it.
+
+    Returns:
+        The plan, and the first memory record (None: the image has none).
+
+    Raises:
+        ImageError: as the records do.
+        RestartUnsupported: the image has more than one process.
+    """
+    kinds: dict[type[Record], list[Record]] = {}
+    first = None
+    for record in records:
+        if isinstance(record, Pages | SharedPages):
+            first = record
+            break
+        kinds.setdefault(type(record), []).append(record)
+    if len(kinds[Process]) > 1:
+        raise RestartUnsupported(f"the image has {len(kinds[Process])} processes; this version restarts one")
+
+    return _plan(kinds), first
+
+
+def _plan(kinds: dict[type[Record], list[Any]]) -> Plan:
+    def by_objref(kind: type[Record]) -> dict[int, Any]:
+        return {record.objref: record for record in kinds.get(kind, [])}
+
+    return Plan(
+        arch=kinds[HeadArch][0], profile=kinds[Profile][0], process=kinds[Process][0], memory=kinds[MemoryLayout][0],
+        actions=kinds[SignalActions][0], files=by_objref(RegularFile), pipes=by_objref(Pipe),
+        pipe_ends=by_objref(PipeEnd), pipe_data=kinds.get(PipeData, []), shared=by_objref(SharedMemory),
+        vmas=kinds.get(Vma, []), descriptors=kinds.get(FileDescriptor, []), locks=kinds.get(FileLock, []),
+        pending=kinds.get(PendingSignal, []), interval_timers=kinds.get(IntervalTimer, []),
+        posix_timers=kinds.get(PosixTimer, []), limits=kinds.get(ResourceLimit, []), threads=kinds[Thread])
+
+
+def check(plan: Plan, options: RestartOptions) -> None:
+    """Make sure that the image can be restarted here, as far as can be told before anything is made.
+
+    Raises:
+        RestartUnsupported: another processor or kernel, or limits that we may not set.
+        AccessDenied: the image is of another user than the caller, who is not root.
+        PidInUse: one of its numbers is taken.
+        ResourceChanged: a file, the working directory or the program is missing or not what it was.
+    """
+    _check_host(plan)
+    _check_owner(plan)
+    limits.check(plan.limits)
+    for record in plan.files.values():
+        regular.check(record, must_be_same=bool(record.mapped) or options.files == "fail")
+    for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
+        if not os.path.isdir(path):
+            raise ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
+    if not os.path.isfile(plan.process.exe):
+        raise ResourceChanged(f"the program {plan.process.exe} is missing", path=plan.process.exe)
+    if options.pids == "original":
+        for thread in plan.threads:
+            await_free(thread.tid)
+
+
+def _check_host(plan: Plan) -> None:
+    areas = procfs.maps("self")
+    vdso = next((entry for entry in areas if entry.path == "[vdso]"), None)
+    vvar_bytes = sum(entry.end - entry.start for entry in areas if entry.path.startswith("[vvar"))
+    if not plan.memory.vdso_start or vdso is None:
+        raise RestartUnsupported("the image or this kernel has no vdso")
+    with Memory(os.getpid(), writable=False) as memory:
+        digest = vdso_digest(memory, vdso.start, vdso.end - vdso.start)
+    layout = (plan.memory.vdso_bytes, plan.memory.vvar_bytes)
+    if plan.profile.vdso_digest != digest or layout != (vdso.end - vdso.start, vvar_bytes):
+        raise RestartUnsupported("the image was taken on another kernel: its vdso differs",
+                                 hint="Boot the kernel that crd inspect shows in the header.")
+
+
+def _check_owner(plan: Plan) -> None:
+    """A caller other than root restarts only images of tasks that had no more than the caller has."""
+    if os.geteuid() == 0:
+        return
+    ours = procfs.status("self")
+    permitted, groups = int(ours["CapPrm"], 16), {*map(int, ours["Groups"].split()), *os.getresgid()}
+    for thread in plan.threads:
+        if ({*thread.uids} != {os.geteuid()} or not {*thread.gids, *thread.groups} <= groups
+                or thread.capabilities.permitted & ~permitted):
+            raise AccessDenied(f"the image is of uid {thread.uids[0]} with credentials that you do not have",
+                               hint="Restart it as root, or as its owner.")
+
+
+def await_free(number: int) -> None:
+    """Wait until a pid is free; one of a task just killed is so only once its parent has reaped it.
+
+    Raises:
+        PidInUse: it is not, and by whom.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while owner := _owner(number):
+        if not owner.startswith("a zombie") or time.monotonic() > deadline:
+            raise PidInUse(f"pid {number} is in use by {owner}", pid=number,
+                           hint="End it, or use --new-pids or --pidns.")
+        time.sleep(0.01)
+
+
+def _owner(number: int) -> str:
+    """Say who has a number; empty if nobody."""
+    try:
+        status = procfs.status(number)
+    except TargetGone:
+        return _group_owner(number)
+    except TargetError:
+        return "a process that cannot be looked at"
+    name = f"{status['Name']} (uid {status['Uid'].split()[0]})"
+    if status["State"].startswith("Z"):
+        return f"a zombie, {name}, that its parent {status['PPid']} has not reaped"
+    return name if int(status["Tgid"]) == number else f"a thread of pid {status['Tgid']}, {name}"
+
+
+def _group_owner(number: int) -> str:
+    for pid in procfs.pids():
+        try:
+            stat = procfs.stat(pid)
+        except TargetError:
+            continue
+        if number in {stat.process_group, stat.session}:
+            return f"the process group or session of pid {pid}, {stat.comm}"
+    return ""

@@ -1,0 +1,86 @@
+"""Threads: made by the leader under their numbers, each then set up by itself."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from crd.engine.userspace import credentials, scheduling
+from crd.engine.userspace.sig import pending
+from crd.errors import RestartError
+from crd.native import tracee
+from crd.native.syscall import NR
+from crd.native.tracee import Registers
+
+if TYPE_CHECKING:
+    from crd.engine.userspace.plan import Plan
+    from crd.engine.userspace.vessel import Vessel
+    from crd.image.profile import Capabilities, Thread
+
+_CLONE_ARGS = struct.Struct("<11Q")
+# VM | FS | FILES | SIGHAND | PTRACE | THREAD | SYSVSEM
+_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x2000 | 0x10000 | 0x40000
+_STACK = struct.Struct("<QI4xQ")
+_SS_DISABLE, _SS_AUTODISARM = 2, 1 << 31
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+
+
+def make(plan: Plan, vessel: Vessel, *, same_numbers: bool) -> dict[int, int]:
+    """Make all threads but the leader; return the new number of each by the image's."""
+    numbers = {plan.pid: vessel.pid}
+    others = plan.threads[1:]
+    for at in range(0, len(others), _AT_ONCE):
+        some = others[at:at + _AT_ONCE]
+        for thread in some:
+            tid = vessel.batch.data(struct.pack("<i4x", thread.tid))
+            args = vessel.batch.data(_CLONE_ARGS.pack(
+                _THREAD_FLAGS, 0, 0, 0, 0, 0, 0, 0, tid if same_numbers else 0, int(same_numbers), 0))
+            vessel.batch.call(NR.CLONE3, args, _CLONE_ARGS.size, what=f"making thread {thread.tid}")
+        for thread, made in zip(some, vessel.run(), strict=True):
+            vessel.adopt(made)
+            numbers[thread.tid] = made
+    return numbers
+
+
+_AT_ONCE = 256
+
+
+def set_up(thread: Thread, plan: Plan, vessel: Vessel, tid: int) -> None:
+    """Have a thread register what the kernel keeps of it, while it is still privileged."""
+    scheduling.restart(thread, tid)
+    batch = vessel.batch
+    batch.call(NR.PERSONALITY, thread.personality)
+    batch.call(NR.PRCTL, _PR_SET_NAME, batch.text(thread.comm))
+    batch.call(NR.SET_TID_ADDRESS, thread.clear_child_tid)
+    if thread.robust_list_bytes:
+        batch.call(NR.SET_ROBUST_LIST, thread.robust_list, thread.robust_list_bytes)
+    if not thread.altstack_flags & _SS_DISABLE and thread.altstack_bytes:
+        stack = batch.data(_STACK.pack(thread.altstack_address, thread.altstack_flags & _SS_AUTODISARM,
+                                       thread.altstack_bytes))
+        batch.call(NR.SIGALTSTACK, stack, 0, what="sigaltstack")
+    if thread.rseq_address:
+        batch.call(NR.RSEQ, thread.rseq_address, thread.rseq_bytes, 0, thread.rseq_signature, what="rseq")
+    pending.restart(plan.pending_of(thread.tid), batch, vessel.pid, tid)
+    vessel.run(tid)
+
+
+def become_itself(thread: Thread, vessel: Vessel, tid: int, ours: Capabilities) -> None:
+    """Give a thread its credentials; it can make nothing any more that its image could not."""
+    credentials.restart(thread, vessel.batch, ours)
+    if thread.parent_death_signal:
+        vessel.batch.call(NR.PRCTL, _PR_SET_PDEATHSIG, thread.parent_death_signal)
+    vessel.run(tid)
+
+
+def set_registers(thread: Thread, tid: int) -> None:
+    """Put a thread where it was, to the last register.
+
+    Raises:
+        RestartError: the kernel refuses these registers.
+    """
+    try:
+        tracee.set_xstate(tid, thread.xstate)
+        tracee.set_registers(tid, Registers.from_bytes(thread.registers))
+        tracee.set_signal_mask(tid, thread.signal_mask)
+    except tracee.NativeError as error:
+        raise RestartError(f"the registers of thread {thread.tid}: {error.message}") from error
