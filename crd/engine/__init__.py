@@ -1,6 +1,6 @@
 """One call, ``checkpoint`` and its counterpart ``restart``, and who serves it.
 
-An **engine** turns running tasks into an image stream and back: ``userspace`` with ptrace and /proc on any kernel.  A
-**worker** is the disposable process in which an engine runs for the daemon.  The **crid** of an image is given out by one
-counter a host.
+An **engine** turns running tasks into an image stream and back: ``userspace`` with ptrace and /proc on any kernel.
+A **worker** is the disposable process in which an engine runs for the daemon.  The **crid** of an image is given out by
+one counter a host.
 """

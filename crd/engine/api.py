@@ -1,8 +1,8 @@
 """The contract of sys_checkpoint and sys_restart, in Python.
 
 ``checkpoint(pid, fd, flags)`` writes the image of a running process to a descriptor and returns a crid;
-``restart(fd, flags)`` turns an image back into a running process.  Both belong into a process that does nothing else and
-may be killed at any instant: ``crd/engine/worker.py``, or a command line program.
+``restart(fd, flags)`` turns an image back into a running process.  Both belong into a process that does nothing else
+and may be killed at any instant: ``crd/engine/worker.py``, or a command line program.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class CheckpointOptions:
 
     Attributes:
         after: what becomes of the target.
-        method: "snapshot" (copy-on-write child), "copy" (while it is stopped) or "auto" (copy only if the kernel makes no
-            child).
+        method: "snapshot" (copy-on-write child), "copy" (while it is stopped) or "auto" (copy only if the kernel makes
+            no child).
         freeze_seconds: how long stopping all threads may take.
         engine: "userspace", "kernel" or "auto".
     """
@@ -116,6 +116,7 @@ class RestartResult:
         root_pid: of the first task, as seen from here.
         start_time: field 22 of its stat: with the pid it names the task for ever.
         pids: number of each thread in the image, and the one it has now (in its own namespace).
+        reaper_pid: first process of its pid namespace, 0 if it has none of its own.
     """
 
     root_pid: int
@@ -124,6 +125,7 @@ class RestartResult:
     tasks: int = 1
     threads: int = 1
     duration_seconds: float = 0.0
+    reaper_pid: int = 0
 
 
 def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options: CheckpointOptions | None = None,
@@ -148,6 +150,7 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
     from crd.engine.stream import DescriptorSink
     from crd.engine.userspace.dump import dumped
     from crd.image.writer import ImageWriter
+    from crd.native.syscall import kcmp
     from crd.target.preflight import obstacles
 
     options = options or CheckpointOptions()
@@ -156,17 +159,17 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
         raise BadRequest(f"flags {flags:#x}: only 0 is defined")
     if options.engine == "kernel":
         raise FeatureMissing("this kernel has no Linux-CR system calls", hint="Use the userspace engine.")
-    if found := obstacles(pid):
+    if found := obstacles(pid, kcmp=kcmp):
         raise TargetUnsupported(reasons=found, pid=pid)
     crids.check()
     writer = ImageWriter(DescriptorSink(fd))
-    with dumped(pid, writer, options, hold=options.after is not After.RUN) as image:
+    with dumped(pid, writer, options, hold=options.after != After.RUN) as image:
         result = _result(pid, image, crids, time.monotonic() - started)
         if commit:
             commit(result)
-        if options.after is After.KILL:
+        if options.after == After.KILL:
             _send(pid, signal.SIGKILL)
-        elif options.after is After.STOP:
+        elif options.after == After.STOP:
             _send(pid, signal.SIGSTOP)
     return result
 
@@ -208,4 +211,14 @@ def restart(fd: int, flags: int = 0, *, options: RestartOptions | None = None,
     options = options or RestartOptions()
     if flags:
         raise BadRequest(f"flags {flags:#x}: only 0 is defined")
-    return Restart(DescriptorSource(fd), options).make(confirm)
+    return Restart(DescriptorSource(fd), options).run(confirm)
+
+
+def wait_for_root(result: RestartResult) -> int:
+    """Wait until restarted tasks have ended, and return the exit status as a shell would: 128 + N for signal N.
+
+    Only for the process that restarted them, which is their parent.
+    """
+    _, status = os.waitpid(result.reaper_pid or result.root_pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from crd.errors import EngineError, ImageSinkClosed, ImageSinkFull
 
 if TYPE_CHECKING:
-    from crd.image.codec import Buffer
+    from crd.image.fields import BytesLike
 
 _F_SETPIPE_SZ = 1031
 PIPE_BYTES = 1 << 20
@@ -35,7 +35,7 @@ class DescriptorSink:
         self._fd = fd
         widen_pipe(fd)
 
-    def write(self, *buffers: Buffer) -> None:
+    def write(self, *buffers: BytesLike) -> None:
         """Write the buffers one after the other.
 
         Raises:
@@ -43,7 +43,7 @@ class DescriptorSink:
             ImageSinkFull: there is no space left.
             EngineError: any other error of write(2).
         """
-        views = [view for view in map(memoryview, buffers) if view.nbytes]
+        views = [memoryview(buffer) for buffer in buffers if memoryview(buffer).nbytes]
         while views:
             try:
                 written = os.writev(self._fd, views[:_IOV_MAX])

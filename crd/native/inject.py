@@ -6,7 +6,7 @@ then on the thread comes home alone, whatever becomes of the tracer.  Rules of a
 
 * Every thread is stopped, and none is inside the room of the stubs (``inside``): if one is, a tracer before us died,
   and the thread will be out in no time; let all go and try again.
-* A signal that is about to be delivered ends the attempt (``InjectionInterrupted``): let go with that signal, try again.
+* A signal that is about to be delivered ends the attempt (``InjectionInterrupted``): let go with it, and try again.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from crd.target import procfs
 
 if TYPE_CHECKING:
     from crd.engine.userspace.freeze import Frozen, FrozenThread
+    from crd.engine.userspace.objects import ObjectNumbers
     from crd.engine.userspace.questions import Answer
     from crd.engine.userspace.scheduling import Scheduling
     from crd.target.procfs import MapEntry, Stat
@@ -100,7 +101,7 @@ def injector(frozen: Frozen, entries: list[MapEntry]) -> Injector:
 
 
 def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Known,
-            objects: table.ObjectNumbers) -> Capture:
+            objects: ObjectNumbers) -> Capture:
     """Read a stopped target.
 
     Raises:

@@ -175,10 +175,8 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
     has = {(entry.start, entry.end) for entry in procfs.maps(child.pid)}
     lacking = [entry for entry in entries if not entry.shared and not is_kernel_area(entry)
                and (entry.start in known.wiped or (entry.start, entry.end) not in has)]
-    copied = []
-    for entry in lacking:
-        if runs := pages.private_runs(state.pid, [entry]):
-            copied.append((runs, pages.copy(state.memory, runs)))
+    copied = [(runs, pages.copy(state.memory, runs))
+              for entry in lacking if (runs := pages.private_runs(state.pid, [entry]))]
     return _Taken(captured, Memories(copied, child), None, "snapshot", "the target runs on while its memory is read")
 
 

@@ -36,8 +36,9 @@ def write_records(writer: ImageWriter, pid: int, captured: Capture, attributes: 
     leader = captured.threads[0][0]
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(leader.xstate)))
     writer.write(_profile(captured, leader.xstate))
-    for record in (*captured.files.objects, *captured.layout.files, *(area.record for area in captured.layout.shared)):
-        writer.write(record)
+    for shared_object in (*captured.files.objects, *captured.layout.files,
+                          *(area.record for area in captured.layout.shared)):
+        writer.write(shared_object)
     stat = captured.stat
     writer.write(Task(state=_STATES.get(stat.state, 0), exit_state=0, exit_code=0, exit_signal=stat.field(38)))
     writer.write(comm_string(stat.comm))
@@ -76,8 +77,9 @@ def _process(pid: int, captured: Capture, attributes: Attributes) -> Process:
     stopped_by = captured.stopped_by
     return Process(
         pid=pid, parent_pid=stat.parent_pid, process_group=stat.process_group, session=stat.session,
-        stopped_by=stopped_by, stop_reported=bool(stopped_by) and stat.field(52) & 0x7F == 0, exit_signal=stat.field(38),
-        umask=int(status["Umask"], 8), exe=captured.exe, exe_device=captured.exe_stat.st_dev, exe_inode=captured.exe_stat.st_ino,
+        stopped_by=stopped_by, stop_reported=bool(stopped_by) and stat.field(52) & 0x7F == 0,
+        exit_signal=stat.field(38), umask=int(status["Umask"], 8), exe=captured.exe,
+        exe_device=captured.exe_stat.st_dev, exe_inode=captured.exe_stat.st_ino,
         cwd=captured.cwd, root=captured.root, dumpable=attributes.dumpable, child_subreaper=captured.subreaper,
         oom_score_adj=captured.oom_score_adj, coredump_filter=captured.coredump_filter,
         login_uid=captured.login_uid, thp_disable=attributes.thp_disable)

@@ -64,8 +64,8 @@ def _named_in_code(registers: Registers, memory: Memory) -> int:
 
 def _guessed(registers: Registers) -> int:
     """Tell the four calls that have restart blocks apart by their arguments."""
-    if registers.rdi < _CLOCKS and registers.rdi != 0 or registers.rdi == 0 and registers.rdx > 1 << 16:
+    if 0 < registers.rdi < _CLOCKS or (registers.rdi == 0 and registers.rdx > 1 << 16):
         return _CLOCK_NANOSLEEP
     if registers.rsi in _FUTEX_WAITS:
         return _FUTEX
-    return _NANOSLEEP if registers.rsi == 0 and registers.rdi or registers.rsi > 1 << 16 else _POLL
+    return _NANOSLEEP if (registers.rsi == 0 and registers.rdi) or registers.rsi > 1 << 16 else _POLL

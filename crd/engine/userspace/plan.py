@@ -211,5 +211,6 @@ def _group_owner(number: int) -> str:
         except TargetError:
             continue
         if number in {stat.process_group, stat.session}:
-            return f"the process group or session of pid {pid}, {stat.comm}"
+            zombie = "a zombie of " if stat.state == "Z" else ""
+            return f"{zombie}the process group or session of pid {pid}, {stat.comm}"
     return ""

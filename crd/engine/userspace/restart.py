@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crd.engine.api import Pids, RestartOptions, RestartResult
@@ -12,6 +13,7 @@ from crd.engine.userspace import credentials, limits, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement
 from crd.engine.userspace.mem import restore
+from crd.engine.userspace.namespace import restart_inside
 from crd.engine.userspace.plan import check, read_plan
 from crd.engine.userspace.sig import actions, pending
 from crd.engine.userspace.timers import interval, posix
@@ -48,6 +50,14 @@ class Restart:
         self.plan, self._first = read_plan(self._records)
         check(self.plan, options)
 
+    def run(self, confirm: Callable[[RestartResult], None] | None) -> RestartResult:
+        """Make the task, in a namespace of its own if asked for, and let it go; see ``make``."""
+        if self._options.pids != Pids.NAMESPACE:
+            return self.make(confirm)
+        numbers = {thread.tid for thread in self.plan.threads}
+        result = restart_inside(self.plan.profile, numbers, self.make, confirm)
+        return replace(result, duration_seconds=time.monotonic() - self._started)  # inside the clock is the image's
+
     def make(self, confirm: Callable[[RestartResult], None] | None) -> RestartResult:
         """Make the task, and let it go.
 
@@ -59,7 +69,7 @@ class Restart:
             RestartError: the task could not be made; nothing is left.
         """
         plan = self.plan
-        same = self._options.pids is not Pids.NEW
+        same = self._options.pids != Pids.NEW
         with Broker() as broker, Vessel(plan, plan.pid if same else 0) as vessel:
             _join_session(plan, vessel)
             whole = restore.map_areas(plan, vessel, broker)

@@ -58,9 +58,8 @@ def restart(thread: Thread, tid: int) -> None:
     cpus = {cpu for cpu in range(len(thread.affinity) * 8) if thread.affinity[cpu // 8] >> cpu % 8 & 1}
     with suppress(OSError):  # CPUs that this host does not have
         os.sched_setaffinity(tid, cpus)
-    with suppress(OSError):
-        with open(f"/proc/{tid}/timerslack_ns", "w") as file:  # noqa: PTH123
-            file.write(str(thread.timer_slack_ns))
+    with suppress(OSError), open(f"/proc/{tid}/timerslack_ns", "w") as file:
+        file.write(str(thread.timer_slack_ns))
     try:
         syscall(NR.IOPRIO_SET, _IOPRIO_WHO_PROCESS, tid, thread.io_priority)
         attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, thread.policy, thread.policy_flags, thread.nice,

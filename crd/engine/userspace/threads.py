@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace import credentials, scheduling
 from crd.engine.userspace.sig import pending
-from crd.errors import RestartError
+from crd.errors import NativeError, RestartError
 from crd.native import tracee
 from crd.native.syscall import NR
 from crd.native.tracee import Registers
@@ -23,6 +23,7 @@ _THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x2000 | 0x10000 | 0x40000
 _STACK = struct.Struct("<QI4xQ")
 _SS_DISABLE, _SS_AUTODISARM = 2, 1 << 31
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_AT_ONCE = 256
 
 
 def make(plan: Plan, vessel: Vessel, *, same_numbers: bool) -> dict[int, int]:
@@ -40,9 +41,6 @@ def make(plan: Plan, vessel: Vessel, *, same_numbers: bool) -> dict[int, int]:
             vessel.adopt(made)
             numbers[thread.tid] = made
     return numbers
-
-
-_AT_ONCE = 256
 
 
 def set_up(thread: Thread, plan: Plan, vessel: Vessel, tid: int) -> None:
@@ -82,5 +80,5 @@ def set_registers(thread: Thread, tid: int) -> None:
         tracee.set_xstate(tid, thread.xstate)
         tracee.set_registers(tid, Registers.from_bytes(thread.registers))
         tracee.set_signal_mask(tid, thread.signal_mask)
-    except tracee.NativeError as error:
+    except NativeError as error:
         raise RestartError(f"the registers of thread {thread.tid}: {error.message}") from error

@@ -77,7 +77,7 @@ class Vessel:
     def _check_processor(self, plan: Plan) -> None:
         ours = len(tracee.get_xstate(self.pid))
         if {len(thread.xstate) for thread in plan.threads} != {ours}:
-            raise RestartUnsupported(f"the image has {plan.arch.xstate_bytes} bytes of processor state, here are {ours}",
+            raise RestartUnsupported(f"the image has {plan.arch.xstate_bytes} bytes of processor state, not {ours}",
                                      hint="Restart it on a processor with the same features.")
 
     def _make_room(self, plan: Plan) -> None:

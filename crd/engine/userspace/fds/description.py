@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import struct
 from dataclasses import dataclass
-from functools import cmp_to_key
+from functools import cmp_to_key, partial
 from typing import TYPE_CHECKING
 
 from crd.native.syscall import kcmp
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
 F_SETSIG, F_GETSIG, F_SETOWN_EX, F_GETOWN_EX = 10, 11, 15, 16
 _OWNER = struct.Struct("<ii")
@@ -45,7 +44,7 @@ def restart_owner(fd: int, owner: Owner) -> None:
         fcntl.fcntl(fd, F_SETOWN_EX, _OWNER.pack(owner.kind, owner.pid))
 
 
-def group(pid: int, fds: Sequence[int], keys: dict[int, tuple[object, ...]]) -> list[list[int]]:
+def group(pid: int, fds: Sequence[int], keys: Mapping[int, Hashable]) -> list[list[int]]:
     """Group descriptors by the open file description they share.
 
     Args:
@@ -53,12 +52,12 @@ def group(pid: int, fds: Sequence[int], keys: dict[int, tuple[object, ...]]) -> 
         fds: its descriptors.
         keys: what equal descriptions have in common at least (device, inode, flags, position), by descriptor.
     """
-    alike: dict[tuple[object, ...], list[int]] = {}
+    alike: dict[Hashable, list[int]] = {}
     for fd in fds:
         alike.setdefault(keys[fd], []).append(fd)
-    groups = []
+    groups: list[list[int]] = []
     for members in alike.values():
-        ordered = sorted(members, key=cmp_to_key(lambda a, b: _order(pid, a, b)))
+        ordered = sorted(members, key=cmp_to_key(partial(_order, pid)))
         for fd in ordered:
             if groups and groups[-1][0] in members and not kcmp(pid, pid, _KCMP_FILE, groups[-1][0], fd):
                 groups[-1].append(fd)

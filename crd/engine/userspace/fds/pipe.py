@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds.description import Owner, restart_owner
-from crd.errors import RestartUnsupported
+from crd.errors import NativeError, RestartUnsupported
 from crd.image.profile import Pipe, PipeData, PipeEnd
 from crd.native.syscall import syscall
 
@@ -33,8 +33,8 @@ def dump_data(objref: int, inode: int, read_end: int, *, packets: bool) -> tuple
     ours_read, ours_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.fcntl(ours_write, _F_SETPIPE_SZ, capacity)
-        with suppress(BlockingIOError):
-            _tee(read_end, ours_write, capacity)
+        with suppress(NativeError):  # EAGAIN: it is empty
+            syscall(_TEE, read_end, ours_write, capacity, _SPLICE_F_NONBLOCK)
         chunks = []
         with suppress(BlockingIOError):
             while chunk := os.read(ours_read, _SPLICE_BYTES):
@@ -44,15 +44,6 @@ def dump_data(objref: int, inode: int, read_end: int, *, packets: bool) -> tuple
         os.close(ours_write)
     pipe = Pipe(objref=objref, inode=inode, capacity_bytes=capacity, data_bytes=sum(map(len, chunks)))
     return pipe, [PipeData(objref=objref, packet=packets, data=chunk) for chunk in chunks]
-
-
-def _tee(source: int, sink: int, length: int) -> None:
-    from crd.errors import NativeError  # noqa: PLC0415
-
-    try:
-        syscall(_TEE, source, sink, length, _SPLICE_F_NONBLOCK)
-    except NativeError as error:
-        raise OSError(error.errno, error.message) from error
 
 
 def restart(pipe: Pipe, ends: Sequence[PipeEnd], data: Sequence[PipeData]) -> dict[int, int]:

@@ -64,10 +64,10 @@ def _open(plan: Plan, broker: Broker, *, must_be_same: bool) -> dict[int, int]:
         if objref in wanted:
             fd = ours[objref] = broker.hold(regular.restart(record, must_be_same=must_be_same))
             restart_owner(fd, Owner(record.owner_type, record.owner_pid, record.owner_signal))
-    for number, record in plan.pipes.items():
+    for number, made in plan.pipes.items():
         ends = [end for end in plan.pipe_ends.values() if end.pipe == number and end.objref in wanted]
         data = [chunk for chunk in plan.pipe_data if chunk.objref == number]
-        for objref, fd in pipe.restart(record, ends, data).items():
+        for objref, fd in pipe.restart(made, ends, data).items():
             ours[objref] = broker.hold(fd)
     return ours
 

@@ -22,12 +22,12 @@ from crd.image.profile import (
 )
 from crd.native.syscall import pidfd_getfd
 from crd.target import procfs
-from crd.target.procfs import FdInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from crd.engine.userspace.objects import ObjectNumbers
+    from crd.target.procfs import FdInfo
 
 _LOCKS = {"POSIX": LOCK_POSIX, "FLOCK": LOCK_FLOCK}
 
@@ -52,8 +52,8 @@ class _Found:
 def dump(pid: int, objects: ObjectNumbers) -> FileTable:
     """Describe all open files of a stopped process.
 
-    What is borrowed from it to look closer is closed again before this returns: a duplicate keeps pipes open, locks held
-    and ports bound.
+    What is borrowed from it to look closer is closed again before this returns: a duplicate keeps pipes open and locks
+    held.
 
     Raises:
         TargetUnsupported: a descriptor of a kind that cannot be restarted was opened since the preflight.
@@ -74,7 +74,7 @@ def dump(pid: int, objects: ObjectNumbers) -> FileTable:
                                                  close_on_exec=found[fd].info.close_on_exec) for fd in fds]
             table.locks += _locks(pid, first)
         for inode, ends in pipes.items():
-            _dump_pipe(table, pidfd, objects, inode, [found[fd] for fd, _ in ends], [ref for _, ref in ends])
+            _dump_pipe(table, pidfd, objects.new(), inode, [(found[fd], objref) for fd, objref in ends])
     finally:
         os.close(pidfd)
     table.descriptors.sort(key=lambda record: record.fd)
@@ -102,11 +102,9 @@ def _owner(pidfd: int, fd: int) -> Owner:
         os.close(borrowed)
 
 
-def _dump_pipe(table: FileTable, pidfd: int, objects: ObjectNumbers, inode: int, ends: list[_Found],
-               refs: list[int]) -> None:
-    number = objects.new()
-    readers = [one for one in ends if one.info.flags & os.O_ACCMODE == os.O_RDONLY]
-    packets = any(one.info.flags & os.O_DIRECT for one in ends if one not in readers)
+def _dump_pipe(table: FileTable, pidfd: int, number: int, inode: int, ends: list[tuple[_Found, int]]) -> None:
+    readers = [one for one, _ in ends if one.info.flags & os.O_ACCMODE == os.O_RDONLY]
+    packets = any(one.info.flags & os.O_DIRECT for one, _ in ends if one not in readers)
     if readers:
         borrowed = pidfd_getfd(pidfd, readers[0].fd)
         try:
@@ -116,7 +114,7 @@ def _dump_pipe(table: FileTable, pidfd: int, objects: ObjectNumbers, inode: int,
     else:
         record, data = Pipe(objref=number, inode=inode, capacity_bytes=64 << 10, data_bytes=0), []
     table.objects += [record, *data]
-    for one, objref in zip(ends, refs, strict=True):
+    for one, objref in ends:
         owner = _owner(pidfd, one.fd)
         table.objects.append(PipeEnd(objref=objref, pipe=number, flags=one.info.flags & ~os.O_CLOEXEC,
                                      owner_type=owner.kind, owner_pid=owner.pid, owner_signal=owner.signal))

@@ -21,7 +21,7 @@ Run = tuple[int, int]
 
 _RECORD_BYTES = PAGES_PER_RECORD_MAX * PAGE_BYTES
 _BUFFERS = 4
-"""Buffers in turn: a pipe holds up to 1 MiB of pages by reference after vmsplice(2), the next writes must not touch them."""
+"""Buffers in turn: after vmsplice(2) a pipe holds up to 1 MiB of pages by reference."""
 
 
 def private_runs(pid: int, entries: Sequence[MapEntry]) -> list[Run]:
@@ -52,11 +52,12 @@ def batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
     """Cut runs into batches of at most one record's pages."""
     batch: list[Run] = []
     room = _RECORD_BYTES
-    for address, length in runs:
-        while length:
-            part = min(length, room)
-            batch.append((address, part))
-            address, length, room = address + part, length - part, room - part
+    for start, length in runs:
+        at = start
+        while at < start + length:
+            part = min(start + length - at, room)
+            batch.append((at, part))
+            at, room = at + part, room - part
             if not room:
                 yield batch
                 batch, room = [], _RECORD_BYTES
@@ -85,26 +86,13 @@ class PagePump:
 
     def copied(self, pid: int, runs: Sequence[Run], content: memoryview) -> None:
         """Write pages that were copied while the process was stopped, packed one after the other."""
-        at = 0
-
-        def read(batch: Sequence[Run], buffer: memoryview) -> None:
-            nonlocal at
-            length = buffer.nbytes
-            buffer[:] = content[at:at + length]
-            at += length
-
+        read = _reader(content)
         for batch in batches(runs):
             self._pump(batch, read, lambda found: Pages(pid=pid, runs=found))
 
     def shared(self, objref: int, runs: Sequence[Run], content: memoryview) -> None:
         """Write pages of a shared object that were copied while the process was stopped."""
-        at = 0
-
-        def read(batch: Sequence[Run], buffer: memoryview) -> None:
-            nonlocal at
-            buffer[:] = content[at:at + buffer.nbytes]
-            at += buffer.nbytes
-
+        read = _reader(content)
         for batch in batches(runs):
             self._pump(batch, read, lambda found: SharedPages(objref=objref, runs=found))
 
@@ -118,6 +106,18 @@ class PagePump:
         runs, parts = _without_zeros(batch, buffer)
         if runs:
             self._writer.write_bulk(record(runs), *parts)
+
+
+def _reader(content: memoryview) -> Callable[[list[Run], memoryview], None]:
+    """Return what reads packed runs one after the other."""
+    at = 0
+
+    def read(_batch: list[Run], buffer: memoryview) -> None:
+        nonlocal at
+        buffer[:] = content[at:at + buffer.nbytes]
+        at += buffer.nbytes
+
+    return read
 
 
 def _without_zeros(batch: list[Run], buffer: memoryview) -> tuple[list[PageRun], list[memoryview]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 from typing import TYPE_CHECKING
@@ -11,13 +10,11 @@ from crd.errors import RestartError
 from crd.image.profile import (
     PAGE_BYTES,
     VMA_ANONYMOUS,
-    VMA_PRIVATE_FILE,
     VMA_SHARED_FILE,
     VMA_SHARED_MEMORY,
     Pages,
     SharedPages,
 )
-from crd.native.batch import Result
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
@@ -34,6 +31,7 @@ _READ_WRITE = 3
 _MREMAP_MAYMOVE_FIXED = 3
 _PR_SET_MM, _PR_SET_MM_MAP, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 35, 14, 0x53564D41, 0
 _MM_MAP = struct.Struct("<12QII")
+_EXE_FD = 100
 _ADVICE = {"sr": 2, "rr": 1, "dc": 10, "hg": 14, "nh": 15, "mg": 12, "dd": 16, "wf": 18}
 _ANON_NAME = re.compile(r"\[anon:([^\[\]\\$`]{1,79})\]")
 
@@ -42,7 +40,7 @@ def map_areas(plan: Plan, vessel: Vessel, broker: Broker) -> dict[int, int]:
     """Map every area with its final protection.
 
     Returns:
-        Where in the vessel each shared memory object lies as a whole, by objref; ``unmap_shared`` takes them away again.
+        Where in the vessel each shared memory object lies as a whole, by objref; ``finish`` takes them away again.
     """
     whole = _map_shared(plan, vessel)
     for objref, record in plan.files.items():
@@ -135,6 +133,3 @@ def finish(plan: Plan, vessel: Vessel, broker: Broker, whole: dict[int, int]) ->
     batch.call(NR.CLOSE, pulled)
     batch.call(NR.CLOSE, _EXE_FD)
     vessel.run()
-
-
-_EXE_FD = 100

@@ -1,0 +1,170 @@
+"""A restart in a pid namespace of its own, beside whatever has the image's numbers here.
+
+The restorer runs inside, so every number in the image is right as it stands.  A reaper is the first process; a time
+namespace lets the monotonic clock go on where the image was taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from crd.engine.api import RestartResult
+from crd.errors import CrdError, FeatureMissing, NativeError, RestartError, TargetError
+from crd.native.syscall import syscall
+from crd.native.vessel import become_reaper
+from crd.target import procfs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crd.image.profile import Profile
+
+_UNSHARE, _MOUNT = 272, 165
+_CLONE_NEWTIME, _CLONE_NEWPID, _CLONE_NEWNS = 0x80, 0x20000000, 0x20000
+_MS_NOSUID_NODEV_NOEXEC, _MS_REC_SLAVE = 2 | 4 | 8, 0x4000 | 0x80000
+_GO = b"go"
+
+
+def restart_inside(profile: Profile, numbers: set[int], make: Callable[[Callable[[RestartResult], None]], Any],
+                   confirm: Callable[[RestartResult], None] | None) -> RestartResult:
+    """Run ``make`` inside new namespaces, and ``confirm`` here.
+
+    Args:
+        profile: of the image, for its clocks.
+        numbers: all tids of the image, none of which the restorer may have.
+        make: makes the tasks; calls what it is given when all is ready and nothing runs yet.
+        confirm: called then, with the numbers as seen from here.
+
+    Returns:
+        The result.  The reaper is our child, and exits as the last task did.
+
+    Raises:
+        FeatureMissing: these privileges do not allow namespaces.
+        CrdError: what ``make`` raised; nothing is left.
+    """
+    _leave(profile)
+    ours, theirs = socket.socketpair()
+    reaper = os.fork()
+    if reaper == 0:
+        _begin_inside(theirs, numbers, make)
+    theirs.close()
+    with ours:
+        ready = _receive(ours)
+        if "error" in ready:
+            os.waitpid(reaper, 0)
+            raise CrdError.from_json(ready)
+        ready["root_pid"], ready["start_time"] = _seen_from_here(reaper, ready["root_pid"])
+        result = RestartResult(**ready, reaper_pid=reaper)
+        if confirm:
+            confirm(result)
+        ours.sendall(_GO)
+        done = _receive(ours)
+    if "error" in done:
+        raise CrdError.from_json(done)
+    return result
+
+
+def _leave(profile: Profile) -> None:
+    """Prepare the namespaces for our next child."""
+    try:
+        syscall(_UNSHARE, _CLONE_NEWTIME | _CLONE_NEWPID)
+    except NativeError as error:
+        raise FeatureMissing(f"a namespace of its own: {error.message}", hint="Run as root.") from error
+    lines = []
+    for name, clock, then in (("monotonic", time.CLOCK_MONOTONIC, profile.taken_monotonic_ns),
+                              ("boottime", time.CLOCK_BOOTTIME, profile.taken_boottime_ns)):
+        seconds, nanoseconds = divmod(then - time.clock_gettime_ns(clock), 10**9)
+        lines.append(f"{name} {seconds} {nanoseconds}\n")
+    try:
+        fd = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, "".join(lines).encode())
+        os.close(fd)
+    except OSError as error:
+        raise RestartError(f"setting the clocks of the time namespace: {error.strerror}") from error
+
+
+def _begin_inside(channel: socket.socket, numbers: set[int], make: Callable[..., Any]) -> None:
+    """As the first process of the namespace: mount /proc, start the restorer, and only reap from then on."""
+    try:
+        syscall(_UNSHARE, _CLONE_NEWNS)
+        syscall(_MOUNT, b"none\0", b"/\0", 0, _MS_REC_SLAVE, 0)
+        syscall(_MOUNT, b"proc\0", b"/proc\0", b"proc\0", _MS_NOSUID_NODEV_NOEXEC, 0)
+        with suppress(OSError):
+            fd = os.open("/proc/sys/kernel/ns_last_pid", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(fd, str(max(numbers) + 100).encode())
+            os.close(fd)
+        if os.fork() == 0:
+            _restore(channel, make)
+        channel.close()
+        _close_inherited()
+        become_reaper()
+    finally:
+        os._exit(1)
+
+
+def _restore(channel: socket.socket, make: Callable[..., Any]) -> None:
+    def confirm(result: RestartResult) -> None:
+        _send(channel, {key: value for key, value in asdict(result).items() if key != "reaper_pid"})
+        if channel.recv(len(_GO)) != _GO:
+            raise RestartError("the restart was called off")
+
+    status = 1
+    try:
+        make(confirm)
+        _send(channel, {})
+        status = 0
+    except CrdError as error:
+        with suppress(OSError):
+            _send(channel, error.to_json())
+    finally:
+        os._exit(status)
+
+
+def _close_inherited() -> None:
+    """Let the reaper hold nothing open for as long as the tasks live."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.closerange(3, 4096)
+
+
+def _send(channel: socket.socket, value: dict[str, Any]) -> None:
+    data = json.dumps(value).encode()
+    channel.sendall(struct.pack("<I", len(data)) + data)
+
+
+def _receive(channel: socket.socket) -> dict[str, Any]:
+    header = _exactly(channel, 4)
+    value: dict[str, Any] = json.loads(_exactly(channel, int.from_bytes(header, "little")))
+    if "pids" in value:
+        value["pids"] = {int(old): new for old, new in value["pids"].items()}
+    return value
+
+
+def _exactly(channel: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        part = channel.recv(length - len(data))
+        if not part:
+            raise RestartError("the restorer inside the namespace died")
+        data += part
+    return data
+
+
+def _seen_from_here(reaper: int, pid: int) -> tuple[int, int]:
+    """Return pid and start time, in our own namespaces, of a process inside."""
+    inside = os.stat(f"/proc/{reaper}/ns/pid").st_ino
+    for candidate in procfs.pids():
+        with suppress(TargetError, OSError):
+            if (os.stat(f"/proc/{candidate}/ns/pid").st_ino == inside
+                    and procfs.status(candidate)["NSpid"].split()[-1] == str(pid)):
+                return candidate, procfs.stat(candidate).start_time
+    raise RestartError(f"process {pid} of the new namespace cannot be found")
+
