@@ -77,18 +77,6 @@ class Fields(metaclass=FieldsMeta):
         values = (f"{name}={_short(getattr(self, name))}" for name in self.fields)
         return f"{type(self).__name__}({', '.join(values)})"
 
-    def encode(self) -> bytes:
-        """Return the payload.
-
-        Raises:
-            ImageError: a value does not fit its field.
-        """
-        try:
-            return b"".join([step.encode(self) for step in self.steps])
-        except (struct.error, UnicodeEncodeError, MalformedError) as error:
-            raise ImageError(f"a {self.record_name} record cannot hold its values: {error}",
-                             record=self.record_name) from error
-
 
 def _short(value: object) -> str:
     if isinstance(value, bytes | memoryview) and len(value) > 32:
@@ -106,6 +94,10 @@ class Struct(Fields):
         assert isinstance(scalars, Scalars), "a Struct has scalars only"  # noqa: S101
         return scalars.layout.size
 
+    def encode(self) -> BytesLike:
+        """Return its bytes; ``struct.error`` if a value does not fit."""
+        return self.steps[0].encode(self)
+
     @classmethod
     def decode_at(cls, payload: memoryview, position: int) -> Self:
         """Make one from the bytes at ``position``; ``struct.error`` if they are too few."""
@@ -116,6 +108,18 @@ class Struct(Fields):
 
 class Record(Fields):
     """One framed unit of an image; ``record_type`` is its number, ``record_name`` what FORMAT.md calls it."""
+
+    def encode(self) -> bytes:
+        """Return the payload.
+
+        Raises:
+            ImageError: a value does not fit its field.
+        """
+        try:
+            return b"".join([step.encode(self) for step in self.steps])
+        except (struct.error, UnicodeEncodeError, MalformedError) as error:
+            raise ImageError(f"a {self.record_name} record cannot hold its values: {error}",
+                             record=self.record_name) from error
 
     @classmethod
     def decode(cls, payload: BytesLike, offset: int = 0) -> Self:

@@ -164,7 +164,7 @@ _FILES_AND_ON: Layouts = {
 V16: Layouts = {
     2: HEAD_ARCH, 3: BUFFER, 4: STRING, 5: Layout("OBJREF", "kind:I objref:i"), 101: TREE, 102: TASK,
     **_named(103, "TASK_NS TASK_OBJS RESTART_BLOCK THREAD CPU"), **_named(201, "THREAD_TLS CPU_FPU"),
-    **_named(401, "MM VMA PGARR MM_CONTEXT"), **_FILES_AND_ON, 305: Layout("FILE_PIPE", "pipe_bytes:i"),
+    **_named(401, "MM VMA PGARR MM_CONTEXT"), **_FILES_AND_ON, 305: Layout("FILE_PIPE"),
 }
 V16_REGISTERS_ONLY: Layouts = {**V16, 101: TASK, 102: Layout("THREAD"), 103: Layout("CPU")}
 """gen-C with its first two patches (recognised by a TASK of number 101)."""

@@ -4,12 +4,12 @@ The bytes are specified in ``FORMAT.md``.  Every record is framed (nothing raw f
 comes before the memory, and memory comes last, so that a reader can check and plan before it makes anything::
 
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
-    { FILE | PIPE PIPE_DATA* | SHARED_MEMORY }*                      shared objects, numbered from 1 (objref)
-    per process:
-      TASK STRING PROCESS MEMORY_LAYOUT VMA* FD* FILE_LOCK* SIGNAL_ACTIONS PENDING_SIGNAL*
+    { REGULAR_FILE | PIPE PIPE_DATA* | PIPE_END | SHARED_MEMORY }*   shared objects, numbered from 1 (objref)
+    per process, parents first:
+      TASK STRING PROCESS MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* FILE_LOCK* SIGNAL_ACTIONS PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
-      { THREAD PENDING_SIGNAL* }*                                    the leader first
-    { SHARED_PAGES* }   { PAGES* }                                   per object, then per process
+      { THREAD PENDING_SIGNAL* }+                                    the leader first
+    SHARED_PAGES* PAGES*                                             per object, then per process
     TAIL
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ class ImageReader:
         self.header, numbering = read_header(self._frames)
         if numbering is not Numbering.FULL_SERIES:
             raise ImageVersionUnsupported("the image was written by a Linux-CR kernel, not by crd",
-                                          hint="crd inspect shows what it holds.")
+                                          errno=errno.EINVAL, hint="crd inspect shows what it holds.")
 
     @property
     def offset(self) -> int:
@@ -91,4 +92,4 @@ def _check_version(payload: memoryview) -> None:
     """The version is the first field of PROFILE in every version."""
     if len(payload) >= 4 and (version := struct.unpack_from("<I", payload)[0]) != PROFILE_VERSION:
         raise ImageVersionUnsupported(f"the image is of version {version} of crd's profile, not {PROFILE_VERSION}",
-                                      record=Profile.record_name, version=version)
+                                      record=Profile.record_name, version=version, errno=errno.EINVAL)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from crd.image.codec import corrupt
-from crd.image.generations import TASK, Generation
+from crd.image.generations import Generation
 from crd.image.inspection import RECORDS_MAX, FileEntry, MemoryEntry, TaskEntry
+from crd.image.pid_array import OLD_PID_ENTRY_BYTES, pid_entry, pid_entry_bytes
 
 if TYPE_CHECKING:
     from crd.image.walker import Walker
@@ -58,36 +59,17 @@ class _EarlyWalk:
         n_tasks = step.fields["tasks"]
         if n_tasks > RECORDS_MAX:
             raise corrupt(f"counts {n_tasks} tasks", step.entry.offset, step.name)
-        entry_bytes = self.pid_entry_bytes(n_tasks)
+        is_a = self.walker.dialect.generation is Generation.A
+        entry_bytes = OLD_PID_ENTRY_BYTES if is_a else pid_entry_bytes(self.walker, n_tasks)
         tasks = []
         for index in range(n_tasks):
-            pid, first, second = self.walker.dialect.unpack("iii", self.walker.raw(entry_bytes, "pid array"))
-            group, parent = (first, second) if entry_bytes == 16 else (second, first)
-            known = index < PIDS_WITHOUT_REPEAT or self.walker.dialect.generation is not Generation.A
-            tasks.append(TaskEntry(pid, parent, group) if known else TaskEntry(None, None, None))
-        if n_tasks > PIDS_WITHOUT_REPEAT and self.walker.dialect.generation is Generation.A:
+            entry = pid_entry(self.walker, self.walker.raw(entry_bytes, "pid array"))
+            tasks.append(TaskEntry(None, None, None) if is_a and index >= PIDS_WITHOUT_REPEAT else entry)
+        if is_a and n_tasks > PIDS_WITHOUT_REPEAT:
             self.inspection.notes.append(
                 f"the pid array repeats after {PIDS_WITHOUT_REPEAT} entries, as kernels of gen-A write it: "
                 "parents of the tasks behind are not known")
         return tasks
-
-    def pid_entry_bytes(self, n_tasks: int) -> int:
-        """gen-B has entries of 16 or 24 bytes: the right size is the one that leads to a TASK (spec 3.3)."""
-        dialect = self.walker.dialect
-        if dialect.generation is Generation.A:
-            return 16
-        n_bytes = n_tasks * 24
-        if n_bytes > 1 << 20:
-            return 24
-        ahead = self.walker.cursor.peek(n_bytes + dialect.frame_bytes)
-        for entry_bytes in (16, 24):
-            frame = ahead[n_tasks * entry_bytes:][:dialect.frame_bytes]
-            if len(frame) < dialect.frame_bytes:
-                continue
-            number, length, *_ = dialect.unpack(dialect.frame, frame)
-            if self.walker.layouts.get(number) is TASK and length == TASK.payload_bytes:
-                return entry_bytes
-        return 16
 
     def task(self, task: TaskEntry) -> None:
         walker = self.walker

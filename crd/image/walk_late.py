@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from crd.errors import ImageCorrupt
 from crd.image.codec import corrupt
-from crd.image.generations import TASK, TREE, V16, V16_REGISTERS_ONLY, V18, V23
+from crd.image.generations import TREE, V16, V16_REGISTERS_ONLY, V18, V23
 from crd.image.inspection import RECORDS_MAX, FileEntry, TaskEntry
+from crd.image.pid_array import PID_ENTRY_BYTES, pid_entry, pid_entry_bytes
 
 if TYPE_CHECKING:
     from crd.image.walker import Step, Walker
 
-_PID_ENTRY_BYTES = 24
 _FULL_FRAME_TASK_BYTES = 32
 
 
@@ -73,27 +73,15 @@ def _tree(walker: Walker, step: Step) -> list[TaskEntry]:
     n_tasks = step.fields["tasks"]
     if n_tasks > RECORDS_MAX:
         raise corrupt(f"counts {n_tasks} tasks", step.entry.offset, step.name)
-    array_bytes = n_tasks * _PID_ENTRY_BYTES
     if walker.next_name() == "BUFFER":
-        return _pids(walker, walker.step().payload[:array_bytes])
-    return _pids(walker, walker.raw(_raw_array_bytes(walker, n_tasks), "pid array"))
+        return _pids(walker, walker.step().payload[:n_tasks * PID_ENTRY_BYTES])
+    entry_bytes = pid_entry_bytes(walker, n_tasks, preferred=PID_ENTRY_BYTES)
+    return _pids(walker, walker.raw(n_tasks * entry_bytes, "pid array"), entry_bytes)
 
 
-def _raw_array_bytes(walker: Walker, n_tasks: int) -> int:
-    """Return the size of a raw pid array: entries of 24 bytes, or 16 if that is what leads to a TASK."""
-    frame_bytes = walker.dialect.frame_bytes
-    frame = walker.cursor.peek(n_tasks * 16 + frame_bytes)[n_tasks * 16:]
-    if len(frame) == frame_bytes:
-        number, _ = walker.dialect.unpack(walker.dialect.frame, frame)
-        if walker.layouts.get(number) is TASK:
-            return n_tasks * 16
-    return n_tasks * _PID_ENTRY_BYTES
-
-
-def _pids(walker: Walker, array: bytes) -> list[TaskEntry]:
-    """Make tasks of entries vpid, vppid, vtgid, vpgid, vsid and a word more."""
-    starts = range(0, len(array) - _PID_ENTRY_BYTES + 1, _PID_ENTRY_BYTES)
-    return [TaskEntry(*walker.dialect.unpack("iii", array, start)) for start in starts]
+def _pids(walker: Walker, array: bytes, entry_bytes: int = PID_ENTRY_BYTES) -> list[TaskEntry]:
+    return [pid_entry(walker, array[start:start + entry_bytes])
+            for start in range(0, len(array) - entry_bytes + 1, entry_bytes)]
 
 
 def _skip_pipe(walker: Walker, step: Step) -> None:

@@ -1,0 +1,105 @@
+"""The bytes of an image object, version 1, little-endian.
+
+::
+
+    0   8   "CRDARCH1"
+    8   4   bytes of a raw frame (the last may be shorter)
+    12  4   reserved, 0
+    16      frames: each one zstd frame, one after the other
+            table: 24 bytes a frame: stored length u32, raw length u32, 16 bytes of the BLAKE3 of what is stored
+    -72 8   number of frames
+    -64 8   raw bytes of the stream
+    -56 32  BLAKE3 of the stream: the digest
+    -24 16  the first 16 bytes of the BLAKE3 of header, table and the 48 bytes before this
+    -8  8   "CRDARCHE"
+
+Written front to back; a torn object has no trailer, and is under a temporary name anyway.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from crd.errors import BlobCorrupt
+
+FRAME_BYTES = 256 << 10
+HEADER = struct.Struct("<8sII")
+ENTRY = struct.Struct("<II16s")
+TRAILER = struct.Struct("<QQ32s16s8s")
+_MAGIC, _END = b"CRDARCH1", b"CRDARCHE"
+_CHECKED = struct.Struct("<QQ32s")
+STORED_BYTES_MAX = FRAME_BYTES + (FRAME_BYTES >> 8) + 512
+"""More than ZSTD_compressBound of a frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where a frame lies, and what it must be."""
+
+    offset: int
+    stored_bytes: int
+    raw_bytes: int
+    checksum: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All frames of an object, and the stream they make."""
+
+    frames: tuple[Frame, ...]
+    image_bytes: int
+    digest: bytes
+
+
+def header() -> bytes:
+    """Return the first bytes of an object."""
+    return HEADER.pack(_MAGIC, FRAME_BYTES, 0)
+
+
+def checksum(stored: bytes | memoryview) -> bytes:
+    """Return the 16 bytes that a frame is checked by."""
+    return blake3(stored).digest(length=16)
+
+
+def trailer(entries: bytes, n_frames: int, image_bytes: int, digest: bytes) -> bytes:
+    """Return table and trailer of an object."""
+    checked = _CHECKED.pack(n_frames, image_bytes, digest)
+    return entries + checked + checksum(header() + entries + checked) + _END
+
+
+def parse_trailer(data: bytes, size: int) -> int:
+    """Return how many frames the table has, from the last bytes of an object of ``size`` bytes.
+
+    Raises:
+        BlobCorrupt: it is no whole object.
+    """
+    if len(data) != TRAILER.size or not data.endswith(_END):
+        raise BlobCorrupt("the object has no end: it is torn or of another format")
+    n_frames, *_ = TRAILER.unpack(data)
+    if HEADER.size + n_frames * (ENTRY.size + 1) + TRAILER.size > size:
+        raise BlobCorrupt(f"the object cannot hold {n_frames} frames")
+    return int(n_frames)
+
+
+def parse_table(head: bytes, entries: bytes, data: bytes, size: int) -> Table:
+    """Check header, table and trailer against each other.
+
+    Raises:
+        BlobCorrupt: they do not fit, or are damaged.
+    """
+    n_frames, image_bytes, digest, expected, _ = TRAILER.unpack(data)
+    if checksum(head + entries + data[:_CHECKED.size]) != expected or head != header():
+        raise BlobCorrupt("the object's table is damaged")
+    frames = []
+    offset, raw = HEADER.size, 0
+    for stored_bytes, raw_bytes, check in ENTRY.iter_unpack(entries):
+        if not 0 < stored_bytes <= STORED_BYTES_MAX or not 0 < raw_bytes <= FRAME_BYTES:
+            raise BlobCorrupt("a frame of the object has an impossible size")
+        frames.append(Frame(offset, stored_bytes, raw_bytes, check))
+        offset, raw = offset + stored_bytes, raw + raw_bytes
+    if (offset + len(entries) + TRAILER.size, raw, len(frames)) != (size, image_bytes, n_frames):
+        raise BlobCorrupt("the object's table does not add up")
+    return Table(tuple(frames), image_bytes, digest)

@@ -1,0 +1,1 @@
+"""Stores: what keeps objects under keys, all behind one protocol."""

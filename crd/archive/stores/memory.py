@@ -1,0 +1,87 @@
+"""Objects in memory: for tests and for images that shall not outlive the daemon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crd.errors import ArchiveError, ArchiveFull, BlobMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crd.archive.stores.store import Part
+
+
+class MemoryUpload:
+    """Bytes that belong to no key yet."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._content: bytearray | None = bytearray()
+
+    async def write(self, parts: Sequence[Part]) -> None:
+        """Append the parts."""
+        assert self._content is not None  # noqa: S101
+        for part in parts:
+            self._content += part
+        if self._store.used + len(self._content) > self._store.capacity_bytes:
+            raise ArchiveFull("the memory store is full")
+
+    async def commit(self, key: str) -> None:
+        """Put the bytes under the key."""
+        assert self._content is not None  # noqa: S101
+        if key in self._store.objects:
+            raise ArchiveError(f"{key} exists already")
+        self._store.objects[key] = bytes(self._content)
+        self._content = None
+
+    async def abort(self) -> None:
+        """Forget the bytes."""
+        self._content = None
+
+
+class MemoryStore:
+    """A dictionary with a capacity."""
+
+    def __init__(self, capacity_bytes: int = 1 << 40) -> None:
+        """Keep up to that many bytes."""
+        self.capacity_bytes = capacity_bytes
+        self.objects: dict[str, bytes] = {}
+
+    @property
+    def used(self) -> int:
+        """Bytes of all objects."""
+        return sum(map(len, self.objects.values()))
+
+    def describe(self) -> str:
+        """Say what it is."""
+        return "memory"
+
+    async def create(self) -> MemoryUpload:
+        """Begin an object."""
+        return MemoryUpload(self)
+
+    async def read(self, key: str, offset: int, length: int) -> bytes:
+        """Return part of an object."""
+        return self._object(key)[offset:offset + length]
+
+    async def size(self, key: str) -> int:
+        """Return its length."""
+        return len(self._object(key))
+
+    async def keys(self) -> list[str]:
+        """Return all keys, in order."""
+        return sorted(self.objects)
+
+    async def delete(self, key: str) -> None:
+        """Remove an object."""
+        self.objects.pop(key, None)
+
+    async def clear_torn(self) -> int:
+        """Nothing is ever torn here."""
+        return 0
+
+    def _object(self, key: str) -> bytes:
+        if key not in self.objects:
+            raise BlobMissing(f"{key} is missing")
+        return self.objects[key]

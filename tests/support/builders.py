@@ -1,0 +1,174 @@
+"""Builds images of crd's profile in memory: small, valid, and easy to spoil."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from crd.image.header import Header
+from crd.image.profile import (
+    LOCK_POSIX,
+    PAGE_BYTES,
+    PROFILE_VERSION,
+    VMA_ANONYMOUS,
+    VMA_PRIVATE_FILE,
+    VMA_SHARED_MEMORY,
+    Capabilities,
+    FileDescriptor,
+    FileLock,
+    IntervalTimer,
+    MemoryLayout,
+    PageRun,
+    Pages,
+    PendingSignal,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    PosixTimer,
+    Process,
+    Profile,
+    RegularFile,
+    ResourceLimit,
+    SharedMemory,
+    SharedPages,
+    SignalAction,
+    SignalActions,
+    Thread,
+    Vma,
+)
+from crd.image.records import HeadArch, Task, comm_string
+from crd.image.writer import ImageWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from crd.image.codec import Record
+
+PID = 4242
+SIGINFO = (10).to_bytes(4, "little").ljust(128, b"\0")
+MEMORY_START = 0x5000_0000
+
+
+class MemorySink(io.BytesIO):
+    """A sink that keeps what is written."""
+
+    def write(self, *buffers):
+        return sum(super(MemorySink, self).write(buffer) for buffer in buffers)
+
+
+def make_header(**values) -> Header:
+    return Header(**{"major": 6, "minor": 18, "patch": 0, "time": 1_795_000_000, "release": "6.18.0",
+                     "version": "#1 SMP", "machine": "x86_64", **values})
+
+
+def make_profile(**values) -> Profile:
+    return Profile(**{
+        "version": PROFILE_VERSION, "page_bytes": PAGE_BYTES, "processes": 1, "threads": 2,
+        "taken_realtime_ns": 1_795_000_000 * 10**9, "taken_monotonic_ns": 5 * 10**9, "taken_boottime_ns": 6 * 10**9,
+        "boot_id": "8c5b5c0e-4d3f-4b0e-9d6a-2f1f5b1f0f00", "host": "host", "engine": "userspace", "xcr0": 0x7,
+        "vdso_digest": bytes(32), "crd_version": "0.1.0", **values})
+
+
+def make_file(objref: int = 1, **values) -> RegularFile:
+    return RegularFile(**{
+        "objref": objref, "path": "/usr/bin/worker", "mode": 0o100755, "device": 2049, "rdev": 0, "inode": 77,
+        "size": 8192, "mtime_ns": 1, "ctime_ns": 1, "flags": 0, "position": 0, "owner_type": 0, "owner_pid": 0,
+        "owner_signal": 0, "mapped": 1, "build_id": b"\x01" * 20, **values})
+
+
+def make_pipe_end(objref: int, pipe: int, **values) -> PipeEnd:
+    return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner_type": 0, "owner_pid": 0, "owner_signal": 0,
+                      **values})
+
+
+def make_process(pid: int = PID, **values) -> Process:
+    return Process(**{
+        "pid": pid, "parent_pid": 1, "process_group": pid, "session": pid, "stopped_by": 0, "stop_reported": 0,
+        "exit_signal": 17, "umask": 0o022, "exe": "/usr/bin/worker", "exe_device": 2049, "exe_inode": 77, "cwd": "/",
+        "root": "/", "dumpable": 1, "child_subreaper": 0, "oom_score_adj": -17, "coredump_filter": 0x33,
+        "login_uid": 2**32 - 1, "thp_disable": 0, **values})
+
+
+def make_memory_layout(**values) -> MemoryLayout:
+    numbers = dict.fromkeys(("start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack",
+                             "arg_start", "arg_end", "env_start", "env_end"), MEMORY_START)
+    return MemoryLayout(**{**numbers, "auxv": bytes(16), "vdso_start": 0x7000_0000, "vdso_bytes": 8192,
+                           "vvar_start": 0x6FFF_C000, "vvar_bytes": 16384, **values})
+
+
+def make_vma(start: int = MEMORY_START, pages: int = 4, **values) -> Vma:
+    return Vma(**{"kind": VMA_ANONYMOUS, "protection": 3, "start": start, "end": start + pages * PAGE_BYTES,
+                  "offset": 0, "objref": 0, "flags": "rd wr mr mw me ac", "name": "", **values})
+
+
+def make_signal_actions() -> SignalActions:
+    return SignalActions(actions=[SignalAction(handler=0, flags=0, restorer=0, mask=0)] * 64)
+
+
+def make_thread(tid: int = PID, **values) -> Thread:
+    numbers = dict.fromkeys((
+        "signal_mask", "altstack_address", "altstack_bytes", "altstack_flags", "robust_list", "robust_list_bytes",
+        "clear_child_tid", "rseq_address", "rseq_bytes", "rseq_signature", "parent_death_signal", "secure_bits",
+        "no_new_privileges", "personality", "timer_slack_ns", "policy", "policy_flags", "nice", "priority",
+        "io_priority", "membarrier"), 0)
+    return Thread(**{
+        **numbers, "tid": tid, "comm": "worker", "registers": bytes(216), "xstate": bytes(832), "uids": [0] * 4,
+        "gids": [0] * 4, "groups": [0, 27], "affinity": b"\x03", "capabilities": Capabilities(
+            inheritable=0, permitted=0, effective=0, bounding=2**41 - 1, ambient=0), **values})
+
+
+def make_pages(pid: int = PID, address: int = MEMORY_START, pages: int = 1, fill: int = 0xAB) -> Pages:
+    return Pages(pid=pid, runs=[PageRun(address=address, pages=pages)],
+                 data=memoryview(bytes([fill]) * pages * PAGE_BYTES))
+
+
+def make_process_records(pid: int = PID, **values) -> list[Record]:
+    """The records of a second process: one thread, one VMA, no files."""
+    return [Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"),
+            make_process(pid, **values), make_memory_layout(), make_vma(), make_signal_actions(), make_thread(pid)]
+
+
+def make_records() -> list[Record]:
+    """At least one record of every type between the header and the tail; object 4 is a pipe with two packets."""
+    return [
+        HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=832), make_profile(),
+        make_file(1), SharedMemory(objref=2, bytes=2 * PAGE_BYTES),
+        Pipe(objref=4, inode=99, capacity_bytes=65536, data_bytes=8),
+        PipeData(objref=4, packet=0, data=b"hello"), PipeData(objref=4, packet=0, data=b"you"),
+        make_pipe_end(5, 4), make_pipe_end(6, 4, flags=1),
+        Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"), make_process(),
+        make_memory_layout(),
+        make_vma(MEMORY_START), make_vma(MEMORY_START + 4 * PAGE_BYTES, kind=VMA_PRIVATE_FILE, objref=1),
+        make_vma(MEMORY_START + 16 * PAGE_BYTES, 2, kind=VMA_SHARED_MEMORY, objref=2),
+        FileDescriptor(pid=PID, fd=0, objref=5, close_on_exec=0),
+        FileDescriptor(pid=PID, fd=7, objref=6, close_on_exec=1),
+        FileDescriptor(pid=PID, fd=8, objref=1, close_on_exec=0),
+        FileLock(pid=PID, kind=LOCK_POSIX, exclusive=1, fd=8, start=0, end=2**63 - 1),
+        make_signal_actions(), PendingSignal(tid=0, siginfo=SIGINFO),
+        IntervalTimer(which=0, value_us=500_000, interval_us=1_000_000),
+        PosixTimer(timer_id=0, clock=1, notify=0, signal=14, tid=0, value=0, value_ns=10**9, interval_ns=0, overrun=0),
+        ResourceLimit(resource=7, soft=1024, hard=2**64 - 1),
+        make_thread(), make_thread(PID + 1), PendingSignal(tid=PID + 1, siginfo=SIGINFO),
+        SharedPages(objref=2, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
+        make_pages(), make_pages(address=MEMORY_START + 3 * PAGE_BYTES, pages=2, fill=0xCD),
+    ]
+
+
+def write_image(records: Iterable[Record], header: Header | None = None) -> bytes:
+    """Return the image of these records; nothing checks that they fit each other."""
+    sink = MemorySink()
+    writer = ImageWriter(sink)
+    writer.header(header or make_header())
+    for record in records:
+        if isinstance(record, Pages | SharedPages):
+            bare = type(record)(**{name: getattr(record, name) for name in record.fields if name != "data"})
+            writer.write_bulk(bare, record.data)
+        else:
+            writer.write(record)
+    writer.finish()
+    return sink.getvalue()
+
+
+def make_image() -> bytes:
+    """Return a small valid image with every type of record."""
+    return write_image(make_records())

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from crd.direct.inspect import inspect
+from crd.errors import ImageError
+from tests.support.builders import make_file, make_image, make_records, write_image
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(image: bytes, *options: str):
+        (tmp_path / "image").write_bytes(image)
+        return CliRunner().invoke(inspect, [str(tmp_path / "image"), *options])
+
+    return run
+
+
+def test_a_whole_image(run):
+    result = run(make_image())
+    assert result.exit_code == 0
+    assert "crd (v14-rc2 with crd's profile), little-endian" in result.output
+    assert "6.18.0 #1 SMP x86_64" in result.output
+    for line in ("  4242  1       4242     worker  0",
+                 "  4242  50004000-50008000  rw-p   0       1      /usr/bin/worker",
+                 "  4242  7   0o1    -         pipe:[4]", "  THREAD           2"):
+        assert line in result.output
+
+
+def test_every_record_on_request(run):
+    result = run(make_image(), "--records")
+    assert "  283     1129447425  PROFILE" in result.output
+
+
+def test_json(run):
+    result = run(make_image(), "--json")
+    value = json.loads(result.output)
+    assert value["whole"] is True
+    assert value["header"]["magic"] == "0x00feed0cc0a2d200"
+    assert [task["pid"] for task in value["tasks"]] == [4242, 4243]
+    assert value["records"][5] == {"offset": 283, "type": 0x43520001, "name": "PROFILE", "payload_bytes": 154}
+
+
+def test_a_broken_image_is_shown_as_far_as_it_goes(run):
+    result = run(make_image()[:3000])
+    assert result.exit_code == 1
+    assert "no: the image ends at offset 3000" in result.output
+    assert "/usr/bin/worker" in result.output
+
+
+def test_broken_as_json(run):
+    result = run(make_image()[:3000], "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.output)["broken"]["end"] == 3000
+
+
+def test_standard_input():
+    result = CliRunner().invoke(inspect, ["-"], input=make_image())
+    assert result.exit_code == 0
+
+
+def test_no_image_at_all(run):
+    result = run(b"#!/bin/sh\necho no image\n")
+    assert isinstance(result.exception, ImageError)
+    assert "no Linux-CR image" in result.exception.message
+
+
+def test_names_cannot_command_the_terminal(run):
+    records = make_records()
+    records[2] = make_file(1, path="/tmp/\x1b[2J\udcff")
+    result = run(write_image(records))
+    assert "\x1b" not in result.output
+    assert "/tmp/\\x1b[2J\\udcff" in result.output
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path):
+    result = CliRunner().invoke(inspect, [str(tmp_path / "none")])
+    assert result.exit_code == 2

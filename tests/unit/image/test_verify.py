@@ -1,0 +1,268 @@
+"""Each rule of FORMAT.md sections 3 and 4, broken once."""
+
+from __future__ import annotations
+
+import io
+from copy import copy
+
+import pytest
+
+from crd.errors import ImageCorrupt
+from crd.image.framing import FRAME
+from crd.image.profile import (
+    PAGE_BYTES,
+    FileDescriptor,
+    FileLock,
+    IntervalTimer,
+    MemoryLayout,
+    PageRun,
+    Pages,
+    PendingSignal,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    PosixTimer,
+    Process,
+    Profile,
+    RegularFile,
+    ResourceLimit,
+    SharedMemory,
+    SharedPages,
+    SignalActions,
+    Thread,
+    Vma,
+)
+from crd.image.reader import ImageReader
+from crd.image.records import HeadArch, String, Tail, Task
+from crd.image.verify import verified
+from tests.support.builders import (
+    MEMORY_START,
+    PID,
+    make_image,
+    make_pages,
+    make_process_records,
+    make_profile,
+    make_records,
+    write_image,
+)
+
+
+def verify(records) -> None:
+    for _ in verified(ImageReader(io.BytesIO(write_image(records)))):
+        pass
+
+
+def refused(records) -> ImageCorrupt:
+    with pytest.raises(ImageCorrupt) as caught:
+        verify(records)
+    return caught.value
+
+
+def with_second_process(**values) -> list:
+    """The sample with a second process in front of the memory."""
+    records = make_records()
+    records[1] = make_profile(processes=2, threads=3)
+    memory = next(index for index, record in enumerate(records) if isinstance(record, SharedPages))
+    return records[:memory] + make_process_records(PID + 5, parent_pid=PID, **values) + records[memory:]
+
+
+def changed(kind: type, number: int = 0, /, **values) -> list:
+    """The sample, with fields of the ``number``-th record of a kind changed."""
+    records = make_records()
+    index = [index for index, record in enumerate(records) if type(record) is kind][number]
+    record = copy(records[index])
+    for name, value in values.items():
+        setattr(record, name, value)
+    records[index] = record
+    return records
+
+
+def test_the_sample_is_valid():
+    assert len(list(verified(ImageReader(io.BytesIO(make_image()))))) == len(make_records())
+
+
+def test_two_processes_are_valid():
+    verify(with_second_process())
+
+
+RULES = [
+    (Profile, 0, {"page_bytes": 16384}, "pages of 16384"),
+    (Profile, 0, {"processes": 0}, "counts 0 processes"),
+    (Profile, 0, {"threads": 0}, "counts 1 processes and 0 threads"),
+    (RegularFile, 0, {"objref": 0}, "objref 0"),
+    (SharedMemory, 0, {"objref": 1}, "objref 1"),
+    (RegularFile, 0, {"path": ""}, "no path"),
+    (RegularFile, 0, {"position": 1 << 63}, "above"),
+    (RegularFile, 0, {"mapped": 2}, "mapped 2"),
+    (SharedMemory, 0, {"bytes": 0}, "0 bytes"),
+    (SharedMemory, 0, {"bytes": 4097}, "4097 bytes"),
+    (SharedMemory, 0, {"bytes": PAGE_BYTES}, "behind the end"),
+    (Pipe, 0, {"data_bytes": 65537}, "capacity"),
+    (PipeData, 0, {"objref": 1}, "not of the PIPE"),
+    (PipeData, 1, {"data": b""}, "0 bytes"),
+    (PipeData, 1, {"data": bytes(65537)}, "65537 bytes"),
+    (PipeData, 0, {"packet": 2}, "packet 2"),
+    (PipeEnd, 0, {"pipe": 2}, "no PIPE"),
+    (PipeEnd, 0, {"pipe": 99}, "no PIPE"),
+    (Process, 0, {"pid": 0}, "pid 0"),
+    (Process, 0, {"pid": 1 << 23}, "pid"),
+    (Process, 0, {"exit_signal": 65}, "signal above 64"),
+    (Process, 0, {"stopped_by": 65}, "signal above 64"),
+    (Process, 0, {"umask": 0o1000}, "umask"),
+    (Process, 0, {"oom_score_adj": -1001}, "oom_score_adj"),
+    (Process, 0, {"child_subreaper": 2}, "child_subreaper"),
+    (MemoryLayout, 0, {"end_code": 1}, "code from"),
+    (MemoryLayout, 0, {"brk": 1 << 47}, "brk from"),
+    (MemoryLayout, 0, {"start_stack": 1 << 47}, "stack"),
+    (MemoryLayout, 0, {"auxv": bytes(15)}, "auxv"),
+    (MemoryLayout, 0, {"vdso_bytes": 0}, "vdso"),
+    (MemoryLayout, 0, {"vdso_start": 1}, "range"),
+    (MemoryLayout, 0, {"vvar_bytes": 2**64 - PAGE_BYTES}, "range"),
+    (Vma, 0, {"end": MEMORY_START}, "range"),
+    (Vma, 0, {"start": MEMORY_START + 1}, "range"),
+    (Vma, 0, {"end": MEMORY_START + 1}, "range"),
+    (Vma, 2, {"end": 1 << 47}, "range"),
+    (Vma, 1, {"start": MEMORY_START + 3 * PAGE_BYTES}, "before the end of the VMA"),
+    (Vma, 0, {"protection": 8}, "protection"),
+    (Vma, 0, {"offset": 1}, "offset"),
+    (Vma, 0, {"kind": 5}, "unknown kind"),
+    (Vma, 0, {"kind": 0}, "unknown kind"),
+    (Vma, 0, {"objref": 1}, "anonymous"),
+    (Vma, 1, {"objref": 2}, "no REGULAR_FILE"),
+    (Vma, 1, {"objref": 0}, "no REGULAR_FILE"),
+    (Vma, 2, {"objref": 1}, "no SHARED_MEMORY"),
+    (FileDescriptor, 0, {"pid": PID + 1}, "is of process"),
+    (FileDescriptor, 1, {"fd": 0}, "second time"),
+    (FileDescriptor, 1, {"fd": 1 << 31}, "fd"),
+    (FileDescriptor, 1, {"objref": 4}, "no REGULAR_FILE or PIPE_END"),
+    (FileDescriptor, 1, {"close_on_exec": 2}, "close_on_exec"),
+    (FileLock, 0, {"pid": 1}, "is of process"),
+    (FileLock, 0, {"kind": 3}, "unknown kind"),
+    (FileLock, 0, {"fd": 99}, "not open"),
+    (FileLock, 0, {"end": 1 << 63}, "is from"),
+    (FileLock, 0, {"start": 5, "end": 4}, "is from"),
+    (FileLock, 0, {"exclusive": 2}, "exclusive"),
+    (SignalActions, 0, {"actions": ()}, "0 actions"),
+    (PendingSignal, 0, {"tid": PID}, "tid"),
+    (PendingSignal, 1, {"tid": 0}, "tid"),
+    (PendingSignal, 0, {"siginfo": bytes(127)}, "127 bytes"),
+    (PendingSignal, 0, {"siginfo": bytes(128)}, "outside 1 to 64"),
+    (IntervalTimer, 0, {"which": 3}, "number 3"),
+    (PosixTimer, 0, {"timer_id": 1 << 31}, "number"),
+    (PosixTimer, 0, {"signal": 65}, "signal 65"),
+    (ResourceLimit, 0, {"resource": 16}, "number 16"),
+    (ResourceLimit, 0, {"hard": 1}, "soft above"),
+    (Thread, 0, {"tid": PID + 9}, "leader comes first"),
+    (Thread, 1, {"tid": PID}, "taken"),
+    (Thread, 1, {"tid": 0}, "tid 0"),
+    (Thread, 0, {"registers": bytes(215)}, "215 bytes"),
+    (Thread, 0, {"xstate": bytes(512)}, "xstate"),
+    (Thread, 0, {"uids": (0, 0, 0)}, "four uids"),
+    (Thread, 0, {"gids": (0,) * 5}, "four uids"),
+    (Thread, 0, {"no_new_privileges": 2}, "no_new_privileges"),
+    (SharedPages, 0, {"objref": 1}, "no SHARED_MEMORY"),
+    (SharedPages, 0, {"runs": (PageRun(address=1, pages=1),)}, "run of"),
+    (SharedPages, 0, {"runs": (PageRun(address=2 * PAGE_BYTES, pages=1),)}, "behind the end"),
+    (Pages, 0, {"pid": PID + 1}, "not in the image"),
+    (Pages, 0, {"runs": (PageRun(address=MEMORY_START - PAGE_BYTES, pages=1),)}, "outside"),
+    (Pages, 0, {"runs": (PageRun(address=MEMORY_START + 16 * PAGE_BYTES, pages=1),)}, "outside"),
+    (Pages, 1, {"runs": (PageRun(address=MEMORY_START + 7 * PAGE_BYTES, pages=2),)}, "outside"),
+    (Pages, 1, {"runs": (PageRun(address=2**64 - PAGE_BYTES, pages=2),)}, "outside"),
+    (Pages, 1, {"runs": (PageRun(address=MEMORY_START, pages=2),)}, "before the end of the one before"),
+    (Pages, 0, {"runs": (PageRun(address=MEMORY_START, pages=0), PageRun(address=MEMORY_START, pages=1))}, "run of 0"),
+]
+
+
+@pytest.mark.parametrize(("kind", "number", "values", "reason"), RULES)
+def test_rule(kind, number, values, reason):
+    error = refused(changed(kind, number, **values))
+    assert reason in error.message
+    assert error.record in error.message
+    assert error.details["errno"] == 22
+
+
+def test_the_error_tells_record_and_offset():
+    image = write_image(changed(Process, umask=0o1000))
+    offset = image.index(FRAME.pack(Process.record_type, 0)[:4])
+    error = refused(changed(Process, umask=0o1000))
+    assert (error.offset, error.record) == (offset, "PROCESS")
+
+
+def test_records_before_the_broken_one_are_yielded():
+    records = changed(Vma, 2, kind=9)
+    broken = next(index for index, record in enumerate(records) if isinstance(record, Vma) and record.kind == 9)
+    stream = verified(ImageReader(io.BytesIO(write_image(records))))
+    assert [next(stream).record_name for _ in range(broken)] == [record.record_name for record in records[:broken]]
+    with pytest.raises(ImageCorrupt, match="unknown kind 9"):
+        next(stream)
+
+
+@pytest.mark.parametrize("kind", [HeadArch, Profile, Task, String, Process, MemoryLayout, SignalActions])
+def test_a_required_record_may_not_be_missing(kind):
+    assert "may not follow" in refused([record for record in make_records() if type(record) is not kind]).message
+
+
+def test_no_records_at_all():
+    error = refused([])
+    assert (error.record, error.offset) == (Tail.record_name, 267)
+
+
+def test_order_of_records_matters():
+    """Every two neighbours of different kinds, exchanged, are refused: but objects, and what may stand alone."""
+    records = make_records()
+    free = {RegularFile, SharedMemory, Pipe, PipeEnd}
+    for index in range(len(records) - 1):
+        first, second = records[index], records[index + 1]
+        if type(first) is type(second) or {type(first), type(second)} <= free:
+            continue
+        refused([*records[:index], second, first, *records[index + 2:]])
+
+
+def test_a_process_without_threads():
+    assert refused([record for record in make_records() if not isinstance(record, Thread)])
+
+
+def test_too_few_processes():
+    assert "ends 1 processes" in refused(changed(Profile, processes=2)).message
+
+
+def test_too_many_processes():
+    records = with_second_process()
+    records[1] = make_profile(processes=1, threads=3)
+    assert "one more than PROFILE counts" in refused(records).message
+
+
+def test_too_many_threads():
+    assert "one more than PROFILE counts" in refused(changed(Profile, threads=1)).message
+
+
+@pytest.mark.parametrize(("values", "reason"), [
+    ({"parent_pid": 1}, "not before it"), ({"pid": PID}, "taken"), ({"pid": PID + 1}, "taken"),
+])
+def test_second_process(values, reason):
+    records = with_second_process()
+    index = max(index for index, record in enumerate(records) if isinstance(record, Process))
+    for name, value in values.items():
+        setattr(records[index], name, value)
+    assert reason in refused(records).message
+
+
+def test_pipe_data_must_be_complete():
+    assert "instead of 9" in refused(changed(Pipe, data_bytes=9)).message
+
+
+def test_timers_and_limits_are_unique():
+    for kind in (IntervalTimer, PosixTimer, ResourceLimit):
+        records = make_records()
+        index = next(index for index, record in enumerate(records) if isinstance(record, kind))
+        assert "has number" in refused([*records[:index], records[index], *records[index:]]).message
+
+
+def test_pages_may_span_neighbouring_areas():
+    verify([*make_records(), make_pages(address=MEMORY_START + 5 * PAGE_BYTES, pages=3)])
+
+
+def test_an_object_may_not_follow_its_use():
+    records = make_records()
+    records[2:3] = []
+    assert "no REGULAR_FILE" in refused(records).message
