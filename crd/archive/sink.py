@@ -159,6 +159,11 @@ class ImageSink:
         self._parts_bytes = 0
         await self._upload.write(parts)
 
+    @property
+    def digest(self) -> str:
+        """BLAKE3 of what was drained, in hexadecimal."""
+        return self._hash.hexdigest()
+
     async def commit(self, crid: Crid) -> Stored:
         """Make the image durable and visible.
 

@@ -1,0 +1,64 @@
+"""Checkpoints: every attempt, whatever came of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, insert, select, update
+
+from crd.catalog.rows import Checkpoint
+from crd.catalog.schema import checkpoints
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from crd.catalog.session import Database
+    from crd.errors import CrdError
+
+
+class Checkpoints:
+    """The verbs on checkpoints."""
+
+    def __init__(self, database: Database) -> None:
+        """Work on a database."""
+        self._database = database
+
+    async def start(self, target: str | None, pid: int | None, now: datetime) -> int:
+        """Enter an attempt that begins; return its number."""
+        async with self._database.begin() as connection:
+            done = await connection.execute(insert(checkpoints).values(target=target, pid=pid, state="running",
+                                                                       started_at=now))
+            return int(done.inserted_primary_key[0])  # type: ignore[index]
+
+    async def finish(self, number: int, state: str, now: datetime, *, crid: int | None = None,
+                     error: CrdError | None = None, pid: int | None = None) -> None:
+        """Enter how an attempt ended: ok, failed, refused or skipped."""
+        values = {"state": state, "ended_at": now, "crid": crid, "error": error.code if error else None,
+                  "message": error.message if error else None}
+        if pid is not None:
+            values["pid"] = pid
+        async with self._database.begin() as connection:
+            await connection.execute(update(checkpoints).where(checkpoints.c.number == number).values(values))
+
+    async def skip(self, target: str, now: datetime, message: str) -> None:
+        """Enter an attempt that was due but not made."""
+        async with self._database.begin() as connection:
+            await connection.execute(insert(checkpoints).values(target=target, state="skipped", started_at=now,
+                                                                ended_at=now, message=message))
+
+    async def recover(self, now: datetime) -> int:
+        """Enter as failed what was running when the daemon ended; return how many."""
+        async with self._database.begin() as connection:
+            done = await connection.execute(
+                update(checkpoints).where(checkpoints.c.state == "running")
+                .values(state="failed", ended_at=now, error="crd.interrupted",
+                        message="the daemon ended while it was being taken"))
+            return int(done.rowcount)
+
+    async def last(self) -> dict[str, Checkpoint]:
+        """Return the last attempt of each target."""
+        newest = select(func.max(checkpoints.c.number)).where(checkpoints.c.target.is_not(None)).group_by(
+            checkpoints.c.target)
+        async with self._database.begin() as connection:
+            rows = await connection.execute(select(checkpoints).where(checkpoints.c.number.in_(newest)))
+            return {row.target: Checkpoint(**row._mapping) for row in rows}

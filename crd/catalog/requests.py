@@ -1,0 +1,139 @@
+"""Restart requests: a queue that survives the daemon.
+
+``queued`` -> ``running`` (claimed) -> ``releasing`` (all is made, nothing runs yet; the root's pid and start time are
+known) -> ``done``; or ``failed``, or ``cancelled`` while queued.  A daemon that dies while a request is ``running``
+takes the half-made tasks with it, so the request has failed; one that dies in ``releasing`` leaves either nothing or
+the root task with that start time.  So no request is carried out twice, and none is lost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, insert, select, update
+
+from crd.catalog.rows import Request
+from crd.catalog.schema import requests
+from crd.errors import RequestNotCancellable, RequestNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from crd.catalog.session import Database
+    from crd.errors import CrdError
+    from crd.ids import Crid
+
+_INTERRUPTED = "restart.interrupted"
+
+
+class Requests:
+    """The verbs on requests."""
+
+    def __init__(self, database: Database) -> None:
+        """Work on a database."""
+        self._database = database
+
+    async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime) -> Request:
+        """Queue a request; it is durable when this returns."""
+        async with self._database.begin() as connection:
+            done = await connection.execute(insert(requests).values(
+                crid=crid, state="queued", pids=pids, files=files, uid=uid, requested_at=now))
+            number = int(done.inserted_primary_key[0])  # type: ignore[index]
+        return await self.get(number)
+
+    async def get(self, number: int) -> Request:
+        """Return a request.
+
+        Raises:
+            RequestNotFound: there is none of that number.
+        """
+        async with self._database.begin() as connection:
+            row = (await connection.execute(select(requests).where(requests.c.number == number))).first()
+        if row is None:
+            raise RequestNotFound(f"there is no request {number}", number=number, hint="crctl requests lists them.")
+        return Request(**row._mapping)
+
+    async def list(self, *, limit: int | None = None, uid: int | None = None) -> list[Request]:
+        """Return requests, the newest first; with ``uid`` only those of that user."""
+        query = select(requests).order_by(requests.c.number.desc()).limit(limit)
+        if uid is not None:
+            query = query.where(requests.c.uid == uid)
+        async with self._database.begin() as connection:
+            return [Request(**row._mapping) for row in await connection.execute(query)]
+
+    async def claim(self, now: datetime) -> Request | None:
+        """Take the oldest queued request, or None."""
+        async with self._database.begin() as connection:
+            row = (await connection.execute(select(requests).where(requests.c.state == "queued")
+                                            .order_by(requests.c.number).limit(1))).first()
+            if row is None:
+                return None
+            await connection.execute(update(requests).where(requests.c.number == row.number)
+                                     .values(state="running", started_at=now))
+            return Request(**{**row._mapping, "state": "running", "started_at": now})
+
+    async def releasing(self, number: int, root_pid: int, root_start_time: int, boot_id: str) -> None:
+        """Note that all is made and about to run; durable when this returns."""
+        await self._set(number, state="releasing", root_pid=root_pid, root_start_time=root_start_time,
+                        boot_id=boot_id)
+
+    async def done(self, number: int, now: datetime) -> None:
+        """Note that the tasks run."""
+        await self._set(number, state="done", ended_at=now)
+
+    async def failed(self, number: int, now: datetime, error: CrdError) -> None:
+        """Note that nothing runs, and why."""
+        await self._set(number, state="failed", ended_at=now, error=error.code, message=error.message,
+                        hint=error.hint)
+
+    async def cancel(self, number: int, now: datetime) -> Request:
+        """Cancel a request that is still queued.
+
+        Raises:
+            RequestNotFound: there is none of that number.
+            RequestNotCancellable: it is being carried out, or has ended.
+        """
+        async with self._database.begin() as connection:
+            done = await connection.execute(
+                update(requests).where(requests.c.number == number, requests.c.state == "queued")
+                .values(state="cancelled", ended_at=now))
+        request = await self.get(number)
+        if not done.rowcount:
+            raise RequestNotCancellable(f"request {number} is {request.state}", number=number)
+        return request
+
+    async def recover(self, now: datetime, boot_id: str, runs: Callable[[int, int], bool]) -> int:
+        """Settle what was under way when the daemon ended; return how many.
+
+        Args:
+            now: the time.
+            boot_id: of the running kernel: pids of another boot mean nothing.
+            runs: whether a task of that pid and start time runs.
+        """
+        async with self._database.begin() as connection:
+            rows = (await connection.execute(select(requests).where(
+                requests.c.state.in_(["running", "releasing"])))).all()
+            for row in rows:
+                released = (row.state == "releasing" and row.boot_id == boot_id
+                            and runs(row.root_pid, row.root_start_time))
+                values: dict[str, Any] = {"state": "done"} if released else {
+                    "state": "failed", "error": _INTERRUPTED,
+                    "message": "the daemon ended while this was being carried out; no task of it runs",
+                    "hint": "Ask again."}
+                await connection.execute(update(requests).where(requests.c.number == row.number)
+                                         .values(ended_at=now, **values))
+            return len(rows)
+
+    async def queue(self) -> tuple[int, int, datetime | None]:
+        """Return how many are queued and running, and when the oldest queued one was asked for."""
+        async with self._database.begin() as connection:
+            counted = {row[0]: row[1] for row in await connection.execute(
+                select(requests.c.state, func.count()).group_by(requests.c.state))}
+            oldest = (await connection.execute(select(requests.c.requested_at).where(
+                requests.c.state == "queued").order_by(requests.c.number).limit(1))).scalar()
+        return counted.get("queued", 0), counted.get("running", 0) + counted.get("releasing", 0), oldest
+
+    async def _set(self, number: int, **values: Any) -> None:
+        async with self._database.begin() as connection:
+            await connection.execute(update(requests).where(requests.c.number == number).values(values))

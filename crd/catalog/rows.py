@@ -1,0 +1,79 @@
+"""The rows as the rest of crd sees them; field names are those of ``io.crd.varlink``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from crd.ids import Crid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image in the archive.  ``state`` is ok, forgotten, or storing while its object is being made durable."""
+
+    crid: Crid
+    host: str
+    target: str | None
+    pid: int
+    comm: str
+    uid: int
+    taken_at: datetime
+    engine: str
+    method: str
+    method_reason: str
+    state: str = "ok"
+    tasks: int
+    threads: int
+    image_bytes: int
+    memory_bytes: int
+    stored_bytes: int
+    stop_seconds: float
+    duration_seconds: float
+    digest: str
+    tags: list[str] = field(default_factory=list)
+    header: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """An attempt to take an image."""
+
+    number: int
+    target: str | None
+    pid: int | None
+    state: str
+    crid: int | None
+    started_at: datetime
+    ended_at: datetime | None
+    error: str | None
+    message: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A restart that somebody asked for."""
+
+    number: int
+    crid: Crid
+    state: str
+    pids: str
+    files: str
+    uid: int
+    requested_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    root_pid: int | None
+    root_start_time: int | None
+    boot_id: str | None
+    error: str | None
+    message: str | None
+    hint: str | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in {"done", "failed", "cancelled"}

@@ -1,0 +1,122 @@
+"""The tables.  ``migrations/`` makes them; a test holds the two against each other."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+}
+metadata = MetaData(naming_convention=NAMES)
+
+
+class Instant(TypeDecorator[datetime]):
+    """A point in time: aware, kept in UTC."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ARG002
+        """Keep UTC without saying so: SQLite knows no zones."""
+        return value.astimezone(UTC).replace(tzinfo=None) if value else None
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Say that it is UTC."""
+        return value.replace(tzinfo=UTC) if value else None
+
+
+images = Table(
+    "images", metadata,
+    Column("crid", Integer, primary_key=True, autoincrement=False),
+    Column("host", String(255), nullable=False),
+    Column("target", String(64)),
+    Column("pid", Integer, nullable=False),
+    Column("comm", String(64), nullable=False),
+    Column("uid", Integer, nullable=False),
+    Column("taken_at", Instant, nullable=False),
+    Column("engine", String(16), nullable=False),
+    Column("method", String(16), nullable=False),
+    Column("method_reason", Text, nullable=False),
+    Column("state", String(16), nullable=False),  # storing, ok, forgotten
+    Column("tasks", Integer, nullable=False),
+    Column("threads", Integer, nullable=False),
+    Column("image_bytes", Integer, nullable=False),
+    Column("memory_bytes", Integer, nullable=False),
+    Column("stored_bytes", Integer, nullable=False),
+    Column("stop_seconds", Float, nullable=False),
+    Column("duration_seconds", Float, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("header", JSON, nullable=False),
+    Index("ix_images_target_taken_at", "target", "taken_at"),
+)
+
+checkpoints = Table(
+    "checkpoints", metadata,
+    Column("number", Integer, primary_key=True),
+    Column("target", String(64)),
+    Column("pid", Integer),
+    Column("state", String(16), nullable=False),  # running, ok, failed, refused, skipped
+    Column("crid", Integer),
+    Column("started_at", Instant, nullable=False),
+    Column("ended_at", Instant),
+    Column("error", String(64)),
+    Column("message", Text),
+    Index("ix_checkpoints_target_number", "target", "number"),
+)
+
+targets = Table(
+    "targets", metadata,
+    Column("name", String(64), primary_key=True),
+    Column("definition", JSON, nullable=False),
+)
+
+holds = Table(
+    "holds", metadata,
+    Column("target", String(64), primary_key=True),
+    Column("held", Boolean, nullable=False),
+)
+
+requests = Table(
+    "requests", metadata,
+    Column("number", Integer, primary_key=True),
+    Column("crid", Integer, ForeignKey("images.crid"), nullable=False),
+    Column("state", String(16), nullable=False),  # queued, running, releasing, done, failed, cancelled
+    Column("pids", String(16), nullable=False),
+    Column("files", String(16), nullable=False),
+    Column("uid", Integer, nullable=False),
+    Column("requested_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("ended_at", Instant),
+    Column("root_pid", Integer),
+    Column("root_start_time", Integer),
+    Column("boot_id", String(36)),
+    Column("error", String(64)),
+    Column("message", Text),
+    Column("hint", Text),
+    Index("ix_requests_state", "state"),
+    sqlite_autoincrement=True,
+)

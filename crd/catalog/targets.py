@@ -1,0 +1,67 @@
+"""Targets that were added while the daemon ran, and which targets are held."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from crd.catalog.schema import holds, targets
+from crd.errors import CatalogTargetNotFound, TargetExists
+
+if TYPE_CHECKING:
+    from crd.catalog.session import Database
+    from crd.ids import TargetName
+
+
+class Targets:
+    """The verbs on targets; a definition is a JSON object, which the daemon understands."""
+
+    def __init__(self, database: Database) -> None:
+        """Work on a database."""
+        self._database = database
+
+    async def add(self, name: TargetName, definition: dict[str, Any]) -> None:
+        """Add a target.
+
+        Raises:
+            TargetExists: there is one of that name.
+        """
+        try:
+            async with self._database.begin() as connection:
+                await connection.execute(insert(targets).values(name=name, definition=definition))
+        except Exception as error:
+            if isinstance(error.__cause__, IntegrityError):
+                raise TargetExists(f"there is a target {name} already", hint="Remove it first, or use another name."
+                                   ) from error
+            raise
+
+    async def remove(self, name: str) -> None:
+        """Remove a target that was added.
+
+        Raises:
+            CatalogTargetNotFound: there is none.
+        """
+        async with self._database.begin() as connection:
+            done = await connection.execute(delete(targets).where(targets.c.name == name))
+            await connection.execute(delete(holds).where(holds.c.target == name))
+        if not done.rowcount:
+            raise CatalogTargetNotFound(f"there is no target {name} that was added",
+                                        hint="Targets of the settings file are removed there.")
+
+    async def all(self) -> dict[str, dict[str, Any]]:
+        """Return the definitions by name."""
+        async with self._database.begin() as connection:
+            return {row.name: row.definition for row in await connection.execute(select(targets))}
+
+    async def hold(self, name: str, *, held: bool) -> None:
+        """Remember whether a target is held, be it of the settings or added."""
+        async with self._database.begin() as connection:
+            await connection.execute(delete(holds).where(holds.c.target == name))
+            await connection.execute(insert(holds).values(target=name, held=held))
+
+    async def held(self) -> dict[str, bool]:
+        """Return what was said last of each target that was ever held or resumed."""
+        async with self._database.begin() as connection:
+            return {row.target: row.held for row in await connection.execute(select(holds))}
