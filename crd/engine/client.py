@@ -1,0 +1,145 @@
+"""The daemon's handle on engine workers: warm ones kept ready, each used once, killed when it is late."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult
+from crd.engine.worker import MESSAGE_BYTES_MAX
+from crd.errors import CrdError, WorkerDied
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+
+class Worker:
+    """One worker process, good for one call."""
+
+    def __init__(self, process: Process, channel: socket.socket) -> None:
+        """Hold a started worker; ``WorkerPool.lease`` gives them out."""
+        self._process = process
+        self._channel = channel
+
+    async def checkpoint(self, pid: int, fd: int, options: CheckpointOptions, crid_file: Path) -> CheckpointResult:
+        """Have the image of ``pid`` written to ``fd``; return when it is whole and has a crid.
+
+        The target of a kill or stop waits for ``commit``.
+
+        Raises:
+            CrdError: what the engine raised; the target runs on.
+            WorkerDied: the worker ended; the target runs on.
+        """
+        await self._send({"call": "checkpoint", "pid": pid, "options": asdict(options), "crid_file": str(crid_file)},
+                         fd)
+        return msgspec.convert(await self._receive("written"), CheckpointResult)
+
+    async def restart(self, fd: int, options: RestartOptions) -> RestartResult:
+        """Have the image that comes from ``fd`` made into tasks; return when they are made but do not run yet.
+
+        Raises:
+            CrdError: what the engine raised; nothing is left.
+            WorkerDied: the worker ended; nothing is left.
+        """
+        await self._send({"call": "restart", "options": asdict(options)}, fd)
+        return msgspec.convert(await self._receive("ready"), RestartResult)
+
+    async def commit(self) -> None:
+        """Give the word to finish: the image is durable, or the restart is noted.
+
+        Raises:
+            CrdError: the last step failed.
+            WorkerDied: the worker ended, maybe after the last step.
+        """
+        await self._send({"commit": True})
+        await self._receive("")
+
+    async def end(self) -> None:
+        """Kill the worker, which undoes what it has not finished, and wait until it is gone."""
+        self._channel.close()
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+    async def _send(self, message: dict[str, Any], *fds: int) -> None:
+        try:
+            socket.send_fds(self._channel, [msgspec.json.encode(message)], fds)
+        except OSError as error:
+            raise self._died() from error
+
+    async def _receive(self, event: str) -> Any:
+        try:
+            data = await asyncio.get_running_loop().sock_recv(self._channel, MESSAGE_BYTES_MAX)
+        except OSError as error:
+            raise self._died() from error
+        if not data:
+            raise self._died()
+        message = msgspec.json.decode(data)
+        if "error" in message:
+            raise CrdError.from_json(message["error"])
+        if message.get("event", "") != event:
+            raise WorkerDied(f"the engine worker said {message} where {event or 'the result'} was due")
+        return message["result"]
+
+    def _died(self) -> WorkerDied:
+        return WorkerDied(f"the engine worker {self._process.pid} ended before it was done",
+                          hint="The daemon's log has what it said last.")
+
+
+class WorkerPool:
+    """Keeps workers ready, since starting one costs the time of its imports.  An async context manager."""
+
+    def __init__(self, ready: int = 1) -> None:
+        """Keep that many ready."""
+        self._wanted = ready
+        self._warm: list[asyncio.Task[Worker]] = []
+
+    async def __aenter__(self) -> Self:
+        self._refill()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        self._wanted = 0
+        for worker in await asyncio.gather(*self._warm, return_exceptions=True):
+            if isinstance(worker, Worker):
+                await worker.end()
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Worker]:
+        """Give out a worker, which does not outlive the context."""
+        worker = await (self._warm.pop(0) if self._warm else _start())
+        self._refill()
+        try:
+            yield worker
+        finally:
+            await asyncio.shield(worker.end())
+
+    def _refill(self) -> None:
+        while len(self._warm) < self._wanted:
+            self._warm.append(asyncio.create_task(_start()))
+
+
+async def _start() -> Worker:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "crd.engine.worker", str(theirs.fileno()), pass_fds=[theirs.fileno()],
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, start_new_session=True)
+    except OSError as error:
+        ours.close()
+        raise WorkerDied(f"no engine worker can be started: {error.strerror}") from error
+    finally:
+        theirs.close()
+    return Worker(process, ours)

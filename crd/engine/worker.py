@@ -1,0 +1,120 @@
+"""The worker: a disposable process in which an engine runs for the daemon, ``python -m crd.engine.worker FD``.
+
+It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, descriptors beside it (SCM_RIGHTS)::
+
+    -> {"call": "checkpoint", "pid": 42, "options": {...}} + fd
+    <- {"event": "written", "result": {...}}        the whole image is in the pipe, and has a crid
+    -> {"commit": true}                             it is durable: kill or stop the target if that was asked for
+    <- {"result": {...}}
+
+    -> {"call": "restart", "options": {...}} + fd
+    <- {"event": "ready", "result": {...}}          all is made, nothing runs yet
+    -> {"commit": true}                             it is noted: let the tasks go
+    <- {"result": {...}}
+
+or, at any point, ``<- {"error": CrdError.to_json()}``.  If the daemon dies or sends anything else instead of the
+commit, the worker takes everything back: a target runs on, half-made tasks die.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from crd.engine import api
+from crd.engine.crid import CridCounter
+from crd.errors import CrdError, EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MESSAGE_BYTES_MAX = 1 << 20
+
+
+class Channel:
+    """The worker's side of the socket."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over the descriptor."""
+        self._socket = socket.socket(fileno=fd)
+
+    def receive(self) -> tuple[dict[str, Any], list[int]]:
+        """Wait for a message; raises EOFError when the daemon is gone."""
+        data, fds, _flags, _address = socket.recv_fds(self._socket, MESSAGE_BYTES_MAX, 4)
+        if not data:
+            raise EOFError
+        return msgspec.json.decode(data), list(fds)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message."""
+        self._socket.send(msgspec.json.encode(message))
+
+    def await_commit(self, event: str, result: Any) -> None:
+        """Say how far we are, and wait for the word to finish.
+
+        Raises:
+            EngineError: the daemon calls it off, or is gone.
+        """
+        self.send({"event": event, "result": asdict(result)})
+        try:
+            answer, _ = self.receive()
+        except (EOFError, OSError):
+            answer = {}
+        if answer != {"commit": True}:
+            raise EngineError("called off")
+
+
+def _checkpoint(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:
+    [fd] = fds
+    options = msgspec.convert(message["options"], api.CheckpointOptions)
+
+    def commit(result: api.CheckpointResult) -> None:
+        os.close(fd)
+        channel.await_commit("written", result)
+
+    return api.checkpoint(message["pid"], fd, options=options, crids=CridCounter(Path(message["crid_file"])),
+                          commit=commit)
+
+
+def _restart(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:
+    [fd] = fds
+    options = msgspec.convert(message["options"], api.RestartOptions)
+    return api.restart(fd, options=options, confirm=lambda result: channel.await_commit("ready", result))
+
+
+CALLS = {"checkpoint": _checkpoint, "restart": _restart}
+
+
+def serve(channel: Channel, calls: dict[str, Any]) -> None:
+    """Answer one call."""
+    try:
+        message, fds = channel.receive()
+    except (EOFError, OSError):
+        return  # the daemon has no use for us
+    try:
+        answer = {"result": asdict(calls[message["call"]](message, fds, channel))}
+    except CrdError as error:
+        answer = {"error": error.to_json()}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"error": EngineError(f"the engine failed: {error!r}").to_json()}
+    with suppress(OSError):  # the daemon is gone; what had to be undone is undone
+        channel.send(answer)
+
+
+def main() -> None:
+    """Serve the call that comes over the descriptor named on the command line."""
+    os.umask(0o077)
+    serve(Channel(int(sys.argv[1])), CALLS)
+
+
+if __name__ == "__main__":
+    main()

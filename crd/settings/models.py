@@ -1,0 +1,155 @@
+"""The sections and their keys; ``config/crd.toml`` shows them all, and a test holds the two against each other."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from crd.errors import CrdError
+from crd.ids import parse_target_name
+from crd.settings.units import Seconds  # noqa: TC001  pydantic reads annotations
+
+
+class Section(BaseModel):
+    """A table of the settings file; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DaemonSettings(Section):
+    """The daemon itself."""
+
+    state_dir: Path = Path("/var/lib/crd")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "journal", "json", "text"] = "auto"
+    stop_grace: Seconds = 20.0
+
+
+class EngineSettings(Section):
+    """Taking and restarting images."""
+
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
+    freeze_timeout: Seconds = 2.0
+    checkpoint_timeout: Seconds = 600.0
+    restart_timeout: Seconds = 600.0
+    method: Literal["auto", "snapshot", "copy"] = "auto"
+    crid_file: Path = Path("/var/lib/crd/crid")
+
+
+class ArchiveSettings(Section):
+    """Where images are kept, and how compressed; an empty path is ``archive`` under the state directory."""
+
+    path: str = ""
+    level: Annotated[int, Field(ge=1, le=19)] = 1
+    threads: Annotated[int, Field(ge=1, le=64)] = 2
+
+
+class CatalogSettings(Section):
+    """The database; an empty URL is SQLite in ``catalog.db`` under the state directory."""
+
+    url: str = ""
+
+
+class ApiSettings(Section):
+    """The control socket."""
+
+    socket: Path = Path("/run/crd/crd.sock")
+    public: bool = False
+    group: str = "crd"
+
+
+class MetricsSettings(Section):
+    """The Prometheus endpoint; an empty address turns it off, port 0 takes a free one."""
+
+    listen: Annotated[str, Field(pattern=r"^$|^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")] = "127.0.0.1:9643"
+
+
+def _check_calendar(expression: str | None) -> str | None:
+    if expression is not None:
+        from oncalendar import OnCalendar, OnCalendarError
+
+        try:
+            OnCalendar(expression, datetime.now(UTC))
+        except OnCalendarError as error:
+            raise ValueError(f"{expression!r} is no OnCalendar expression ({error}); see systemd.time(7)") from None
+    return expression
+
+
+def _check_cron(expression: str | None) -> str | None:
+    if expression is not None:
+        from cronsim import CronSim, CronSimError
+
+        try:
+            CronSim(expression, datetime.now(UTC))
+        except CronSimError as error:
+            raise ValueError(f"{expression!r} is no cron expression ({error}); see crontab(5)") from None
+    return expression
+
+
+class TargetSettings(Section):
+    """What is checkpointed and when: exactly one of each kind."""
+
+    pid: Annotated[int, Field(gt=0)] | None = None
+    pidfile: Path | None = None
+    comm: str | None = None
+    every: Annotated[Seconds, Field(ge=1)] | None = None
+    on_calendar: Annotated[str | None, AfterValidator(_check_calendar)] = None
+    cron: Annotated[str | None, AfterValidator(_check_cron)] = None
+    jitter: Seconds = 0.0
+    held: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        for what, keys in (("what to checkpoint", ("pid", "pidfile", "comm")),
+                           ("when", ("every", "on_calendar", "cron"))):
+            given = [key for key in keys if getattr(self, key) is not None]
+            if len(given) != 1:
+                raise ValueError(f"say {what} by exactly one of {', '.join(keys)}; "
+                                 f"given: {' and '.join(given) or 'none'}")
+        return self
+
+
+class Settings(BaseSettings):
+    """All sections."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="CRD_", env_nested_delimiter="__")
+
+    daemon: DaemonSettings = DaemonSettings()
+    engine: EngineSettings = EngineSettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    catalog: CatalogSettings = CatalogSettings()
+    api: ApiSettings = ApiSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    targets: dict[str, TargetSettings] = {}
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for name in self.targets:
+            try:
+                parse_target_name(name)
+            except CrdError as error:
+                raise ValueError(f"targets.{name}: {error.message}. {error.hint}") from None
+        return self
+
+    @property
+    def archive_path(self) -> Path:
+        """Where the local archive is."""
+        return Path(self.archive.path) if self.archive.path else self.daemon.state_dir / "archive"
+
+    @property
+    def catalog_url(self) -> str:
+        """Where the catalog is."""
+        return self.catalog.url or f"sqlite+aiosqlite:///{self.daemon.state_dir / 'catalog.db'}"
+
+    @classmethod
+    def settings_customise_sources(  # the signature is pydantic's
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file, which comes as arguments; read nothing else."""
+        return env_settings, init_settings
