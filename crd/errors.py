@@ -186,19 +186,6 @@ class WorkerDied(EngineError):
     retryable = True
 
 
-class ImageSinkClosed(EngineError):
-    """Nobody reads the image any more."""
-
-    code = "engine.image-sink-closed"
-
-
-class ImageSinkFull(EngineError):
-    """There is no space left for the image."""
-
-    code = "engine.image-sink-full"
-    retryable = True
-
-
 class NativeError(EngineError):
     """A system call failed."""
 
@@ -287,6 +274,19 @@ class ImageError(CrdError):
         super().__init__(message, hint=hint, offset=offset, record=record, **details)
         self.offset = offset
         self.record = record
+
+
+class ImageSinkClosed(CrdError):
+    """Nobody reads the image any more."""
+
+    code = "image.sink-closed"
+
+
+class ImageSinkFull(CrdError):
+    """There is no space left for the image."""
+
+    code = "image.sink-full"
+    retryable = True
 
 
 class ImageTruncated(ImageError):

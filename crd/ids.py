@@ -85,9 +85,20 @@ def parse_image_ref(text: str, *, now: datetime) -> ImageRef:
         raise BadRequest(f"{text!r} names no image", hint=hint) from error
 
 
+def parse_time(text: str, *, now: datetime) -> datetime:
+    """Parse a time, absolute (``2026-11-23T10:00``) or relative (``10 min ago``); without zone it is local.
+
+    Raises:
+        BadRequest: it cannot be read.
+    """
+    return _parse_time(text, now, "Write a time (2026-11-23T10:00) or how long ago (10 min ago).")
+
+
 def _parse_when(when: str, now: datetime, hint: str) -> datetime | None:
-    if when == "latest":
-        return None
+    return None if when == "latest" else _parse_time(when, now, hint)
+
+
+def _parse_time(when: str, now: datetime, hint: str) -> datetime:
     if ago := _AGO.fullmatch(when):
         try:
             return now - timedelta(seconds=int(ago[1]) * _UNIT_SECONDS[ago[2][0]])

@@ -21,7 +21,7 @@ from crd.archive.layout import (
     parse_table,
     parse_trailer,
 )
-from crd.errors import ArchiveError, BlobCorrupt
+from crd.errors import ArchiveError, BlobCorrupt, ImageSinkClosed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -61,7 +61,8 @@ class ImageSource:
 
         Raises:
             BlobCorrupt: it is damaged: what was written so far is no image.
-            ArchiveError: nobody reads it.
+            ImageSinkClosed: nobody reads it.
+            ArchiveError: it cannot be written.
         """
         digest = blake3()
         decompressor = zstandard.ZstdDecompressor()
@@ -85,7 +86,7 @@ class ImageSource:
                 view = view[os.write(fd, view):]
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise ArchiveError("nobody reads the image any more") from error
+                raise ImageSinkClosed from error
             raise ArchiveError(f"writing the image: {error.strerror}") from error
 
     async def _frames(self) -> AsyncIterator[tuple[Frame, memoryview]]:

@@ -31,27 +31,39 @@ class Worker:
         self._process = process
         self._channel = channel
 
-    async def checkpoint(self, pid: int, fd: int, options: CheckpointOptions, crid_file: Path) -> CheckpointResult:
-        """Have the image of ``pid`` written to ``fd``; return when it is whole and has a crid.
+    async def begin_checkpoint(self, pid: int, fd: int, options: CheckpointOptions, crid_file: Path) -> None:
+        """Have the image of ``pid`` written to ``fd``, which may be closed here at once.
 
-        The target of a kill or stop waits for ``commit``.
+        Raises:
+            WorkerDied: the worker ended; the target runs on.
+        """
+        await self._send({"call": "checkpoint", "pid": pid, "options": asdict(options), "crid_file": str(crid_file)},
+                         fd)
+
+    async def written(self) -> CheckpointResult:
+        """Wait until the image is whole and has a crid; the target of a kill or stop waits for ``commit``.
 
         Raises:
             CrdError: what the engine raised; the target runs on.
             WorkerDied: the worker ended; the target runs on.
         """
-        await self._send({"call": "checkpoint", "pid": pid, "options": asdict(options), "crid_file": str(crid_file)},
-                         fd)
         return msgspec.convert(await self._receive("written"), CheckpointResult)
 
-    async def restart(self, fd: int, options: RestartOptions) -> RestartResult:
-        """Have the image that comes from ``fd`` made into tasks; return when they are made but do not run yet.
+    async def begin_restart(self, fd: int, options: RestartOptions) -> None:
+        """Have the image that comes from ``fd``, which may be closed here at once, made into tasks.
+
+        Raises:
+            WorkerDied: the worker ended; nothing is left.
+        """
+        await self._send({"call": "restart", "options": asdict(options)}, fd)
+
+    async def ready(self) -> RestartResult:
+        """Wait until the tasks are made; they do not run before ``commit``.
 
         Raises:
             CrdError: what the engine raised; nothing is left.
             WorkerDied: the worker ended; nothing is left.
         """
-        await self._send({"call": "restart", "options": asdict(options)}, fd)
         return msgspec.convert(await self._receive("ready"), RestartResult)
 
     async def commit(self) -> None:

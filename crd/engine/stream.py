@@ -10,7 +10,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from crd.errors import EngineError, ImageSinkClosed, ImageSinkFull
+from crd.errors import CrdError, EngineError, ImageSinkClosed, ImageSinkFull
 
 if TYPE_CHECKING:
     from crd.image.fields import BytesLike
@@ -81,7 +81,7 @@ class DescriptorSource:
                 raise EngineError(f"reading the image: {error.strerror}") from error
 
 
-def _write_error(error: OSError) -> EngineError:
+def _write_error(error: OSError) -> CrdError:
     if error.errno == errno.EPIPE:
         return ImageSinkClosed("nobody reads the image any more")
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:

@@ -103,7 +103,7 @@ def serve(channel: Channel, calls: dict[str, Any]) -> None:
         answer = {"result": asdict(calls[message["call"]](message, fds, channel))}
     except CrdError as error:
         answer = {"error": error.to_json()}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the outermost loop
         traceback.print_exc()
         answer = {"error": EngineError(f"the engine failed: {error!r}").to_json()}
     with suppress(OSError):  # the daemon is gone; what had to be undone is undone

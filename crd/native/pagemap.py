@@ -78,6 +78,10 @@ class PageMap:
                 raise
             return self._read_entries(start, end, files=True)
 
+    def scan_once(self) -> None:
+        """Use PAGEMAP_SCAN once; raises NativeError if the kernel has none."""
+        self._scan(PAGE_BYTES, 2 * PAGE_BYTES, 0, 0)
+
     def _scan(self, start: int, end: int, inverted: int, required: int) -> list[PageRun]:
         regions = ffi.new("struct crd_page_region[]", _REGIONS)
         walk_end, n = ffi.new("uint64_t *"), ffi.new("size_t *")

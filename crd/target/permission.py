@@ -17,6 +17,13 @@ YAMA_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 _YAMA_NO_ATTACH = 3
 
 
+def remedy() -> str:
+    """Return what the operator can do about it."""
+    if os.geteuid():
+        return "Run crd as root, or let the daemon do it."
+    return "Give crd the capabilities that the process has (CAP_SYS_PTRACE at least), or choose another process."
+
+
 def why_denied(pid: int, statuses: dict[int, Status]) -> str | None:
     """Return why crd may not trace a process, or None if, as far as can be seen, it may."""
     scope = _yama_scope()

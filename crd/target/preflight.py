@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle, TargetGone, TargetNotFound
-from crd.target import file_obstacles, memory_obstacles, procfs, task_obstacles
+from crd.target import file_obstacles, memory_obstacles, permission, procfs, task_obstacles
 from crd.target.model import CheckReport
-from crd.target.permission import why_denied
 from crd.target.wording import printable, process_name
 
 if TYPE_CHECKING:
@@ -65,8 +64,8 @@ def _all(pid: int, kcmp: Kcmp | None) -> Iterator[Obstacle]:
     tids = list(statuses)
     yield from task_obstacles.kinship(pid)
     yield from task_obstacles.tracing(statuses)
-    if reason := why_denied(pid, statuses):
-        yield Obstacle("task.denied", process_name(pid), reason, "Run crd as root, or let the daemon do it.")
+    if reason := permission.why_denied(pid, statuses):
+        yield Obstacle("task.denied", process_name(pid), reason, permission.remedy())
         return
     yield from task_obstacles.architecture(pid)
     yield from task_obstacles.freezing(pid, statuses)

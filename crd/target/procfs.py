@@ -93,7 +93,9 @@ def threads(pid: int) -> list[int]:
 
 def children(pid: int) -> list[int]:
     """Return the children of all threads; exact only while these are stopped (proc_tid_children(5))."""
-    return sorted(int(child) for tid in threads(pid) for child in read(pid, f"task/{tid}/children").split())
+    words = [word for tid in threads(pid) for word in read(pid, f"task/{tid}/children").split()]
+    with _asking(pid, "children"):
+        return sorted(int(word) for word in words)
 
 
 def command_line(pid: int) -> list[str]:
@@ -125,11 +127,22 @@ def hexadecimal(pid: int | str, name: str) -> int:
 
 
 def namespaces(pid: int | str) -> dict[str, int]:
-    """Return the inode number of each namespace by its name in /proc/PID/ns, the ..._for_children ones included."""
+    """Return the inode number of each namespace by its name in /proc/PID/ns, the ..._for_children ones included.
+
+    A pid namespace for children that has no process yet has no number: it is 0.
+    """
     with _asking(pid, "ns"):
-        names = os.listdir(PROC / str(pid) / "ns")
-        links = ((name, os.readlink(PROC / str(pid) / "ns" / name)) for name in sorted(names))
-        return {name: int(link[link.index("[") + 1:-1]) for name, link in links}
+        return {name: _namespace(PROC / str(pid) / "ns" / name) for name in sorted(os.listdir(PROC / str(pid) / "ns"))}
+
+
+def _namespace(link: Path) -> int:
+    try:
+        text = os.readlink(link)
+    except FileNotFoundError:
+        if link.name != "pid_for_children":
+            raise
+        return 0
+    return int(text[text.index("[") + 1:-1])
 
 
 def cgroups(pid: int | str) -> dict[str, str]:

@@ -73,7 +73,7 @@ def by_pid_file(path: Path) -> Process:
     """
     content, owner = _read_pid_file(path)
     number = _PID_FILE.fullmatch(content)
-    if number is None:
+    if number is None or len(content) > _PID_FILE_BYTES:
         raise TargetError(f"{path} does not hold one pid", path=str(path),
                           hint="A pid file holds one decimal number and nothing else.")
     pid = int(number[1])
@@ -88,7 +88,7 @@ def by_pid_file(path: Path) -> Process:
 
 
 def _read_pid_file(path: Path) -> tuple[bytes, int]:
-    """Return at most 64 bytes of content, and the owner."""
+    """Return the content (no more than tells that it is too long) and the owner."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -103,7 +103,7 @@ def _read_pid_file(path: Path) -> tuple[bytes, int]:
         if not stat.S_ISREG(about.st_mode) or about.st_mode & _WRITABLE_BY_OTHERS:
             raise TargetError(f"pid file {path} is no regular file, or others than its owner may write it",
                               path=str(path), hint=f"chmod go-w {path}")
-        return os.read(fd, _PID_FILE_BYTES), about.st_uid
+        return os.read(fd, _PID_FILE_BYTES + 1), about.st_uid
     finally:
         os.close(fd)
 

@@ -8,8 +8,7 @@ from crd.target import procfs
 
 def printable(text: str) -> str:
     """Return text with everything that a terminal or JSON cannot carry as an escape."""
-    safe = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in safe)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def process_name(pid: int) -> str:

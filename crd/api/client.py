@@ -1,0 +1,144 @@
+"""The client's end of the socket: one call at a time, without asyncio."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crd.api.protocol import FAILED, INTERFACE, SERVICE, Call, MessageBuffer, Reply, decode_reply, encode
+from crd.errors import AccessDenied, ApiError, BadRequest, CrdError, DaemonUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+DEFAULT_SOCKET = Path("/run/crd/crd.sock")
+SOCKET_VARIABLE = "CRD_API__SOCKET"
+
+_REPLY_BYTES_MAX = 1 << 28
+_READ_BYTES = 1 << 18
+_PATIENCE_SECONDS = 60.0
+
+
+def default_socket() -> Path:
+    """Return where the daemon is expected: ``CRD_API__SOCKET``, or the usual path."""
+    return Path(os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
+
+
+class Client:
+    """A connection to the daemon."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Connect.
+
+        Raises:
+            DaemonUnavailable: nobody listens there.
+            AccessDenied: this user may not connect.
+        """
+        self._path = path or default_socket()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._buffer = MessageBuffer(_REPLY_BYTES_MAX)
+        self._arrived: list[bytearray] = []
+        try:
+            self._socket.settimeout(_PATIENCE_SECONDS)
+            self._socket.connect(str(self._path))
+        except OSError as error:
+            self._socket.close()
+            raise _no_connection(self._path, error) from error
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of ``io.crd`` and return its result.
+
+        Raises:
+            CrdError: whatever the daemon says is wrong, as the exception it was there.
+            DaemonUnavailable: it hung up, or does not answer for a minute.
+        """
+        self._socket.settimeout(_PATIENCE_SECONDS)
+        self._send(Call(f"{INTERFACE}.{method}", parameters))
+        return _result(self._receive())
+
+    def stream(self, method: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+        """Call a method with ``more`` and yield its results as they come, however long that takes.
+
+        Raises:
+            CrdError: as ``call``.
+        """
+        self._socket.settimeout(None)
+        self._send(Call(f"{INTERFACE}.{method}", parameters, more=True))
+        continues = True
+        while continues:
+            reply = self._receive()
+            continues = reply.continues
+            yield _result(reply)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def _send(self, call: Call) -> None:
+        try:
+            self._socket.sendall(encode(call))
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _receive(self) -> Reply:
+        while not self._arrived:
+            try:
+                data = self._socket.recv(_READ_BYTES)
+            except OSError as error:
+                raise self._lost(error) from error
+            if not data:
+                raise self._lost()
+            self._arrived += self._buffer.feed(data)
+        return decode_reply(self._arrived.pop(0))
+
+    def _lost(self, error: OSError | None = None) -> DaemonUnavailable:
+        if isinstance(error, TimeoutError):
+            return DaemonUnavailable(f"the daemon at {self._path} does not answer",
+                                     hint="Its log says what it is doing: journalctl -u crd.")
+        return DaemonUnavailable(f"the daemon at {self._path} hung up before it had answered",
+                                 hint="It was stopped, or it has too many connections; its log says which.")
+
+
+def _no_connection(path: Path, error: OSError) -> ApiError:
+    if isinstance(error, PermissionError):
+        return AccessDenied(f"you may not connect to {path}",
+                            hint="Become a member of the group crd (usermod -aG crd USER, then log in again), or root.")
+    if error.errno == errno.ECONNREFUSED:
+        return DaemonUnavailable(f"no daemon listens on {path}", hint="Start it: systemctl start crd, or crd run.")
+    if isinstance(error, FileNotFoundError):
+        return DaemonUnavailable(f"there is no socket {path}",
+                                 hint="Start the daemon (systemctl start crd, or crd run), or say where its socket is "
+                                      f"with --socket or {SOCKET_VARIABLE}.")
+    return DaemonUnavailable(f"{path} cannot be connected to: {error.strerror or error}",
+                             hint=f"Is this the daemon's socket? --socket and {SOCKET_VARIABLE} say where it is.")
+
+
+def _result(reply: Reply) -> dict[str, Any]:
+    parameters = reply.parameters or {}
+    if reply.error is None:
+        return parameters
+    if reply.error == FAILED:
+        raise _failure(parameters)
+    if reply.error == f"{SERVICE}.InvalidParameter":
+        raise BadRequest(f"the daemon does not take {parameters.get('parameter')!s} so")
+    raise ApiError(f"the daemon says {reply.error} {parameters}",
+                   hint="Is it of the same version as crctl? Restart it after an upgrade.")
+
+
+def _failure(parameters: dict[str, Any]) -> CrdError:
+    details = parameters.get("details")
+    fields = details if isinstance(details, dict) else {}
+    return CrdError.from_json({**fields, "error": parameters.get("code"), "message": parameters.get("message", ""),
+                               "hint": parameters.get("hint", "")})

@@ -1,0 +1,135 @@
+"""One connection: calls are answered one after the other, in the order in which they came."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+from contextlib import aclosing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from crd.api.dispatch import PeerLost
+from crd.api.protocol import MessageBuffer, Reply, decode_call, encode
+from crd.errors import BadRequest
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncGenerator, Iterator
+
+    from crd.api.access import Limits, Peer
+    from crd.api.dispatch import Dispatch
+    from crd.api.protocol import Call
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 16
+
+
+class Connection:
+    """A peer and the streams to it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer, limits: Limits) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._peer = peer
+        self._limits = limits
+
+    @classmethod
+    async def open(cls, connected: socket.socket, peer: Peer, limits: Limits) -> Connection:
+        """Take over an accepted socket."""
+        reader, writer = await asyncio.open_unix_connection(sock=connected, limit=_READ_BYTES)
+        writer.transport.set_write_buffer_limits(0)  # drained means: the kernel has it all
+        return cls(reader, writer, peer, limits)
+
+    async def serve(self, dispatch: Dispatch) -> None:
+        """Answer calls until the peer hangs up or goes too far."""
+        try:
+            async with aclosing(self._messages()) as messages:
+                async for message in messages:
+                    await self._answer(decode_call(message), dispatch)
+        except (BadRequest, ConnectionError, TimeoutError) as error:
+            logger.debug("uid %d, pid %d: hanging up: %s", self._peer.uid, self._peer.pid, error)
+
+    async def abort(self) -> None:
+        """Close the connection, whatever is under way."""
+        self._writer.transport.abort()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _messages(self) -> AsyncGenerator[bytearray, None]:
+        """Yield what arrives until the end.
+
+        Raises:
+            BadRequest: a message is too long, or too many wait for their answers.
+            TimeoutError: a message is not whole in time, or none comes.
+        """
+        buffer = MessageBuffer()
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._limits.idle_seconds
+        while True:
+            began_before = buffer.partial
+            async with asyncio.timeout_at(deadline):
+                data = await self._reader.read(_READ_BYTES)
+            if not data:
+                return
+            messages = buffer.feed(data)
+            if len(messages) > self._limits.calls_pending:
+                raise BadRequest(f"more than {self._limits.calls_pending} calls at once")
+            for message in messages:
+                yield message
+            if not buffer.partial:
+                deadline = clock() + self._limits.idle_seconds
+            elif messages or not began_before:
+                deadline = clock() + self._limits.message_seconds
+
+    async def _answer(self, call: Call, dispatch: Dispatch) -> None:
+        if call.more:
+            await self._send(await self._stream(call, dispatch))
+        else:
+            reply = await dispatch.answer(call, self._peer, None)
+            if not call.oneway:
+                await self._send(reply)
+
+    async def _stream(self, call: Call, dispatch: Dispatch) -> bytes:
+        """Answer a call with several replies, as long as there is somebody to hear them; return the last."""
+
+        async def more(parameters: dict[str, Any]) -> None:
+            await self._send(encode(Reply(parameters, continues=True)))
+
+        answering = asyncio.create_task(dispatch.answer(call, self._peer, more))
+        try:
+            with self._cancelled_on_hang_up(answering):
+                return await answering
+        except asyncio.CancelledError:
+            if (this := asyncio.current_task()) and this.cancelling():
+                raise
+            raise PeerLost("the caller hung up") from None
+
+    @contextmanager
+    def _cancelled_on_hang_up(self, task: asyncio.Task[bytes]) -> Iterator[None]:
+        """Cancel the task when the peer has closed its end; half closed, for writing, is no hang-up.
+
+        epoll(7) reports EPOLLHUP even if nothing is asked for, and an epoll descriptor can itself be watched.
+        """
+        loop = asyncio.get_running_loop()
+        with select.epoll() as hang_ups:
+
+            def hung_up() -> None:
+                loop.remove_reader(hang_ups.fileno())
+                task.cancel()
+
+            hang_ups.register(self._writer.get_extra_info("socket").fileno(), 0)
+            loop.add_reader(hang_ups.fileno(), hung_up)
+            try:
+                yield
+            finally:
+                loop.remove_reader(hang_ups.fileno())
+
+    async def _send(self, message: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._limits.drain_seconds):
+                self._writer.write(message)
+                await self._writer.drain()
+        except (OSError, TimeoutError) as error:
+            raise PeerLost("nobody takes the reply") from error
+

@@ -1,0 +1,27 @@
+"""``crctl requests``."""
+
+from __future__ import annotations
+
+import click
+
+from crd.cli.daemon import connect, socket_option
+from crd.cli.render import REQUEST_COLUMNS, request_row
+from crd.console.program import json_option, print_json
+from crd.console.table import print_table
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N.")
+@json_option
+@socket_option
+def requests(*, limit: int | None, as_json: bool) -> None:
+    """List restart requests and what became of them.
+
+    Exit status: 0 done, 10 daemon unavailable, 12 denied.
+    """
+    with connect() as daemon:
+        found = daemon.call("ListRequests", limit=limit)["requests"]
+    if as_json:
+        print_json(found)
+    else:
+        print_table(REQUEST_COLUMNS, map(request_row, found))

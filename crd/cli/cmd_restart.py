@@ -1,0 +1,63 @@
+"""``crctl restart``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crd.cli.daemon import connect, socket_option
+from crd.cli.image_argument import image_argument
+from crd.console.program import json_option, print_json
+from crd.console.progress import Progress
+from crd.errors import CrdError
+
+if TYPE_CHECKING:
+    from crd.api.client import Client
+
+
+@click.command()
+@image_argument
+@click.option("--new-pids", "pids", flag_value="new", help="Whatever pids are free, instead of the original ones.")
+@click.option("--pidns", "pids", flag_value="namespace", help="The original pids, in a pid namespace of their own.")
+@click.option("--files", type=click.Choice(["keep", "fail"]), default="keep", show_default=True,
+              help="What is done about open files that have changed since: take them as they are, or fail.")
+@click.option("--wait", is_flag=True, help="Come back when the tasks run, or with the reason why they do not.")
+@json_option
+@socket_option
+def restart(image: str, *, pids: str | None, files: str, wait: bool, as_json: bool) -> None:
+    """Queue the restart of IMAGE, and print the number of the request.
+
+    The request is on disk when its number is printed: it will be carried out exactly once, or fail.
+
+    Exit status: 0 done, 1 failed, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 13 this host cannot
+    restart it, 14 conflicting (a pid is in use, a file has changed, several images fit).
+    """
+    with connect() as daemon:
+        request = daemon.call("Restart", reference=image, pids=pids or "original", files=files)["request"]
+        if not as_json:
+            click.echo(request["number"])
+        if wait:
+            request = _follow(daemon, request)
+    if as_json:
+        print_json(request)
+    elif wait:
+        click.echo(f"pid {request['root_pid']}")
+
+
+def _follow(daemon: Client, request: dict[str, Any]) -> dict[str, Any]:
+    """Show the states of a request until it has ended.
+
+    Raises:
+        CrdError: what it failed for.
+    """
+    with Progress() as progress:
+        for reply in daemon.stream("GetRequest", number=request["number"], wait=True):
+            request = reply["request"]
+            progress.show(f"request {request['number']}: {request['state']}")
+    if request["state"] == "failed":
+        raise CrdError.from_json({"error": request["error"], "message": request.get("message") or "",
+                                  "hint": request.get("hint") or "", "request": request["number"]})
+    if request["state"] != "done":
+        raise CrdError(f"request {request['number']} was {request['state']}", request=request["number"])
+    return request

@@ -1,0 +1,28 @@
+"""``crctl show``."""
+
+from __future__ import annotations
+
+import click
+
+from crd.cli.daemon import connect, socket_option
+from crd.cli.image_argument import image_argument
+from crd.cli.render import image_fields
+from crd.console.program import json_option, print_json
+from crd.console.table import print_fields
+
+
+@click.command()
+@image_argument
+@json_option
+@socket_option
+def show(image: str, *, as_json: bool) -> None:
+    """Show all that is known of IMAGE: a crid, TARGET@latest, TARGET@TIME or HOST/CRID.
+
+    Exit status: 0 done, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 14 several fit.
+    """
+    with connect() as daemon:
+        found = daemon.call("GetImage", reference=image)["image"]
+    if as_json:
+        print_json(found)
+    else:
+        print_fields(image_fields(found))

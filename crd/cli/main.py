@@ -1,0 +1,45 @@
+"""``crctl``: the client of the daemon."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+
+from crd.cli.daemon import socket_option
+from crd.console.program import Lazy, Program, run
+
+COMMANDS = {
+    "status": Lazy("crd.cli.cmd_status:status", "Show the daemon, its engine, archive and queue."),
+    "targets": Lazy("crd.cli.cmd_targets:targets", "List what is checkpointed and when."),
+    "target": Lazy("crd.cli.cmd_target:target", "Add, remove, hold or resume a target."),
+    "checkpoint": Lazy("crd.cli.cmd_checkpoint:checkpoint", "Take an image now."),
+    "images": Lazy("crd.cli.cmd_images:images", "List images."),
+    "show": Lazy("crd.cli.cmd_show:show", "Show an image."),
+    "restart": Lazy("crd.cli.cmd_restart:restart", "Queue the restart of an image."),
+    "requests": Lazy("crd.cli.cmd_requests:requests", "List restart requests."),
+    "request": Lazy("crd.cli.cmd_request:request", "Show or cancel a restart request."),
+    "check": Lazy("crd.cli.cmd_check:check", "Say what keeps a process from being checkpointed."),
+}
+
+
+@click.group(cls=Program, commands=COMMANDS)
+@click.version_option(package_name="crd")
+@socket_option
+def crctl() -> None:
+    """Ask the crd daemon.
+
+    IMAGE is a crid (42), TARGET@latest, TARGET@"10 min ago", TARGET@2026-11-23T10:00, or HOST/42.
+
+    Exit status: 0 done, 1 failed, 2 usage, 10 daemon unavailable, 11 not found, 12 denied, 13 unsupported, 14 busy or
+    conflicting.
+    """
+
+
+def main() -> NoReturn:
+    """Run ``crctl``."""
+    run(crctl)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What the daemon says, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from crd.console import units
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+IMAGE_COLUMNS = ("crid", "target", "pid", "name", "taken", "size", "stored", "stopped", "state")
+TARGET_COLUMNS = ("name", "what", "when", "next", "last")
+REQUEST_COLUMNS = ("number", "crid", "state", "pids", "requested", "pid", "message")
+
+
+def image_row(image: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return an image as a row of ``IMAGE_COLUMNS``."""
+    return (image["crid"], image.get("target"), image["pid"], image["comm"], units.time(image["taken_at"]),
+            units.size(image["image_bytes"]), units.size(image["stored_bytes"]), units.duration(image["stop_seconds"]),
+            image["state"])
+
+
+def image_fields(image: Mapping[str, Any]) -> dict[str, object]:
+    """Return all that is known of an image."""
+    header = image["header"]
+    return {
+        "crid": image["crid"],
+        "host": image["host"],
+        "target": image.get("target"),
+        "process": f"{image['pid']} ({image['comm']}), uid {image['uid']}",
+        "taken": f"{units.time(image['taken_at'])} ({units.age(image['taken_at'])})",
+        "tags": ", ".join(image.get("tags") or ()),
+        "state": image["state"],
+        "engine": f"{image['engine']}, {image['method']}",
+        "because": image["method_reason"],
+        "tasks": f"{image['tasks']}, {image['threads']} threads",
+        "memory": units.size(image["memory_bytes"]),
+        "size": f"{units.size(image['image_bytes'])}, {units.size(image['stored_bytes'])} stored",
+        "stopped": units.duration(image["stop_seconds"]),
+        "took": units.duration(image["duration_seconds"]),
+        "digest": image["digest"],
+        "kernel": f"{header['kernel']} ({header['release']} {header['machine']})",
+    }
+
+
+def image_summary(image: Mapping[str, Any]) -> str:
+    """Return what matters of an image just taken, in one line."""
+    return (f"crid {image['crid']}: pid {image['pid']} ({image['comm']}), {units.size(image['image_bytes'])}, "
+            f"stopped for {units.duration(image['stop_seconds'])}, took {units.duration(image['duration_seconds'])}")
+
+
+def target_row(target: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return a target as a row of ``TARGET_COLUMNS``."""
+    what = next((f"{kind} {target[kind]}" for kind in ("pid", "pidfile", "comm") if target.get(kind) is not None), None)
+    schedule = next((f"{words} {target[kind]}" for kind, words in (("every", "every"), ("on_calendar", "on"),
+                                                               ("cron", "cron")) if target.get(kind)), None)
+    upcoming = "held" if target.get("held") else units.age(target.get("next_at"))
+    return target["name"], what, schedule, upcoming, _attempt(target.get("last"))
+
+
+def _attempt(attempt: Mapping[str, Any] | None) -> str | None:
+    if attempt is None:
+        return None
+    when = units.age(attempt.get("ended_at") or attempt["started_at"])
+    if attempt["state"] == "ok":
+        return f"crid {attempt.get('crid')}, {when}"
+    return f"{attempt['state']}, {when}" + (f": {attempt['message']}" if attempt.get("message") else "")
+
+
+def request_row(request: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return a restart request as a row of ``REQUEST_COLUMNS``."""
+    return (request["number"], request["crid"], request["state"], request["pids"], units.time(request["requested_at"]),
+            request.get("root_pid"), request.get("message"))
+
+
+def request_fields(request: Mapping[str, Any]) -> dict[str, object]:
+    """Return all that is known of a restart request."""
+    return {
+        "number": request["number"],
+        "crid": request["crid"],
+        "state": request["state"],
+        "pids": request["pids"],
+        "files": request["files"],
+        "uid": request["uid"],
+        "requested": units.time(request["requested_at"]),
+        "started": units.time(request.get("started_at")),
+        "ended": units.time(request.get("ended_at")),
+        "pid": request.get("root_pid"),
+        "error": request.get("error"),
+        "message": request.get("message"),
+        "hint": request.get("hint"),
+    }
+
+
+def status_fields(status: Mapping[str, Any]) -> dict[str, object]:
+    """Return how the daemon is."""
+    archive, queue = status["archive"], status["queue"]
+    upcoming = (f"{status['next_target']}, {units.age(status['next_at'])}" if status.get("next_target") else "nothing")
+    oldest = f", the oldest from {units.age(queue['oldest_at'])}" if queue.get("oldest_at") else ""
+    missing = sorted(name for name, there in status["features"].items() if not there)
+    return {
+        "daemon": f"{status['version']} on {status['host']}, pid {status['pid']}",
+        "started": f"{units.time(status['started_at'])} ({units.age(status['started_at'])})",
+        "engine": status["engine"] + (f", without {', '.join(missing)}" if missing else ""),
+        "targets": f"{status['targets']}, {status['running']} being checkpointed",
+        "next due": upcoming,
+        "archive": f"{archive['images']} images, {units.size(archive['bytes'])} in {archive['path']}",
+        "queue": f"{queue['queued']} queued{oldest}, {queue['running']} running",
+        "metrics": status.get("metrics"),
+    }
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """Return what stands in the way of a checkpoint."""
+    process = f"{report['pid']} ({report['comm']})"
+    obstacles = report["obstacles"]
+    if not obstacles:
+        return f"{process} can be checkpointed."
+    lines = [f"{process} cannot be checkpointed:"]
+    for obstacle in obstacles:
+        lines += ["", f"  {obstacle['object']}", f"    {obstacle['reason']}", f"    -> {obstacle['remedy']}"]
+    return "\n".join(lines)

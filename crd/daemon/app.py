@@ -1,0 +1,237 @@
+"""The daemon, put together: what starts in which order, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import socket
+from contextlib import AsyncExitStack, contextmanager, suppress
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from crd.api.server import Server
+from crd.archive.archive import Archive
+from crd.archive.stores.local import LocalStore
+from crd.catalog.catalog import Catalog
+from crd.clock import Clock, SystemClock
+from crd.daemon.handlers import Handlers
+from crd.daemon.jobs import Checkpoints, Restarts, measure
+from crd.daemon.notify import notify, watchdog_seconds
+from crd.daemon.pipeline import Pipeline
+from crd.daemon.scheduler import ScheduledTarget, Scheduler
+from crd.engine.api import After, CheckpointOptions
+from crd.engine.client import WorkerPool
+from crd.engine.crid import CridCounter
+from crd.engine.userspace.features import features
+from crd.errors import CrdError, SettingsError, StateInUse
+from crd.metrics.exporter import Exporter
+from crd.metrics.names import Metrics
+from crd.settings.load import check_target
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+    from pathlib import Path
+
+    from crd.settings.models import Settings
+
+logger = logging.getLogger(__name__)
+
+_MEASURE_SECONDS = 30.0
+_FIRST_PASSED_FD = 3
+
+
+class App:
+    """Everything the daemon is made of.  ``serve`` runs it until it is told to stop."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        """Make a daemon; nothing happens before ``serve``."""
+        self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        self.started_at = self.clock.now()
+        self.version = version("crd")
+        self.host = socket.gethostname()
+        self.pid = os.getpid()
+        self.metrics = Metrics()
+        self.metrics_url = ""
+        self.features: dict[str, bool] = {}
+        self._jobs: set[asyncio.Task[Any]] = set()
+        self.catalog: Catalog
+        self.archive: Archive
+        self.checkpoints: Checkpoints
+        self.restarts: Restarts
+        self.scheduler: Scheduler
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Start everything, say that we are ready, and end everything when ``stop`` is set.
+
+        Raises:
+            CrdError: it cannot start.
+        """
+        settings = self.settings
+        async with AsyncExitStack() as stack:
+            stack.enter_context(_state_directory(settings.daemon.state_dir))
+            self.catalog = await stack.enter_async_context(await Catalog.open(settings.catalog_url))
+            self.archive = await stack.enter_async_context(Archive(
+                LocalStore(settings.archive_path), level=settings.archive.level, threads=settings.archive.threads))
+            await self._settle()
+            workers = await stack.enter_async_context(WorkerPool())
+            self._assemble(workers)
+            exporter = stack.enter_context(Exporter(settings.metrics.listen, self.metrics.registry))
+            self.metrics_url = exporter.url
+            await self.restarts.recover()
+            await self._add_targets()
+            server = Server(_listening_socket() or settings.api.socket, Handlers(self).handle,
+                            public=settings.api.public, group=settings.api.group)
+            await server.start()
+            background = [asyncio.create_task(work, name=name) for name, work in (
+                ("restarts", self.restarts.run()), ("measure", self._measure()), ("watchdog", _watchdog()))]
+            notify("READY=1", f"STATUS={len(self.scheduler.targets)} targets")
+            logger.info("ready", extra={"event": "daemon.ready"})
+            await stop.wait()
+            notify("STOPPING=1")
+            logger.info("stopping", extra={"event": "daemon.stopping"})
+            await self._stop(server, background)
+
+    async def reload(self, settings: Settings) -> None:
+        """Take over targets, schedules and limits of new settings; what else changed waits for a new start."""
+        wanted = settings.targets
+        for name, target in list(self.scheduler.targets.items()):
+            if target.source == "settings" and wanted.get(name) != target.settings:
+                self.scheduler.remove(name)
+                if name not in wanted:
+                    self.metrics.remove_target(name)
+        held = await self.catalog.targets.held()
+        for name, definition in wanted.items():
+            if name not in self.scheduler.targets:
+                self.scheduler.add(name, definition, source="settings", held=held.get(name, definition.held))
+        self.settings = settings
+        logger.info("settings reloaded", extra={"event": "daemon.reloaded"})
+
+    def checkpoint_options(self, after: After = After.RUN) -> CheckpointOptions:
+        """Return how images are taken by the settings."""
+        engine = self.settings.engine
+        return CheckpointOptions(after=after, method=engine.method, freeze_seconds=engine.freeze_timeout)
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run work that goes on when its caller is gone, and that a stop waits for."""
+        job = asyncio.create_task(work)
+        self._jobs.add(job)
+        job.add_done_callback(self._forget)
+        return job
+
+    def _forget(self, job: asyncio.Task[Any]) -> None:
+        self._jobs.discard(job)
+        if not job.cancelled():
+            job.exception()  # the caller may be gone: it is in the catalog and in the log
+
+    def _assemble(self, workers: WorkerPool) -> None:
+        settings = self.settings
+        pipeline = Pipeline(workers, self.archive, self.catalog, settings.engine.crid_file, self.host,
+                            settings.engine.checkpoint_timeout, settings.engine.restart_timeout)
+        self.checkpoints = Checkpoints(pipeline, self.catalog, self.metrics, self.clock, settings.engine.workers)
+        self.restarts = Restarts(pipeline, self.catalog, self.metrics, self.clock)
+        self.scheduler = Scheduler(self.clock, self._due, self.checkpoints.skip)
+        self.metrics.build.info({"version": self.version, "engine": "userspace"})
+        for feature in features():
+            self.features[feature.name] = feature.available
+            self.metrics.feature.labels(feature.name).set(feature.available)
+
+    async def _settle(self) -> None:
+        """Bring catalog, archive and crid counter together after whatever ended the daemon before us."""
+        now = self.clock.now()
+        await self.catalog.checkpoints.recover(now)
+        there = set(await self.archive.crids())
+        for image in await self.catalog.images.storing():
+            try:
+                stored = await self.archive.stored(image.crid) if image.crid in there else None
+            except CrdError:
+                stored = None
+            if stored and stored.digest == image.digest:
+                await self.catalog.images.finish(image.crid, stored.stored_bytes)
+            else:
+                await self.catalog.images.drop(image.crid)
+                await self.archive.forget(image.crid)
+        counter = CridCounter(self.settings.engine.crid_file)
+        await asyncio.to_thread(counter.raise_to, await self.catalog.images.max_crid())
+
+    async def _add_targets(self) -> None:
+        held = await self.catalog.targets.held()
+        for name, settings in self.settings.targets.items():
+            self.scheduler.add(name, settings, source="settings", held=held.get(name, settings.held))
+        for name, definition in (await self.catalog.targets.all()).items():
+            if name in self.scheduler.targets:
+                logger.warning("target %s is in the settings too: that one counts", name)
+                continue
+            try:
+                settings = check_target(name, definition)
+            except SettingsError as error:
+                logger.warning("target %s of the catalog: %s", name, error.message)
+                continue
+            self.scheduler.add(name, settings, source="catalog", held=held.get(name, settings.held))
+
+    async def _due(self, target: ScheduledTarget, late_seconds: float) -> None:
+        await self.checkpoints.take_due(target, self.checkpoint_options(), late_seconds)
+
+    async def _measure(self) -> None:
+        while True:
+            with suppress(CrdError):
+                await measure(self.archive, self.metrics)
+            await asyncio.sleep(_MEASURE_SECONDS)
+
+    async def _stop(self, server: Server, background: list[asyncio.Task[None]]) -> None:
+        """Take no more requests, let jobs end in time, and end the rest: their workers die, targets run on."""
+        grace = self.settings.daemon.stop_grace
+        await self.scheduler.close()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await self.scheduler.drain(grace)
+        if self._jobs:
+            _, late = await asyncio.wait(self._jobs, timeout=grace)
+            for job in late:
+                job.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await server.close()
+
+
+@contextmanager
+def _state_directory(path: Path) -> Iterator[None]:
+    """Make the directory, and hold it for this daemon alone.
+
+    Raises:
+        StateInUse: another daemon has it.
+        SettingsError: it cannot be used.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SettingsError(f"daemon.state_dir: {path}: {error.strerror}", path=str(path),
+                            hint="Run crd as root, or choose another directory.") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateInUse(f"another daemon works on {path}", path=str(path),
+                             hint="Stop it, or set daemon.state_dir.") from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def _listening_socket() -> int | None:
+    """Return the socket that systemd hands over, if it does (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and int(os.environ.get("LISTEN_FDS", "0")) >= 1:
+        return _FIRST_PASSED_FD
+    return None
+
+
+async def _watchdog() -> None:
+    """Tell systemd that the loop turns."""
+    interval = watchdog_seconds()
+    while interval:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval)

@@ -1,0 +1,178 @@
+"""The whole flow of an image, in either direction.
+
+::
+
+    checkpoint:  target -> engine worker -> image stream -> archive -> catalog
+    restart:     catalog -> archive -> image stream -> engine worker -> running tasks
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from crd.catalog.rows import Image
+from crd.errors import ArchiveError, ImageSinkClosed, WorkerDied
+from crd.ids import Crid
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from crd.archive.archive import Archive
+    from crd.archive.sink import ImageSink
+    from crd.archive.source import ImageSource
+    from crd.catalog.catalog import Catalog
+    from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult
+    from crd.engine.client import WorkerPool
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What images flow through."""
+
+    workers: WorkerPool
+    archive: Archive
+    catalog: Catalog
+    crid_file: Path
+    host: str
+    checkpoint_seconds: float
+    restart_seconds: float
+
+    async def checkpoint(self, pid: int, options: CheckpointOptions, *, target: str | None = None,
+                         tags: tuple[str, ...] = (), progress: Callable[[int], None] | None = None) -> Image:
+        """Take an image of a process, and return it once it is durable and in the catalog.
+
+        Raises:
+            CrdError: there is no image, nothing is half-written, and the target runs on.
+        """
+        async with (_in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease() as worker,
+                    self._sink() as sink):
+            with _Pipe() as pipe:
+                await worker.begin_checkpoint(pid, pipe.write_end, options, self.crid_file)
+                pipe.close_write_end()
+                result = await _both(worker.written(), sink.drain(pipe.read_end, progress))
+            if sink.image_bytes != result.image_bytes:
+                raise ArchiveError(f"{sink.image_bytes} bytes of {result.image_bytes} arrived")
+            image = _row(result, sink.digest, self.host, target, tags)
+            await self.catalog.images.begin(image)
+            try:
+                stored = await sink.commit(image.crid)
+            except BaseException:
+                await asyncio.shield(self.catalog.images.drop(image.crid))
+                raise
+            image = await self.catalog.images.finish(image.crid, stored.stored_bytes)
+            await worker.commit()
+            return image
+
+    async def restart(self, crid: Crid, options: RestartOptions,
+                      note: Callable[[RestartResult], Awaitable[None]]) -> RestartResult:
+        """Restart an image: everything stored is checked before the first task is made.
+
+        Args:
+            crid: of the image.
+            options: how.
+            note: makes durable which tasks are about to run; if it raises, none does.
+
+        Raises:
+            CrdError: no task of it runs.
+        """
+        async with _in_time(self.restart_seconds, "restart"):
+            image = await self.catalog.images.get(crid)
+            source = await self.archive.source(crid)
+            await source.verify(image.digest)
+            async with self.workers.lease() as worker:
+                with _Pipe() as pipe:
+                    await worker.begin_restart(pipe.read_end, options)
+                    pipe.close_read_end()
+                    result = await _both(worker.ready(), _feed(source, pipe))
+                await note(result)
+                await worker.commit()
+            return result
+
+    @asynccontextmanager
+    async def _sink(self) -> AsyncIterator[ImageSink]:
+        sink = await self.archive.sink()
+        try:
+            yield sink
+        finally:
+            await asyncio.shield(sink.abort())
+
+
+async def _feed(source: ImageSource, pipe: _Pipe) -> None:
+    try:
+        await source.pump(pipe.write_end)
+    finally:
+        pipe.close_write_end()
+
+
+async def _both(engine: Coroutine[Any, Any, T], stream: Coroutine[Any, Any, object]) -> T:
+    """Run the engine's side and ours, and return the engine's result.
+
+    If one fails so does the other; raised is the error that came first, unless it only says that the other has gone.
+    """
+    ours, theirs = asyncio.ensure_future(stream), asyncio.ensure_future(engine)
+    try:
+        await asyncio.wait({ours, theirs}, return_when=asyncio.FIRST_EXCEPTION)
+        if ours.done() and not isinstance(ours.exception(), ImageSinkClosed | None):
+            await ours
+        result = await theirs
+        await ours
+        return result
+    finally:
+        for task in (ours, theirs):
+            task.cancel()
+        await asyncio.gather(ours, theirs, return_exceptions=True)
+
+
+class _Pipe:
+    """A pipe whose ends are closed once, at the latest with the context."""
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close_read_end()
+        self.close_write_end()
+
+    def close_read_end(self) -> None:
+        if self.read_end >= 0:
+            os.close(self.read_end)
+            self.read_end = -1
+
+    def close_write_end(self) -> None:
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+
+@asynccontextmanager
+async def _in_time(seconds: float, what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise WorkerDied(f"the {what} took longer than {seconds:g} s and was given up",
+                         hint=f"Raise engine.{what}_timeout if the target is that large.") from error
+
+
+def _row(result: CheckpointResult, digest: str, host: str, target: str | None, tags: tuple[str, ...]) -> Image:
+    return Image(
+        crid=Crid(result.crid), host=host, target=target, pid=result.pid, comm=result.comm, uid=result.uid,
+        taken_at=datetime.fromtimestamp(result.taken_at, UTC), engine=result.engine, method=result.method,
+        method_reason=result.method_reason, tasks=result.tasks, threads=result.threads,
+        image_bytes=result.image_bytes, memory_bytes=result.memory_bytes, stored_bytes=0,
+        stop_seconds=result.stop_seconds, duration_seconds=result.duration_seconds, digest=digest,
+        tags=list(tags), header=result.header)

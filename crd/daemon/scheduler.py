@@ -1,0 +1,111 @@
+"""Starts checkpoints when they are due; none of a target while one of it is under way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from crd.daemon.schedule import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime
+
+    from crd.clock import Clock
+    from crd.settings.models import TargetSettings
+
+logger = logging.getLogger(__name__)
+
+_NAP_SECONDS = 20.0
+"""Longest sleep: the time of day may jump, and the machine may have been asleep."""
+
+
+@dataclass(slots=True)
+class ScheduledTarget:
+    """A target and where it stands."""
+
+    name: str
+    settings: TargetSettings
+    schedule: Schedule
+    source: str
+    held: bool
+    next_at: datetime | None = None
+    running: bool = False
+    loop: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class Scheduler:
+    """One loop a target; a run that was missed, asleep or held, is made up for once, not many times."""
+
+    def __init__(self, clock: Clock, due: Callable[[ScheduledTarget, float], Awaitable[None]],
+                 skipped: Callable[[ScheduledTarget], Awaitable[None]]) -> None:
+        """Make a scheduler.
+
+        Args:
+            clock: to go by.
+            due: takes a checkpoint of a target, told how many seconds late; never raises but when cancelled.
+            skipped: told of a run that did not take place since the one before was still under way.
+        """
+        self._clock = clock
+        self._due = due
+        self._skipped = skipped
+        self._jobs: set[asyncio.Task[None]] = set()
+        self.targets: dict[str, ScheduledTarget] = {}
+
+    def add(self, name: str, settings: TargetSettings, *, source: str, held: bool) -> ScheduledTarget:
+        """Begin with a target."""
+        now = self._clock.now()
+        target = ScheduledTarget(name, settings, Schedule.of(name, settings, now), source, held)
+        target.next_at = target.schedule.after(now)
+        target.loop = asyncio.create_task(self._run(target), name=f"schedule {name}")
+        self.targets[name] = target
+        return target
+
+    def remove(self, name: str) -> None:
+        """Take no more checkpoints of a target; one under way goes on."""
+        target = self.targets.pop(name)
+        if target.loop:
+            target.loop.cancel()
+
+    async def close(self) -> None:
+        """Stop all loops; jobs go on."""
+        loops = [target.loop for target in self.targets.values() if target.loop]
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+
+    async def drain(self, seconds: float) -> None:
+        """Let jobs under way end within a time, and cancel the rest."""
+        if self._jobs:
+            _, late = await asyncio.wait(self._jobs, timeout=seconds)
+            for job in late:
+                job.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _run(self, target: ScheduledTarget) -> None:
+        while target.next_at is not None:
+            await self._sleep_until(target)
+            now = self._clock.now()
+            late = (now - target.next_at).total_seconds()
+            target.next_at = target.schedule.after(now)
+            if target.held:
+                continue
+            if target.running:
+                await self._skipped(target)
+            else:
+                target.running = True
+                job = asyncio.create_task(self._job(target, late), name=f"checkpoint {target.name}")
+                self._jobs.add(job)
+                job.add_done_callback(self._jobs.discard)
+
+    async def _job(self, target: ScheduledTarget, late: float) -> None:
+        try:
+            await self._due(target, late)
+        finally:
+            target.running = False
+
+    async def _sleep_until(self, target: ScheduledTarget) -> None:
+        while target.next_at and (left := (target.next_at - self._clock.now()).total_seconds()) > 0:
+            await self._clock.sleep(min(left, _NAP_SECONDS))

@@ -1,0 +1,61 @@
+"""``crd checkpoint``: one image of a running process, without a daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from crd.console import units
+from crd.console.program import json_option
+from crd.console.text import printable
+from crd.direct.image_file import STANDARD_STREAM, opened_for_writing
+
+if TYPE_CHECKING:
+    from crd.engine.api import CheckpointResult
+
+CRID_FILE_VARIABLE = "CRD_ENGINE__CRID_FILE"
+
+
+@click.command()
+@click.argument("pid", type=click.IntRange(min=1))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE|-",
+              help="Where to: a file, which is made or replaced once the image is safe, or - for standard output.")
+@click.option("--kill", "after", flag_value="kill", help="Kill the process once its image is safe.")
+@click.option("--stop", "after", flag_value="stop", help="Leave the process stopped (SIGSTOP).")
+@click.option("--engine", type=click.Choice(["auto", "kernel", "userspace"]), default="auto", show_default=True,
+              help="What takes the image: a Linux-CR kernel's system call, or crd itself.")
+@json_option
+def checkpoint(pid: int, *, output: Path, after: str | None, engine: str, as_json: bool) -> None:
+    """Write an image of process PID; the process runs on.
+
+    Prints crid and figures on standard error; with --json as one value on standard output (on standard error if that
+    is where the image goes).
+
+    Exit status: 0 done, 1 failed, 2 usage, 11 no such process, 12 denied, 13 it holds what cannot be checkpointed, 14
+    it is being traced.
+    """
+    from crd.engine.api import After, CheckpointOptions
+    from crd.engine.api import checkpoint as take
+    from crd.engine.crid import DEFAULT_PATH, CridCounter
+
+    crids = CridCounter(Path(os.environ.get(CRID_FILE_VARIABLE) or DEFAULT_PATH))
+    options = CheckpointOptions(after=After(after or "run"), engine=engine)
+    with opened_for_writing(output) as image:
+        result = take(pid, image.fd, options=options, crids=crids, commit=lambda _: image.commit())
+    if as_json:
+        click.echo(json.dumps(asdict(result)), file=sys.stderr if output == STANDARD_STREAM else sys.stdout)
+    else:
+        click.echo(_figures(result), err=True)
+
+
+def _figures(result: CheckpointResult) -> str:
+    tasks = f"{result.tasks} task{'s' * (result.tasks != 1)}, {result.threads} thread{'s' * (result.threads != 1)}"
+    return (f"crid {result.crid}: pid {result.pid} ({printable(result.comm)}), {tasks}, "
+            f"{units.size(result.image_bytes)}, {units.size(result.memory_bytes)} of memory, "
+            f"stopped for {units.duration(result.stop_seconds)}, took {units.duration(result.duration_seconds)}")

@@ -1,0 +1,115 @@
+"""A real daemon in a directory of its own, and the client to talk to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+BIN = Path(sys.executable).parent
+PATIENCE_SECONDS = 60.0
+
+
+def eventually(what: str, ask: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS) -> Any:
+    """Ask until the answer is true, and return it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if answer := ask():
+            return answer
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+class Refused(Exception):  # noqa: N818  it states the fact
+    """crctl failed; the error is what it printed as JSON."""
+
+    def __init__(self, status: int, error: dict[str, Any]) -> None:
+        super().__init__(f"exit {status}: {error}")
+        self.status = status
+        self.error = error
+
+
+class RunningDaemon:
+    """``crd run`` with its state under ``home``; can be killed and started again."""
+
+    def __init__(self, home: Path, config: str = "") -> None:
+        self.home = home
+        self.state = home / "state"
+        self.socket = home / "crd.sock"
+        self.config = home / "crd.toml"
+        self.config.write_text(config)
+        self.environment = {
+            **os.environ,
+            "CRD_DAEMON__STATE_DIR": str(self.state),
+            "CRD_API__SOCKET": str(self.socket),
+            "CRD_METRICS__LISTEN": "127.0.0.1:0",
+            "CRD_ENGINE__CRID_FILE": str(home / "crid"),
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """What the daemon wrote to stderr, over all its lives."""
+        path = self.home / "daemon.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def start(self) -> Self:
+        """Start it and wait until it answers."""
+        with (self.home / "daemon.log").open("ab") as log:
+            self.process = subprocess.Popen([BIN / "crd", "run", "--config", self.config], env=self.environment,
+                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        eventually("the daemon to answer", self._answers)
+        return self
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the daemon ended:\n{self.log}"
+        return self.run_crctl("status").returncode == 0
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """Stop it (or kill it) and return its exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal_number)
+        return self.process.wait(timeout=PATIENCE_SECONDS)
+
+    def run_crctl(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run crctl and return how it ended."""
+        return subprocess.run([BIN / "crctl", *words], env=self.environment, capture_output=True, text=True,
+                              check=False, timeout=PATIENCE_SECONDS, **options)
+
+    def crctl(self, *words: str) -> Any:
+        """Run crctl --json and return its value; raises Refused with the error it printed."""
+        done = self.run_crctl(*words, "--json")
+        if done.returncode:
+            raise Refused(done.returncode, json.loads(done.stderr))
+        return json.loads(done.stdout)
+
+    def metrics(self) -> dict[str, float]:
+        """Scrape once: series as written in the text format, with their values."""
+        address = self.crctl("status")["metrics"]
+        url = address if address.startswith("http") else f"http://{address}/metrics"
+        with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
+            lines = answer.read().decode().splitlines()
+        return {series: float(value) for series, _, value in
+                (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop(signal.SIGKILL)
+        if kind is not None:
+            print(self.log)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from crd.api import interface
+from crd.cli.main import crctl
+from crd.console.program import status_of
+from crd.errors import CrdError, ImageNotFound
+from tests.support.api import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from crd.api.access import Peer
+
+OURS = interface.load("io.crd")
+
+IMAGE = {
+    "crid": 42, "host": "db1", "target": "web", "pid": 4242, "comm": "wor\x1b]0;ker", "uid": 1000,
+    "taken_at": "2026-11-23T10:00:00.5+00:00", "engine": "userspace", "method": "snapshot", "method_reason": "",
+    "state": "ok", "tasks": 1, "threads": 3, "image_bytes": 12_582_912, "memory_bytes": 12_000_000,
+    "stored_bytes": 1536, "stop_seconds": 0.0021, "duration_seconds": 0.25, "digest": "ab" * 32, "tags": ["night"],
+    "header": {"magic": "0x00feed0cc0a2d200", "kernel": "6.18.0", "rev": 14, "flags": 0, "time": 1_795_000_000,
+               "release": "6.18.0-crd", "version": "#1", "machine": "x86_64"}}
+REQUEST = {
+    "number": 7, "crid": 42, "state": "queued", "pids": "original", "files": "keep", "uid": 0,
+    "requested_at": "2026-11-23T10:00:00+00:00", "started_at": None, "ended_at": None, "root_pid": None, "error": None,
+    "message": None, "hint": None}
+ATTEMPT = {"number": 1, "target": "web", "pid": 1, "state": "failed", "crid": None,
+           "started_at": "2026-11-23T10:00:00+00:00", "ended_at": None, "error": "target.not-found",
+           "message": "no process fits"}
+TARGET = {"name": "web", "pid": None, "pidfile": "/run/web.pid", "comm": None, "every": "30s", "on_calendar": None,
+          "cron": None, "jitter": None, "held": False, "source": "settings", "last": ATTEMPT,
+          "next_at": "2126-11-23T10:00:00+00:00"}
+STATUS = {"version": "0.1.0", "host": "db1", "pid": 99, "started_at": "2026-11-23T09:00:00+00:00",
+          "engine": "userspace", "features": {"pagemap_scan": True, "clone3": False}, "targets": 1, "running": 0,
+          "archive": {"path": "/var/lib/crd/archive", "bytes": 2048, "images": 3},
+          "queue": {"queued": 2, "running": 1, "oldest_at": "2026-11-23T10:00:00+00:00"}, "next_target": "web",
+          "next_at": "2126-11-23T10:00:00+00:00", "metrics": "127.0.0.1:9643"}
+OBSTACLE = {"code": "fd.terminal", "object": "fd 0 (/dev/pts/1)", "reason": "is a terminal", "remedy": "redirect it"}
+
+
+class Daemon:
+    """Answers with what a test says, and proves that a daemon may answer so."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.replies: dict[str, list[dict[str, Any]] | CrdError] = {
+            "GetStatus": [STATUS], "ListTargets": [{"targets": [TARGET]}], "AddTarget": [{"target": TARGET}],
+            "RemoveTarget": [{}], "HoldTarget": [{}], "ResumeTarget": [{}],
+            "Checkpoint": [{"stage": "memory", "bytes": 4096}, {"image": IMAGE}], "ListImages": [{"images": [IMAGE]}],
+            "GetImage": [{"image": IMAGE}], "Restart": [{"request": REQUEST}],
+            "GetRequest": [{"request": {**REQUEST, "state": "running"}},
+                           {"request": {**REQUEST, "state": "done", "root_pid": 4242}}],
+            "ListRequests": [{"requests": [REQUEST]}], "CancelRequest": [{"request": {**REQUEST, "state": "cancelled"}}],
+            "Check": [{"pid": 4242, "comm": "worker", "obstacles": []}]}
+
+    async def __call__(self, method: str, parameters: dict[str, Any], _peer: Peer,
+                       more: Callable[[dict[str, Any]], Awaitable[None]] | None) -> dict[str, Any]:
+        self.calls.append((method, {name: value for name, value in parameters.items() if value is not None}))
+        replies = self.replies[method]
+        if isinstance(replies, CrdError):
+            raise replies
+        for reply in replies:
+            OURS.methods[method].reply.check(reply)
+        for reply in replies[:-1] if more else ():
+            await more(reply)
+        return replies[-1]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Of the last call, without those that were left out."""
+        return self.calls[-1][1]
+
+
+class Crctl:
+    """Runs crctl in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self.status = 0
+        self.err = ""
+
+    def __call__(self, *words: str, status: int = 0) -> str:
+        """Run it; return what it printed."""
+        self.status = status_of(crctl, words)
+        out, self.err = self._capsys.readouterr()
+        assert self.status == status, (out, self.err)
+        return out
+
+    def json(self, *words: str) -> Any:
+        """Run it with --json; return the value."""
+        return json.loads(self(*words, "--json"))
+
+    def error(self, *words: str, status: int) -> dict[str, Any]:
+        """Run it with --json; return the error."""
+        assert not self(*words, "--json", status=status)
+        error: dict[str, Any] = json.loads(self.err)
+        assert error["message"]
+        return error
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    home = Path(tempfile.mkdtemp(prefix="crd-cli-"))
+    monkeypatch.setenv("CRD_API__SOCKET", str(home / "crd.sock"))
+    fake = Daemon(home / "crd.sock")
+    with serving(fake.path, fake):
+        yield fake
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def crctl_(capsys: pytest.CaptureFixture[str]) -> Crctl:
+    return Crctl(capsys)
+
+
+@pytest.fixture
+def missing() -> ImageNotFound:
+    return ImageNotFound("there is no image 4711", hint="crctl images lists them.", crid=4711)

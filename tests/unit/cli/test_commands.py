@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crd.errors import AccessDenied, Busy, TargetUnsupported
+from tests.unit.cli.conftest import IMAGE, OBSTACLE, REQUEST, STATUS, TARGET
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from crd.errors import ImageNotFound
+    from tests.unit.cli.conftest import Crctl, Daemon
+
+
+@pytest.fixture
+def crctl(crctl_: Crctl, daemon: Daemon) -> Crctl:
+    return crctl_
+
+
+def test_status(crctl: Crctl) -> None:
+    assert crctl.json("status") == STATUS
+    text = crctl("status")
+    assert "0.1.0 on db1, pid 99" in text
+    assert "userspace, without clone3" in text
+    assert "3 images, 2 KiB in /var/lib/crd/archive" in text
+    assert "2 queued" in text
+
+
+class TestTargets:
+    def test_list(self, crctl: Crctl) -> None:
+        assert crctl.json("targets") == [TARGET]
+        assert "pidfile /run/web.pid  every 30s" in crctl("targets")
+        assert "no process fits" in crctl("targets")
+
+    def test_add(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("target", "add", "web", "--pid", "7", "--every", "30s", "--jitter", "5s") == TARGET
+        assert daemon.calls == [("AddTarget", {"target": {
+            "name": "web", "held": False, "pid": 7, "every": "30s", "jitter": "5s",
+            **dict.fromkeys(("pidfile", "comm", "on_calendar", "cron", "source", "last", "next_at"))}})]
+
+    def test_pid_files_are_named_as_the_daemon_finds_them(self, crctl: Crctl, daemon: Daemon, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        crctl("target", "add", "web", "--pidfile", "web.pid", "--on-calendar", "hourly")
+        assert daemon.parameters["target"]["pidfile"] == f"{tmp_path}/web.pid"
+        assert daemon.parameters["target"]["on_calendar"] == "hourly"
+
+    @pytest.mark.parametrize("words", [
+        (), ("--pid", "7"), ("--every", "30s"), ("--pid", "7", "--comm", "x", "--every", "30s"),
+        ("--pid", "7", "--every", "30s", "--cron", "* * * * *"), ("--pid", "0", "--every", "30s"),
+        ("--pid", "x", "--every", "30s")])
+    def test_exactly_one_process_and_one_schedule(self, crctl: Crctl, daemon: Daemon, words: tuple[str, ...]) -> None:
+        assert crctl.error("target", "add", "web", *words, status=2)["error"] == "usage"
+        assert not daemon.calls
+
+    @pytest.mark.parametrize(("verb", "method"), [
+        ("remove", "RemoveTarget"), ("hold", "HoldTarget"), ("resume", "ResumeTarget")])
+    def test_changes(self, crctl: Crctl, daemon: Daemon, verb: str, method: str) -> None:
+        assert crctl.json("target", verb, "web") == {"name": "web"}
+        assert crctl("target", verb, "web") == ""
+        assert daemon.calls == [(method, {"name": "web"})] * 2
+
+    @pytest.mark.parametrize("verb", ["add", "remove", "hold", "resume"])
+    def test_names_are_checked_first(self, crctl: Crctl, daemon: Daemon, verb: str) -> None:
+        assert crctl.error("target", verb, "../x", status=2)["error"] == "api.bad-request"
+        assert not daemon.calls
+
+
+class TestCheckpoint:
+    def test_prints_the_crid(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl("checkpoint", "web") == "42\n"
+        assert daemon.parameters == {"target": "web", "wait": True}
+        assert not crctl.err
+
+    def test_options(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("checkpoint", "--pid", "7", "--kill", "--tag", "night") == IMAGE
+        assert daemon.parameters == {"pid": 7, "after": "kill", "tag": "night", "wait": True}
+        crctl("checkpoint", "web", "--stop")
+        assert daemon.parameters["after"] == "stop"
+
+    def test_without_waiting(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["Checkpoint"] = [{"stage": "freeze"}]
+        assert crctl("checkpoint", "web", "--no-wait") == ""
+        assert daemon.parameters == {"target": "web", "wait": False}
+
+    @pytest.mark.parametrize("words", [(), ("web", "--pid", "7"), ("--pid", "-1"), ("--pid", "2.5")])
+    def test_a_target_or_a_pid(self, crctl: Crctl, daemon: Daemon, words: tuple[str, ...]) -> None:
+        crctl.error("checkpoint", *words, status=2)
+        assert not daemon.calls
+
+    def test_obstacles(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["Checkpoint"] = TargetUnsupported.from_json(
+            {"error": "target.unsupported", "reasons": [OBSTACLE]})
+        assert crctl.error("checkpoint", "web", status=13)["reasons"] == [OBSTACLE]
+        crctl("checkpoint", "web", status=13)
+        assert crctl.err == "crctl: fd 0 (/dev/pts/1): is a terminal\nredirect it\n"
+
+    def test_busy(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["Checkpoint"] = Busy("web is being checkpointed")
+        assert crctl.error("checkpoint", "web", status=14)["retryable"] is True
+
+    def test_a_daemon_that_forgets_the_image(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["Checkpoint"] = [{"stage": "memory"}]
+        assert "without an image" in crctl.error("checkpoint", "web", status=10)["message"]
+
+
+class TestImages:
+    def test_list(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("images") == [IMAGE]
+        assert daemon.parameters == {}
+        header, row = crctl("images", "web", "--limit", "3").splitlines()
+        assert daemon.parameters == {"target": "web", "limit": 3}
+        assert header.split()[:3] == ["CRID", "TARGET", "PID"]
+        assert row.split()[:3] == ["42", "web", "4242"]
+        assert "12 MiB" in row
+        assert "2.1 ms" in row
+        assert "\x1b" not in row
+
+    def test_since(self, crctl: Crctl, daemon: Daemon) -> None:
+        crctl("images", "--since", "2026-11-23T10:00+01:00")
+        assert daemon.parameters == {"since": "2026-11-23T09:00:00+00:00"}
+        before = datetime.now(UTC)
+        crctl("images", "--since", "10 min ago")
+        since = datetime.fromisoformat(daemon.parameters["since"])
+        assert 0 <= (since - before).total_seconds() + 600 < 60
+
+    @pytest.mark.parametrize("words", [("--since", "yesterday"), ("--limit", "0"), ("a/b",)])
+    def test_what_makes_no_sense(self, crctl: Crctl, daemon: Daemon, words: tuple[str, ...]) -> None:
+        crctl.error("images", *words, status=2)
+        assert not daemon.calls
+
+    def test_none(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["ListImages"] = [{"images": []}]
+        assert crctl.json("images") == []
+        assert len(crctl("images").splitlines()) == 1
+
+    @pytest.mark.parametrize("reference", ["42", "web@latest", 'web@"10 min ago"', "db1/42"])
+    def test_show(self, crctl: Crctl, daemon: Daemon, reference: str) -> None:
+        assert crctl.json("show", reference) == IMAGE
+        assert daemon.parameters == {"reference": reference}
+        text = crctl("show", reference)
+        assert "wor\\x1b]0;ker" in text
+        assert "12 MiB, 1.5 KiB stored" in text
+
+    @pytest.mark.parametrize("verb", ["show", "restart"])
+    def test_references_are_checked_first(self, crctl: Crctl, daemon: Daemon, verb: str) -> None:
+        assert crctl.error(verb, "???", status=2)["hint"]
+        assert not daemon.calls
+
+    def test_missing(self, crctl: Crctl, daemon: Daemon, missing: ImageNotFound) -> None:
+        daemon.replies["GetImage"] = missing
+        assert crctl.error("show", "4711", status=11) == missing.to_json()
+        crctl("show", "4711", status=11)
+        assert crctl.err == "crctl: there is no image 4711\ncrctl images lists them.\n"
+
+
+class TestRestart:
+    def test_prints_the_number(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl("restart", "web@latest") == "7\n"
+        assert daemon.parameters == {"reference": "web@latest", "pids": "original", "files": "keep"}
+
+    def test_options(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("restart", "42", "--pidns", "--files", "fail") == REQUEST
+        assert daemon.parameters == {"reference": "42", "pids": "namespace", "files": "fail"}
+        crctl("restart", "42", "--new-pids")
+        assert daemon.parameters["pids"] == "new"
+        crctl.error("restart", "42", "--files", "rollback", status=2)
+
+    def test_waits_for_the_end(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl("restart", "42", "--wait") == "7\npid 4242\n"
+        assert daemon.calls[-1] == ("GetRequest", {"number": 7, "wait": True})
+        ended = crctl.json("restart", "42", "--wait")
+        assert (ended["state"], ended["root_pid"]) == ("done", 4242)
+
+    def test_a_failed_restart_fails_with_its_reason(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["GetRequest"] = [{"request": {
+            **REQUEST, "state": "failed", "error": "restart.pid-in-use", "message": "pid 4242 is in use",
+            "hint": "Try --new-pids."}}]
+        error = crctl.error("restart", "42", "--wait", status=14)
+        assert (error["error"], error["message"], error["request"]) == ("restart.pid-in-use", "pid 4242 is in use", 7)
+        assert crctl("restart", "42", "--wait", status=14) == "7\n"
+        assert crctl.err == "crctl: pid 4242 is in use\nTry --new-pids.\n"
+
+    def test_a_cancelled_restart_is_no_success(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["GetRequest"] = [{"request": {**REQUEST, "state": "cancelled"}}]
+        assert "was cancelled" in crctl.error("restart", "42", "--wait", status=1)["message"]
+
+    def test_denied(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["Restart"] = AccessDenied("image 42 is of another user")
+        crctl.error("restart", "42", status=12)
+
+
+class TestRequests:
+    def test_list(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("requests", "--limit", "5") == [REQUEST]
+        assert daemon.parameters == {"limit": 5}
+        assert crctl("requests").splitlines()[1].split()[:3] == ["7", "42", "queued"]
+
+    def test_show(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("request", "show", "7")["state"] == "done"
+        assert daemon.parameters == {"number": 7}
+        assert "4242" in crctl("request", "show", "7")
+
+    def test_cancel(self, crctl: Crctl) -> None:
+        assert crctl.json("request", "cancel", "7")["state"] == "cancelled"
+        assert "cancelled" in crctl("request", "cancel", "7")
+
+    @pytest.mark.parametrize("number", ["0", "-1", "x"])
+    def test_numbers(self, crctl: Crctl, number: str) -> None:
+        crctl.error("request", "show", number, status=2)
+
+
+class TestCheck:
+    def test_nothing_stands_in_the_way(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("check", "4242")["obstacles"] == []
+        assert daemon.parameters == {"pid": 4242}
+        assert crctl("check", "4242") == "4242 (worker) can be checkpointed.\n"
+
+    def test_obstacles(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["Check"] = [{"pid": 4242, "comm": "worker", "obstacles": [OBSTACLE]}]
+        text = crctl("check", "4242", status=13)
+        assert "is a terminal" in text
+        assert "redirect it" in text
+        assert OBSTACLE["code"] in crctl("check", "4242", "--json", status=13)
