@@ -64,7 +64,7 @@ class Worker:
             CrdError: what the engine raised; nothing is left.
             WorkerDied: the worker ended; nothing is left.
         """
-        return msgspec.convert(await self._receive("ready"), RestartResult)
+        return msgspec.convert(await self._receive("ready"), RestartResult, str_keys=True)
 
     async def commit(self) -> None:
         """Give the word to finish: the image is durable, or the restart is noted.

@@ -1,6 +1,6 @@
 """System calls in processes of our own (vessels, snapshot children): hundreds per stop.
 
-The process must be a tracee that is stopped and dies with us (EXITKILL): a batch ends in a breakpoint.
+The process must be a tracee that is stopped and dies with us (EXITKILL): a batch ends in a SIGTRAP.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _CALLS_MAX = 1024
 _CALL = struct.Struct("<8Q")
 _UNCHECKED = 1 << 38
 _WORD = (1 << 64) - 1
+_ALL_BUT_SIGTRAP = _WORD & ~(1 << signal.SIGTRAP - 1)
 DATA_OFFSET = TABLE_OFFSET + _CALLS_MAX * _CALL.size
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
 _PROT_ALL, _MAP_FIXED_ANONYMOUS = 7, 0x100022  # MAP_FIXED_NOREPLACE | MAP_ANONYMOUS | MAP_PRIVATE
@@ -128,13 +129,15 @@ class Batch:
                 raise TraceeGone(f"task {tid} ended inside a batch", tid=tid)
             if stop.is_signal and stop.signal == signal.SIGTRAP:
                 return
-            if stop.is_signal:
+            if stop.is_signal and stop.signal != signal.SIGSTOP:
                 raise NativeError(f"task {tid} was hit by signal {stop.signal} inside a batch", tid=tid)
-            tracee.cont(tid)  # an event stop of the INTERRUPT that came before
+            tracee.cont(tid)  # the event stop of an INTERRUPT before, or a SIGSTOP to the process group
 
 
 def map_scratch(memory: Memory, tid: int, address: int, syscall_at: int) -> Batch:
     """Map the scratch area of a batch into a stopped tracee of ours, by one plain system call.
+
+    From here on all signals of the thread, and of those it makes, are blocked but for SIGTRAP, the end of a batch.
 
     Args:
         memory: of the process.
@@ -146,6 +149,7 @@ def map_scratch(memory: Memory, tid: int, address: int, syscall_at: int) -> Batc
         NativeError: mmap failed.
     """
     remote_syscall(tid, syscall_at, NR.MMAP, address, Batch.SCRATCH_BYTES, _PROT_ALL, _MAP_FIXED_ANONYMOUS, -1, 0)
+    tracee.set_signal_mask(tid, _ALL_BUT_SIGTRAP)
     code = lib.crd_batch_code()
     memory.write(address, bytes(ffi.buffer(code.start, code.length)))
     return Batch(memory, address)

@@ -6,11 +6,13 @@ then on the thread comes home alone, whatever becomes of the tracer.  Rules of a
 
 * Every thread is stopped, and none is inside the room of the stubs (``inside``): if one is, a tracer before us died,
   and the thread will be out in no time; let all go and try again.
-* A signal that is about to be delivered ends the attempt (``InjectionInterrupted``): let go with it, and try again.
+* A signal that is about to be delivered ends the attempt (``InjectionInterrupted``): let go with it, then try again.
+  One that comes once the stub has begun waits until the thread is home, since the stub blocks all signals.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import struct
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 from crd.errors import FeatureMissing, InjectionInterrupted, NativeError, TraceeGone
 from crd.native import tracee
 from crd.native.ffi import ffi, lib
+from crd.native.room import claim, find_room
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
@@ -29,25 +32,25 @@ if TYPE_CHECKING:
     from crd.native.memory import Memory
     from crd.native.tracee import Registers, Stop
 
-_HOME = struct.Struct("<14Q3B5x")
-_SCRIPT = struct.Struct("<2Q")
+_HOME = struct.Struct("<14Q3B5x2Q")
+_TASK = struct.Struct("<2Q")
 _CALL = struct.Struct("<7Q")
-_SNAPSHOT = struct.Struct("<2Q")
 _GENERATION = struct.Struct("<Q")
 CALLS_MAX = 4
 SCRATCH_BYTES = 4096
 
-_MARGIN = 32
 _SYSCALL_BYTES = 2
+_CODE_64_BIT = 0x33  # __USER_CS
 _FLAG_CF_TO_SF, _FLAG_TF, _FLAG_DF, _FLAG_OF, _FLAG_NT, _FLAG_AC = 0xD5, 0x100, 0x400, 0x800, 0x4000, 0x40000
 _WORD = (1 << 64) - 1
+_ERRNO_MAX = 4095
 
 # arch/x86/include/asm/syscall.h and include/linux/errno.h: what a call shows that the kernel would start again.
 RESTART_WHOLE = {-512, -513, -514}  # ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND
 RESTART_BLOCK = -516  # ERESTART_RESTARTBLOCK
 
-_CLONE_VM, _CLONE_FS, _CLONE_FILES, _CLONE_PTRACE, _CLONE_VFORK, _CLONE_PARENT = (
-    0x100, 0x200, 0x400, 0x2000, 0x4000, 0x8000)
+_CLONE_VM, _CLONE_FS, _CLONE_FILES, _CLONE_VFORK, _CLONE_PARENT = 0x100, 0x200, 0x400, 0x4000, 0x8000
+_FOLLOW = tracee.OPTION_TRACESYSGOOD | tracee.OPTION_TRACEVFORK | tracee.OPTION_TRACECLONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +67,11 @@ class Call:
     number: int
     arguments: tuple[int | Scratch, ...] = ()
 
-    def encode(self) -> bytes:
-        """Return the words of the stub's table."""
-        word, values = self.number, [0] * 6
-        for position, argument in enumerate(self.arguments):
-            if isinstance(argument, Scratch):
-                word |= 1 << 32 + position
-                values[position] = argument.offset
-            else:
-                values[position] = argument & _WORD
-        return _CALL.pack(word, *values)
+    def encode(self, scratch: int) -> bytes:
+        """Return the words of the stub's table, with the scratch area at this address."""
+        words = [scratch + argument.offset if isinstance(argument, Scratch) else argument & _WORD
+                 for argument in self.arguments]
+        return _CALL.pack(self.number, *words, *[0] * (6 - len(words)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +97,10 @@ def home_registers(registers: Registers) -> Registers:
 
 
 class Injector:
-    """Makes system calls in the threads of one stopped process.
-
-    Attributes:
-        start, end: the room of the stubs.
-    """
+    """Makes system calls in the threads of one stopped process."""
 
     def __init__(self, memory: Memory, candidates: Sequence[tuple[int, int]]) -> None:
-        """Find room for two stubs.
+        """Find room for at least two stubs in a target that is stopped, and claim it.
 
         Args:
             memory: of the target, writable.
@@ -121,35 +115,14 @@ class Injector:
         longest = max(len(self._script) + CALLS_MAX * _CALL.size, len(self._snapshot))
         self._slot_bytes = (longest + _GENERATION.size + 15) & ~15
         self._memory = memory
-        self._left_behind: list[int] = []
-        self.start, self.end = self._find_room(candidates)
-
-    def _find_room(self, candidates: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        for start, end in candidates:
-            tail_start = max(start, end - 8192)
-            with suppress(NativeError):
-                tail = self._memory.read(tail_start, end - tail_start)
-                used = self._used(tail)
-                if len(tail) - used >= 2 * self._slot_bytes:
-                    return end - 2 * self._slot_bytes, end
-        raise FeatureMissing("the target's code has no padding that could hold a stub",
-                             hint="crd copies such a target while it is stopped (--method copy).")
-
-    def _used(self, tail: bytes) -> int:
-        """Return how much of the end of a mapping is in use; what an earlier stub left there is not."""
-        slots = len(tail) - 2 * self._slot_bytes
-        earlier = slots > 0 and any(
-            tail.startswith(code[:32], slots + index * self._slot_bytes)
-            for code in (self._script, self._snapshot) for index in (0, 1))
-        return len((tail[:slots] if earlier else tail).rstrip(b"\0")) + _MARGIN * (not earlier)
+        self._room = find_room(memory, candidates, 2 * self._slot_bytes)
+        claim(memory, self._room)
+        self._slots = range(self._room.start, self._room.end - self._slot_bytes + 1, self._slot_bytes)
+        self._generations = [memory.read_u64(slot + self._slot_bytes - _GENERATION.size) for slot in self._slots]
 
     def inside(self, registers: Registers) -> bool:
         """Whether a thread is inside a stub that a tracer before us began."""
-        return self.start <= registers.rip < self.end
-
-    def can_carry(self, registers: Registers) -> bool:
-        """Whether a stub can bring this thread home: TF, NT and AC must be clear."""
-        return not registers.eflags & (_FLAG_TF | _FLAG_NT | _FLAG_AC)
+        return self._room.start <= registers.rip < self._room.end
 
     def script(self, tid: int, original: Registers, calls: Sequence[Call]) -> ScriptResult:
         """Make up to CALLS_MAX system calls in a thread; it ends where it was, stopped.
@@ -161,150 +134,204 @@ class Injector:
 
         Raises:
             InjectionInterrupted: try again after letting go.
+            FeatureMissing: a stub cannot bring this thread home.
             NativeError: the target could not map the scratch area.
             TraceeGone: it ended.
         """
         if len(calls) > CALLS_MAX:
             raise ValueError("too many calls for a stub")
-        if self._left_behind:
-            address = self._left_behind.pop()
-            self.script(tid, original, [Call(NR.MUNMAP, (address, SCRATCH_BYTES))])
-        task = _SCRIPT.pack(SCRATCH_BYTES, len(calls)) + b"".join(call.encode() for call in calls)
-        self._send(tid, original, self._script, task)
-        scratch = 0
-        try:
-            self._advance(tid, original, 2)
-            scratch = tracee.get_registers(tid).rax
-            if scratch > _WORD - 4096:
-                raise NativeError(f"the target cannot map a page: {scratch - 2**64}", tid=tid)
-            self._advance(tid, original, 2 * len(calls) + 1)
+        task = self._send(tid, original, self._script, _TASK.pack(SCRATCH_BYTES, 0))
+        _pass(tid, original, 3)  # to the exit of mmap
+        scratch = tracee.get_registers(tid).result
+        mapped = not -_ERRNO_MAX <= scratch < 0
+        content = b""
+        if mapped:
+            self._memory.write(task, _TASK.pack(SCRATCH_BYTES, len(calls)) + b"".join(
+                call.encode(scratch) for call in calls))
+            _pass(tid, original, 2 * len(calls) + 1)  # to the entry of munmap
             content = self._memory.read(scratch, SCRATCH_BYTES)
-            self._advance(tid, original, 1)
-        except InjectionInterrupted:
-            if 0 < scratch <= _WORD - 4096:
-                self._left_behind.append(scratch)
-            raise
-        self._come_home(tid, original)
+            _pass(tid, original, 1)
+        _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
+        _come_home(tid, original)
+        if not mapped:
+            raise NativeError(f"the target cannot map a page: {os.strerror(-scratch)}", operation="mmap",
+                              errno=-scratch, tid=tid)
         return ScriptResult(struct.unpack_from(f"<{len(calls)}q", content), content)
 
     def snapshot(self, tid: int, original: Registers, *, child_of_target: bool = False) -> int:
         """Make a copy-on-write child of the target that stays stopped, is our tracee, and dies with us.
 
+        All its signals are blocked.
+
         Args:
             tid: a stopped tracee with TRACESYSGOOD.
             original: its registers.
             child_of_target: make it a child of the target itself, invisible to its wait(2) but for __WALL: for targets
-                below a subreaper.  It must then be reaped by a wait4(pid, NULL, __WALL) in the target.
+                below a subreaper.  Once dead it must be reaped by a wait4(pid, NULL, __WALL) in the target; if we die
+                before, it stays there as a zombie.
 
         Returns:
             The pid of the child.
 
         Raises:
             InjectionInterrupted: try again after letting go.
+            FeatureMissing: a stub cannot bring this thread home.
             NativeError: the kernel makes no child: EAGAIN, ENOMEM.
             TraceeGone: the target ended.
         """
-        middle_flags = _CLONE_VM | _CLONE_VFORK | _CLONE_FS | _CLONE_FILES | _CLONE_PTRACE
-        child_flags = _CLONE_FS | _CLONE_FILES | _CLONE_PTRACE | (_CLONE_PARENT if child_of_target else 0)
-        self._send(tid, original, self._snapshot, _SNAPSHOT.pack(middle_flags, child_flags))
-        family = _Family(tid)
+        middle_flags = _CLONE_VM | _CLONE_VFORK | _CLONE_FS | _CLONE_FILES
+        child_flags = _CLONE_FS | _CLONE_FILES | (_CLONE_PARENT if child_of_target else 0)
+        self._send(tid, original, self._snapshot, _TASK.pack(middle_flags, child_flags))
+        family = _Family()
         try:
-            self._advance(tid, original, 2, family)
-            middle = tracee.get_registers(tid).result
-            if middle < 0:
-                self._come_home(tid, original)
-                raise NativeError(f"the target cannot be forked: errno {-middle}", errno=-middle, operation="clone",
-                                  tid=tid)
-            self._advance(tid, original, 2, family)
-        except InjectionInterrupted:
+            _pass(tid, original, 2)  # to the entry of clone
+            if family.make(tid):
+                _pass(tid, original, 2)  # to the exit of wait4
+            _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
+            _come_home(tid, original)
+        except BaseException:
             family.kill()
             raise
-        self._come_home(tid, original)
         if not family.child:
-            raise NativeError(f"the target cannot be forked: errno {family.exit_code}", errno=family.exit_code,
-                              operation="clone", tid=tid)
+            raise NativeError(f"the target cannot be forked: {os.strerror(family.errno)}", operation="clone",
+                              errno=family.errno, tid=tid)
         return family.child
 
-    def _send(self, tid: int, original: Registers, code: bytes, task: bytes) -> None:
-        """Write a stub into the slot that was used longest ago, and send the thread there."""
-        ends = [self.start + self._slot_bytes, self.end]
-        ages = [int.from_bytes(self._memory.read(end - 8, 8), "little") for end in ends]
-        oldest = ages.index(min(ages))
-        slot = ends[oldest] - self._slot_bytes
-        content = code[:-_HOME.size - 16] + _home_data(home_registers(original)) + task
-        content = content.ljust(self._slot_bytes - 8, b"\0") + _GENERATION.pack(max(ages) + 1)
-        self._memory.write(slot, content)
+    def _send(self, tid: int, original: Registers, code: bytes, task: bytes) -> int:
+        """Write a stub into the slot that was used longest ago, and send the thread to its first system call.
+
+        Returns:
+            Where its task is.
+        """
+        _check_can_carry(tid, original)
+        if due := _signal_due(tid):
+            raise _interrupted(tid, due)
+        oldest = self._generations.index(min(self._generations))
+        slot = self._slots[oldest]
+        self._generations[oldest] = max(self._generations) + 1 & _WORD
+        home = _home_data(home_registers(original), tracee.get_signal_mask(tid))
+        content = code[:-_HOME.size - _TASK.size] + home + task
+        generation = _GENERATION.pack(self._generations[oldest])
+        self._memory.write(slot, content.ljust(self._slot_bytes - _GENERATION.size, b"\0") + generation)
         there = original.copy()
         there.rip, there.orig_rax = slot, -1
         tracee.set_registers(tid, there)
-
-    def _advance(self, tid: int, original: Registers, stops: int, family: _Family | None = None) -> None:
-        """Let the thread run through a number of system-call stops."""
-        while stops:
-            tracee.to_syscall(tid)
-            while (stop := tracee.wait(-1 if family else tid)) and family and stop.tid != tid:
-                family.report(stop)
-            if stop is None or stop.ended:
-                raise TraceeGone(f"task {tid} ended", tid=tid)
-            if stop.is_syscall:
-                stops -= 1
-            elif stop.is_signal:
-                tracee.set_registers(tid, original)
-                raise _interrupted(stop)
-
-    def _come_home(self, tid: int, original: Registers) -> None:
-        """Bring the thread from an exit stop to an event stop, and put its registers back.
-
-        From there the kernel restarts an interrupted call exactly, restart block included, once it is let go: unlinking
-        takes it through get_signal.
-        """
-        tracee.interrupt(tid)
-        tracee.cont(tid)
-        stop = tracee.wait(tid)
-        if stop is None or stop.ended:
-            raise TraceeGone(f"task {tid} ended", tid=tid)
-        tracee.set_registers(tid, original)
-        if stop.is_signal:
-            raise _interrupted(stop)
+        _pass(tid, original, 1)
+        return slot + len(code) - _TASK.size
 
 
 class _Family:
-    """The middle task and the child of a snapshot, as their stops come in."""
+    """The middle task and the child of a snapshot.
 
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.middle = 0
+    Attributes:
+        child: its pid, 0 = there is none.
+        errno: why there is none.
+    """
+
+    def __init__(self) -> None:
+        self._middle = 0
         self.child = 0
-        self.exit_code = 0
+        self.errno = 0
 
-    def report(self, stop: Stop) -> None:
-        """Take note of a stop of one of them."""
+    def make(self, target: int) -> bool:
+        """Take the target from the entry to the exit of its clone; return whether there is a middle task to reap."""
+        tracee.set_options(target, _FOLLOW)
+        tracee.to_syscall(target)
+        stop = _wait(target)
+        made = stop.event == tracee.EVENT_VFORK
+        if made:
+            self._middle = tracee.event_message(target)
+            tracee.to_syscall(target)
+            self._make_child()
+            stop = _wait(target)
         if stop.ended:
-            self.exit_code = stop.signal
-        elif not self.middle:
-            self.middle = stop.tid
-            tracee.cont(stop.tid)
-        elif stop.tid == self.middle:
-            tracee.cont(stop.tid, 0 if stop.event else stop.signal)
-        else:
-            self.child = stop.tid
-            tracee.set_options(stop.tid, tracee.OPTION_EXITKILL | tracee.OPTION_TRACESYSGOOD)
+            raise TraceeGone(f"task {target} ended", tid=target)
+        if not made:
+            self.errno = -tracee.get_registers(target).result
+        tracee.set_options(target, tracee.OPTION_TRACESYSGOOD)
+        return made
+
+    def _make_child(self) -> None:
+        """Let the middle task run to its end."""
+        middle = self._middle
+        _wait(middle)
+        while not (stop := _go_on(middle)).ended:
+            if stop.event == tracee.EVENT_CLONE:
+                self.child = tracee.event_message(middle)
+                _wait(self.child)
+                tracee.set_options(self.child, tracee.OPTION_EXITKILL | tracee.OPTION_TRACESYSGOOD)
+        self._middle = 0
+        self.errno = stop.signal if os.WIFEXITED(stop.status) else errno.EINTR
 
     def kill(self) -> None:
-        """End the child if there is one."""
-        if self.child:
-            os.kill(self.child, signal.SIGKILL)
-            tracee.wait(self.child)
+        """End those that there are."""
+        for pid in filter(None, (self._middle, self.child)):
+            with suppress(ProcessLookupError, NativeError):
+                os.kill(pid, signal.SIGKILL)
+                while not _wait(pid).ended:
+                    pass
 
 
-def _interrupted(stop: Stop) -> InjectionInterrupted:
-    return InjectionInterrupted(f"signal {stop.signal} is due for task {stop.tid}", signal=stop.signal, tid=stop.tid)
+def _wait(tid: int) -> Stop:
+    stop = tracee.wait(tid)
+    assert stop  # noqa: S101  (there is no deadline)
+    return stop
 
 
-def _home_data(home: Registers) -> bytes:
+def _go_on(tid: int) -> Stop:
+    """Let a tracee of ours run to its next stop; signals, which can only be SIGSTOP, are dropped."""
+    tracee.cont(tid)
+    return _wait(tid)
+
+
+def _check_can_carry(tid: int, registers: Registers) -> None:
+    if registers.cs != _CODE_64_BIT:
+        raise FeatureMissing(f"thread {tid} runs 32-bit code", tid=tid)
+    if registers.eflags & (_FLAG_TF | _FLAG_NT | _FLAG_AC):
+        raise FeatureMissing(f"thread {tid} has a trap, nested-task or alignment flag set", tid=tid)
+
+
+def _signal_due(tid: int) -> int:
+    """Return the signal of a signal-delivery-stop, 0 if the thread is in another stop."""
+    number, _errno, code = struct.unpack_from("<3i", tracee.get_siginfo(tid))
+    at_syscall = number == signal.SIGTRAP and code == signal.SIGTRAP | 0x80
+    return 0 if code >> 8 == tracee.EVENT_STOP or at_syscall else int(number)
+
+
+def _pass(tid: int, original: Registers, stops: int) -> None:
+    """Let the thread run through a number of system-call stops."""
+    stop = tracee.syscall_stops(tid, stops)
+    if stop.ended:
+        raise TraceeGone(f"task {tid} ended", tid=tid)
+    if stop.is_signal:
+        tracee.set_registers(tid, original)
+        raise _interrupted(tid, stop.signal)
+
+
+def _come_home(tid: int, original: Registers) -> None:
+    """Bring the thread from an exit stop to an event stop, and put its registers back.
+
+    From there the kernel restarts an interrupted call exactly, restart block included, once it is let go: unlinking
+    takes it through get_signal.
+    """
+    tracee.interrupt(tid)
+    tracee.cont(tid)
+    stop = _wait(tid)
+    if stop.ended:
+        raise TraceeGone(f"task {tid} ended", tid=tid)
+    tracee.set_registers(tid, original)
+    if stop.is_signal:
+        raise _interrupted(tid, stop.signal)
+
+
+def _interrupted(tid: int, number: int) -> InjectionInterrupted:
+    return InjectionInterrupted(f"signal {number} is due for task {tid}", signal=number, tid=tid)
+
+
+def _home_data(home: Registers, signal_mask: int) -> bytes:
     flags = home.eflags
     return _HOME.pack(
         *[word & _WORD for word in (
             home.rip, home.rax, home.rcx, home.rdx, home.rsi, home.rdi, home.r8, home.r9, home.r10, home.r11, home.r12,
             home.r13, home.r14, home.r15)],
-        bool(flags & _FLAG_OF), flags & _FLAG_CF_TO_SF | 2, bool(flags & _FLAG_DF))
+        bool(flags & _FLAG_OF), flags & _FLAG_CF_TO_SF | 2, bool(flags & _FLAG_DF), signal_mask, _WORD)

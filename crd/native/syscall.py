@@ -19,6 +19,7 @@ class NR:
     DUP2 = 33
     GETITIMER = 36
     SETITIMER = 38
+    GETPID = 39
     CLONE = 56
     WAIT4 = 61
     FCNTL = 72

@@ -14,12 +14,16 @@ from crd.native.check import call
 from crd.native.ffi import ffi, lib
 
 OPTION_TRACESYSGOOD = 1
+OPTION_TRACEVFORK = 1 << 2
+OPTION_TRACECLONE = 1 << 3
 OPTION_EXITKILL = 1 << 20
 OPTION_SUSPEND_SECCOMP = 1 << 21
+EVENT_VFORK = 2
+EVENT_CLONE = 3
 EVENT_STOP = 128
 
 _SEIZE, _INTERRUPT, _CONT, _SYSCALL, _DETACH, _SETOPTIONS = 0x4206, 0x4207, 7, 24, 17, 0x4200
-_GETSIGINFO, _GETSIGMASK, _SETSIGMASK, _GET_RSEQ = 0x4202, 0x420A, 0x420B, 0x420F
+_GETEVENTMSG, _GETSIGINFO, _GETSIGMASK, _SETSIGMASK, _GET_RSEQ = 0x4201, 0x4202, 0x420A, 0x420B, 0x420F
 _NT_PRSTATUS, _NT_X86_XSTATE = 1, 0x202
 _XSTATE_BYTES_MAX = 64 << 10
 _SIGINFO_BYTES = 128
@@ -186,6 +190,9 @@ def _request(request: int, tid: int, address: int, data: int, operation: bytes) 
 def wait(tid: int = -1, *, deadline: float | None = None) -> Stop | None:
     """Wait for a stop or the end of a tracee (-1: of any).
 
+    A stop before the delivery of a signal is reported again until the tracee is let go: it stays unconsumed, since the
+    kernel then delivers the signal if the tracer dies.
+
     Args:
         tid: of whom.
         deadline: time.monotonic() at which to give up, None = never.
@@ -200,6 +207,16 @@ def wait(tid: int = -1, *, deadline: float | None = None) -> Stop | None:
     found, status = ffi.new("int *"), ffi.new("int *")
     call(lib.crd_wait, tid, timeout, found, status)
     return Stop(found[0], status[0]) if found[0] else None
+
+
+def syscall_stops(tid: int, n: int) -> Stop:
+    """Let a stopped tracee run through n stops at the entry or exit of system calls, and return the last.
+
+    A SIGSTOP on the way is passed on.  It is another stop if the tracee ended or another signal is due.
+    """
+    status = ffi.new("int *")
+    call(lib.crd_syscall_stops, tid, n, status)
+    return Stop(tid, status[0])
 
 
 def get_registers(tid: int) -> Registers:
@@ -239,6 +256,13 @@ def get_signal_mask(tid: int) -> int:
 def set_signal_mask(tid: int, mask: int) -> None:
     """Set the blocked signals."""
     call(lib.crd_ptrace_buffer, _SETSIGMASK, tid, 8, ffi.new("uint64_t *", mask), b"ptrace SETSIGMASK")
+
+
+def event_message(tid: int) -> int:
+    """Return what PTRACE_GETEVENTMSG says of an event stop: of a clone or vfork the pid of the new task."""
+    message = ffi.new("uint64_t *")
+    call(lib.crd_ptrace_buffer, _GETEVENTMSG, tid, 0, message, b"ptrace GETEVENTMSG")
+    return int(message[0])
 
 
 def get_siginfo(tid: int) -> bytes:
@@ -283,4 +307,3 @@ def robust_list(tid: int) -> tuple[int, int]:
     head, length = ffi.new("uint64_t *"), ffi.new("uint64_t *")
     call(lib.crd_robust_list_get, tid, head, length)
     return int(head[0]), int(length[0])
-

@@ -13,7 +13,13 @@ int crd_regset_set(int tid, int type, const void *buffer, size_t length, struct 
 int crd_siginfo_peek(int tid, int shared, uint64_t offset, int n, void *buffer, int *n_ret, struct crd_error *err);
 
 /* Wait for a stop or the end of tid (-1: of any tracee) for up to timeout_ns (negative: for ever).
- * *tid_ret: of whom, 0 = nothing happened in time. Needs no handler: SIGCHLD is blocked for the while. */
+ * *tid_ret: of whom, 0 = nothing happened in time. Needs no handler: SIGCHLD is blocked for the while.
+ * A stop before the delivery of a signal is not consumed: it is reported again until the tracee is let go, and the
+ * kernel delivers the signal if we die. */
 int crd_wait(int tid, int64_t timeout_ns, int *tid_ret, int *status_ret, struct crd_error *err);
+
+/* Let a stopped tracee run through n stops at the entry or exit of system calls; a SIGSTOP on the way is passed on.
+ * *status_ret: its last stop, which is no such stop if it ended or another signal is due. Waits without limit. */
+int crd_syscall_stops(int tid, int n, int *status_ret, struct crd_error *err);
 
 int crd_robust_list_get(int tid, uint64_t *head_ret, uint64_t *length_ret, struct crd_error *err);

@@ -65,6 +65,26 @@ static int64_t now_ns(void)
     return now.tv_sec * NANOSECONDS + now.tv_nsec;
 }
 
+/* waitpid(2) that does not consume the stop before the delivery of a signal: if the tracer dies, the kernel delivers the
+ * signal of a stop that nobody has consumed, and drops that of one that somebody has (wait_task_stopped clears exit_code).
+ * *tid_ret is 0 if there is nothing to report. */
+static int reap(int tid, int options, int *tid_ret, int *status_ret)
+{
+    siginfo_t info = {0};
+
+    if (waitid(tid > 0 ? P_PID : P_ALL, (id_t)tid, &info, options | WEXITED | WNOWAIT | __WALL) < 0)
+        return -1;
+    *tid_ret = info.si_pid;
+    if (info.si_pid == 0)
+        return 0;
+    if (info.si_code == CLD_TRAPPED && info.si_status <= SIGRTMAX) {
+        *status_ret = info.si_status << 8 | 0x7f;
+        return 0;
+    }
+    *tid_ret = waitpid(info.si_pid, status_ret, __WALL | WNOHANG);
+    return *tid_ret < 0 ? -1 : 0;
+}
+
 /* Wait for SIGCHLD, which is blocked, or until the time has passed. */
 static bool wait_for_news(const sigset_t *sigchld, int64_t deadline, bool forever)
 {
@@ -83,27 +103,51 @@ int crd_wait(int tid, int64_t timeout_ns, int *tid_ret, int *status_ret, struct 
     int64_t deadline = forever ? 0 : now_ns() + timeout_ns;
     sigset_t sigchld;
     sigset_t before;
-    int found;
+    int failed;
 
     /* The common case first: it has stopped already. */
-    *tid_ret = found = waitpid(tid, status_ret, __WALL | WNOHANG);
-    if (found > 0)
+    if (reap(tid, WNOHANG, tid_ret, status_ret))
+        return crd_fail(err, "waitid", tid, 0);
+    if (*tid_ret)
         return 0;
-    if (found < 0 && errno != EINTR)
-        return crd_fail(err, "waitpid", tid, 0);
 
     sigemptyset(&sigchld);
     sigaddset(&sigchld, SIGCHLD);
     sigprocmask(SIG_BLOCK, &sigchld, &before);
     do {
-        found = waitpid(tid, status_ret, __WALL | WNOHANG);
-    } while ((found == 0 || (found < 0 && errno == EINTR)) && wait_for_news(&sigchld, deadline, forever));
-    int saved = errno;
+        failed = reap(tid, WNOHANG, tid_ret, status_ret);
+    } while (!failed && !*tid_ret && wait_for_news(&sigchld, deadline, forever));
+    if (failed)
+        crd_fail(err, "waitid", tid, 0);
     sigprocmask(SIG_SETMASK, &before, NULL);
-    errno = saved;
-    if (found < 0)
-        return crd_fail(err, "waitpid", tid, 0);
-    *tid_ret = found;
+    return failed;
+}
+
+/* The next stop of a tracee, or its end. */
+static int await_stop(int tid, int *status_ret, struct crd_error *err)
+{
+    int found = 0;
+
+    while (!found)
+        if (reap(tid, 0, &found, status_ret) && errno != EINTR)
+            return crd_fail(err, "waitid", tid, 0);
+    return 0;
+}
+
+int crd_syscall_stops(int tid, int n, int *status_ret, struct crd_error *err)
+{
+    int signal_number = 0;
+
+    while (n > 0) {
+        if (crd_ptrace(PTRACE_SYSCALL, tid, 0, (uint64_t)signal_number, "ptrace SYSCALL", err) ||
+            await_stop(tid, status_ret, err))
+            return -1;
+        bool of_signal = WIFSTOPPED(*status_ret) && *status_ret >> 8 <= SIGRTMAX;
+        signal_number = of_signal && WSTOPSIG(*status_ret) == SIGSTOP ? SIGSTOP : 0;
+        if (!WIFSTOPPED(*status_ret) || (of_signal && !signal_number))
+            return 0;
+        n -= *status_ret >> 8 == (SIGTRAP | 0x80);
+    }
     return 0;
 }
 

@@ -11,8 +11,7 @@ HOSTILE = "a\x1b[2Jb\nc\udc80[bold]"
 ESCAPED = "a\\x1b[2Jb\\nc\\udc80[bold]"
 
 
-@pytest.fixture
-def _terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def pretend_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
     for stream in (sys.stdout, sys.stderr):
@@ -35,8 +34,8 @@ def test_names_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == f"NAME\n{ESCAPED}\nname  {ESCAPED}\n"
 
 
-@pytest.mark.usefixtures("_terminal")
-def test_drawn_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_drawn_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_terminal(monkeypatch)
     print_table(("crid", "name"), [(42, HOSTILE)])
     out = capsys.readouterr().out
     assert "42" in out
@@ -56,8 +55,9 @@ def test_no_progress_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("_terminal")
-def test_progress_on_a_terminal_is_gone_in_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_on_a_terminal_is_gone_in_the_end(capsys: pytest.CaptureFixture[str],
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_terminal(monkeypatch)
     with Progress() as progress:
         progress.show("half")
         progress.show(HOSTILE)

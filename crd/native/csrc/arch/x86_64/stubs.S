@@ -2,47 +2,61 @@
 # a thread enters it by one SETREGSET.
 #
 # A stub finds its own way home: the tracer has put the thread's registers into the slot, and whatever becomes of the
-# tracer, the thread ends where it came from with its registers as they were.  No stub touches the stack, the signal mask
-# or the floating point unit, so a signal at any instruction is delivered as ever.  Not restored: TF, AC and NT.
+# tracer, the thread ends where it came from with its registers and its signal mask as they were.  No stub touches the
+# stack or the floating point unit.  Its first system call blocks all signals and its last one unblocks them, so that one
+# which comes meanwhile waits until the thread is home.  Not restored: TF, AC and NT.
 #
 # Offsets into the slot; inject.py has the same:
 #   0 rip 8 rax 16 rcx 24 rdx 32 rsi 40 rdi 48 r8 56 r9 64 r10 72 r11 80 r12 88 r13 96 r14 104 r15
-#   112 OF (0 or 1)  113 the low byte of the flags  114 DF (0 or 1)  120 what the stub is to do
+#   112 OF (0 or 1)  113 the low byte of the flags  114 DF (0 or 1)  120 the signal mask  128 all signals
+#   136 what the stub is to do
+
+        .macro SIGNALS mask
+        mov     $14, %eax                       # rt_sigprocmask(SIG_SETMASK, mask, NULL, 8)
+        mov     $2, %edi
+        lea     \mask(%rip), %rsi
+        xor     %edx, %edx
+        mov     $8, %r10d
+        syscall
+        .endm
 
         .macro HOME slot
+        SIGNALS \slot+120
+        lea     \slot(%rip), %rdi
         cld
-        testb   $1, \slot+114(%rip)
+        testb   $1, 114(%rdi)
         jz      9f
         std
-9:      movb    \slot+112(%rip), %al
+9:      movb    112(%rdi), %al
         addb    $0x7f, %al                      # overflows, and so sets OF, if al was 1
-        movb    \slot+113(%rip), %ah
+        movb    113(%rdi), %ah
         sahf
-        mov     \slot+16(%rip), %rcx
-        mov     \slot+24(%rip), %rdx
-        mov     \slot+32(%rip), %rsi
-        mov     \slot+40(%rip), %rdi
-        mov     \slot+48(%rip), %r8
-        mov     \slot+56(%rip), %r9
-        mov     \slot+64(%rip), %r10
-        mov     \slot+72(%rip), %r11
-        mov     \slot+80(%rip), %r12
-        mov     \slot+88(%rip), %r13
-        mov     \slot+96(%rip), %r14
-        mov     \slot+104(%rip), %r15
-        mov     \slot+8(%rip), %rax
+        mov     16(%rdi), %rcx
+        mov     24(%rdi), %rdx
+        mov     32(%rdi), %rsi
+        mov     48(%rdi), %r8
+        mov     56(%rdi), %r9
+        mov     64(%rdi), %r10
+        mov     72(%rdi), %r11
+        mov     80(%rdi), %r12
+        mov     88(%rdi), %r13
+        mov     96(%rdi), %r14
+        mov     104(%rdi), %r15
+        mov     8(%rdi), %rax
+        mov     40(%rdi), %rdi
         jmp     *\slot+0(%rip)
         .endm
 
 # ---- script: a scratch area, system calls that may point into it, no scratch area -------------------------------------
-# 120 bytes of scratch  128 number of calls  136 calls of 7 words: number with, from bit 32 on, a bit for each argument
-# that is an offset into the scratch; six arguments.  The result of call i goes to word i of the scratch.
+# 136 bytes of scratch  144 number of calls  152 calls of 7 words: number, six arguments.  The tracer fills in the calls
+# once it knows where the scratch area is.  The result of call i goes to word i of the scratch.
         .globl  crd_stub_script_start, crd_stub_script_slot, crd_stub_script_end
         .hidden crd_stub_script_start, crd_stub_script_slot, crd_stub_script_end
 crd_stub_script_start:
+        SIGNALS crd_stub_script_slot+128
         mov     $9, %eax                        # mmap(NULL, bytes, READ|WRITE, PRIVATE|ANONYMOUS, -1, 0)
         xor     %edi, %edi
-        mov     crd_stub_script_slot+120(%rip), %rsi
+        mov     crd_stub_script_slot+136(%rip), %rsi
         mov     $3, %edx
         mov     $0x22, %r10d
         mov     $-1, %r8
@@ -51,11 +65,11 @@ crd_stub_script_start:
         cmp     $-4096, %rax
         ja      4f
         mov     %rax, %r14
-        lea     crd_stub_script_slot+136(%rip), %r12
-        mov     crd_stub_script_slot+128(%rip), %r13
-        xor     %r15d, %r15d
-1:      cmp     %r13, %r15
-        je      3f
+        mov     %rax, %r15
+        lea     crd_stub_script_slot+152(%rip), %r12
+        mov     crd_stub_script_slot+144(%rip), %r13
+1:      test    %r13, %r13
+        jz      3f
         mov     0(%r12), %rax
         mov     8(%r12), %rdi
         mov     16(%r12), %rsi
@@ -63,43 +77,32 @@ crd_stub_script_start:
         mov     32(%r12), %r10
         mov     40(%r12), %r8
         mov     48(%r12), %r9
-        .macro RELOCATE bit, register
-        bt      $\bit, %rax
-        jnc     8f
-        add     %r14, \register
-8:
-        .endm
-        RELOCATE 32, %rdi
-        RELOCATE 33, %rsi
-        RELOCATE 34, %rdx
-        RELOCATE 35, %r10
-        RELOCATE 36, %r8
-        RELOCATE 37, %r9
-        mov     %eax, %eax
         syscall
-        mov     %rax, (%r14,%r15,8)
+        mov     %rax, (%r15)
+        add     $8, %r15
         add     $56, %r12
-        inc     %r15
+        dec     %r13
         jmp     1b
 3:      mov     $11, %eax                       # munmap(scratch, bytes)
         mov     %r14, %rdi
-        mov     crd_stub_script_slot+120(%rip), %rsi
+        mov     crd_stub_script_slot+136(%rip), %rsi
         syscall
 4:      HOME    crd_stub_script_slot
         .balign 8
 crd_stub_script_slot:
-        .fill   136, 1, 0
+        .fill   152, 1, 0
 crd_stub_script_end:
 
 # ---- snapshot: a copy-on-write child that stays stopped ---------------------------------------------------------------
-# 120 flags of the clone that makes the middle task, 128 flags of the clone that makes the child.
+# 136 flags of the clone that makes the middle task, 144 flags of the clone that makes the child.
 # The middle task shares the memory (and with CLONE_VFORK keeps the alternate signal stack), makes the child and is gone;
 # the child, which no one but the tracer waits for, would do nothing but exit if it ever ran.
         .globl  crd_stub_snapshot_start, crd_stub_snapshot_slot, crd_stub_snapshot_end
         .hidden crd_stub_snapshot_start, crd_stub_snapshot_slot, crd_stub_snapshot_end
 crd_stub_snapshot_start:
+        SIGNALS crd_stub_snapshot_slot+128
         mov     $56, %eax                       # clone(flags, 0, 0, 0, 0)
-        mov     crd_stub_snapshot_slot+120(%rip), %rdi
+        mov     crd_stub_snapshot_slot+136(%rip), %rdi
         xor     %esi, %esi
         xor     %edx, %edx
         xor     %r10d, %r10d
@@ -116,7 +119,7 @@ crd_stub_snapshot_start:
         syscall
         jmp     2f
 1:      mov     $56, %eax
-        mov     crd_stub_snapshot_slot+128(%rip), %rdi
+        mov     crd_stub_snapshot_slot+144(%rip), %rdi
         syscall
         xor     %edi, %edi                      # exit_group(0), or with the error if there is no child
         sub     %eax, %edi
@@ -129,11 +132,12 @@ crd_stub_snapshot_start:
 2:      HOME    crd_stub_snapshot_slot
         .balign 8
 crd_stub_snapshot_slot:
-        .fill   136, 1, 0
+        .fill   152, 1, 0
 crd_stub_snapshot_end:
 
 # ---- batch: system calls in a process of our own ----------------------------------------------------------------------
-# Entered with rbx = table, rbp = number of calls; ends in int3.  A call is 8 words: number with, in bits 32 to 37, a bit
+# Entered with rbx = table, rbp = number of calls; ends with SIGTRAP sent to itself, which a breakpoint would not leave as
+# it is: that resets the action of a blocked or ignored SIGTRAP.  A call is 8 words: number with, in bits 32 to 37, a bit
 # for each argument that is the index of an earlier call whose result is meant, and in bit 38 "go on if it fails"; six
 # arguments; the result.  rbp counts what was left when it ended.
         .globl  crd_batch_start, crd_batch_end
@@ -171,8 +175,13 @@ crd_batch_start:
         jc      1b
         cmp     $-4096, %rax
         jbe     1b
-3:      int3
-        jmp     3b
+3:      mov     $186, %eax                      # tkill(gettid(), SIGTRAP)
+        syscall
+        mov     %eax, %edi
+        mov     $5, %esi
+        mov     $200, %eax
+        syscall
+        hlt
 crd_batch_end:
 
 # ---- vessel: the program that a restarted process begins as ------------------------------------------------------------

@@ -1,0 +1,152 @@
+"""Injectors that are killed at random times: ``python -m tests.native.chaos PID VARIANT KILLS SEED SIGNALS``.
+
+A warm parent forks an injector, which freezes the target, injects, and lets it go, over and over; some milliseconds
+later the parent kills it and forks the next.  Meanwhile it sends SIGRTMIN to the target if it is asked to.  It prints
+one JSON object: kills, injections, retries, signals sent, and injectors that failed by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import random
+import signal
+import struct
+import sys
+import time
+import traceback
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from crd.errors import InjectionInterrupted, TraceeGone
+from crd.native import tracee
+from crd.native.inject import Call, Injector, Scratch
+from crd.native.memory import Memory
+from crd.native.syscall import NR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from crd.native.tracee import Registers
+
+LONGEST_LIFE_SECONDS = 0.006
+INJECTIONS, RETRIES = 0, 8  # offsets into the counters that all injectors share
+PR_GET_TID_ADDRESS = 40
+WALL = 0x4000_0000
+
+
+def vdso(pid: int) -> tuple[int, int]:
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if line.endswith("[vdso]"):
+            start, end = line.split()[0].split("-")
+            return int(start, 16), int(end, 16)
+    raise AssertionError(f"{pid} has no vdso")
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[dict[int, Registers]]:
+    """Stop all threads; a signal whose delivery was stopped is delivered at the end."""
+    threads: dict[int, Registers] = {}
+    due: dict[int, int] = {}
+    try:
+        for tid in map(int, os.listdir(f"/proc/{pid}/task")):
+            tracee.seize(tid, tracee.OPTION_TRACESYSGOOD)
+            tracee.interrupt(tid)
+            stop = tracee.wait(tid)
+            assert stop
+            due[tid] = stop.signal if stop.is_signal else 0
+            threads[tid] = tracee.get_registers(tid)
+        yield threads
+    except InjectionInterrupted as interrupted:
+        due[interrupted.tid] = interrupted.signal
+        raise
+    finally:
+        for tid in threads:
+            with suppress(TraceeGone):
+                tracee.detach(tid, due[tid])
+
+
+def ask_nothing(stubs: Injector, pid: int, tid: int, registers: Registers) -> None:
+    done = stubs.script(tid, registers, [Call(NR.GETPID)])
+    assert done.results == (pid,)
+
+
+def ask_for_output(stubs: Injector, pid: int, tid: int, registers: Registers) -> None:
+    done = stubs.script(tid, registers, [
+        Call(NR.GETPID), Call(NR.PRCTL, (PR_GET_TID_ADDRESS, Scratch(64))), Call(NR.SIGALTSTACK, (0, Scratch(128)))])
+    assert done.results == (pid, 0, 0)
+    assert struct.unpack_from("<Q", done.scratch, 64) > (0,)
+
+
+def make_snapshot(stubs: Injector, pid: int, tid: int, registers: Registers) -> None:
+    end(stubs.snapshot(tid, registers))
+
+
+def make_own_child(stubs: Injector, pid: int, tid: int, registers: Registers) -> None:
+    """A tracer that dies in here leaves a dead child to the target, so it is not among the variants that are killed."""
+    child = stubs.snapshot(tid, registers, child_of_target=True)
+    end(child)
+    assert stubs.script(tid, registers, [Call(NR.WAIT4, (child, 0, WALL, 0))]).results == (child,)
+
+
+def end(child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    stop = tracee.wait(child)
+    assert stop
+    assert stop.ended
+
+
+VARIANTS: dict[str, Callable[[Injector, int, int, Registers], None]] = {
+    "getpid": ask_nothing, "output": ask_for_output, "snapshot": make_snapshot, "child": make_own_child}
+
+
+def inject_once(pid: int, variant: str, chance: random.Random) -> bool:
+    """Freeze, inject into some thread, let go; false if it has to be tried again."""
+    try:
+        with Memory(pid) as memory, frozen(pid) as threads:
+            stubs = Injector(memory, [vdso(pid)])
+            if any(stubs.inside(registers) for registers in threads.values()):
+                return False
+            tid = chance.choice(sorted(threads))
+            VARIANTS[variant](stubs, pid, tid, threads[tid])
+    except InjectionInterrupted:
+        return False
+    return True
+
+
+def injector(pid: int, variant: str, seed: int, counters: mmap.mmap) -> NoReturn:
+    try:
+        chance = random.Random(seed)
+        while True:
+            at = INJECTIONS if inject_once(pid, variant, chance) else RETRIES
+            counters[at:at + 8] = struct.pack("<Q", struct.unpack_from("<Q", counters, at)[0] + 1)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def chaos(pid: int, variant: str, kills: int, seed: int, *, signals: bool) -> dict[str, int]:
+    chance = random.Random(seed)
+    counters = mmap.mmap(-1, mmap.PAGESIZE)
+    sent = failed = 0
+    for _ in range(kills):
+        child = os.fork()
+        if not child:
+            injector(pid, variant, chance.getrandbits(32), counters)
+        kill_at = time.monotonic() + chance.uniform(0.0002, LONGEST_LIFE_SECONDS)
+        while (left := kill_at - time.monotonic()) > 0:
+            time.sleep(min(left, chance.uniform(0, 0.001)))
+            if signals:
+                os.kill(pid, signal.SIGRTMIN)
+                sent += 1
+        os.kill(child, signal.SIGKILL)
+        failed += os.WIFEXITED(os.waitpid(child, 0)[1])
+    injections, retries = struct.unpack_from("<2Q", counters)
+    return {"kills": kills, "injections": injections, "retries": retries, "sent": sent, "failed": failed}
+
+
+if __name__ == "__main__":
+    print(json.dumps(chaos(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]),
+                           signals=sys.argv[5] == "signals")))
