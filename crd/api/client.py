@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,8 @@ class Client:
         self._buffer = MessageBuffer(_REPLY_BYTES_MAX)
         self._arrived: list[bytearray] = []
         try:
-            self._socket.settimeout(_PATIENCE_SECONDS)
-            self._socket.connect(str(self._path))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_PATIENCE_SECONDS))
+            self._socket.connect(str(self._path))  # blocking: others get EAGAIN while the daemon's backlog is full
         except OSError as error:
             self._socket.close()
             raise _no_connection(self._path, error) from error
@@ -109,6 +110,11 @@ class Client:
                                      hint="Its log says what it is doing: journalctl -u crd.")
         return DaemonUnavailable(f"the daemon at {self._path} hung up before it had answered",
                                  hint="It was stopped, or it has too many connections; its log says which.")
+
+
+def _timeval(seconds: float) -> bytes:
+    """Return struct timeval, as socket(7) wants it."""
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
 def _no_connection(path: Path, error: OSError) -> ApiError:

@@ -24,7 +24,8 @@ PAGE_IS_PFNZERO = 1 << 5
 
 _REGIONS = 4096
 _ENTRIES = 16384
-_ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_FILE = 1 << 63, 1 << 62, 1 << 61
+_ENTRY_BYTES = 8
+_ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_FILE, _ENTRY_GUARD = 1 << 63, 1 << 62, 1 << 61, 1 << 58
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,16 @@ class PageMap:
 
         Raises:
             TargetGone: there is no such process.
+            NativeError: it may not be opened.
         """
         try:
             self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
+        except (FileNotFoundError, ProcessLookupError) as error:
             raise TargetGone(f"process {pid} is gone", pid=pid) from error
+        except OSError as error:
+            raise NativeError(f"open the page map of process {pid}: {error.strerror}", operation="open pagemap",
+                              errno=error.errno or 0, tid=pid) from error
+        self._pid = pid
 
     def __enter__(self) -> Self:
         return self
@@ -61,22 +67,19 @@ class PageMap:
 
         That is memory present or swapped out which is no page of a file and not the shared zero page: what a checkpoint
         must store of private memory.
+
+        Raises:
+            TargetGone: the process has ended, and its memory with it.
         """
         try:
-            return self._scan(start, end, PAGE_IS_FILE | PAGE_IS_PFNZERO, PAGE_IS_FILE | PAGE_IS_PFNZERO)
+            runs = self._scan(start, end, PAGE_IS_FILE | PAGE_IS_PFNZERO, PAGE_IS_FILE | PAGE_IS_PFNZERO)
         except NativeError as error:
             if error.errno not in {errno.ENOTTY, errno.EINVAL}:
                 raise
-            return self._read_entries(start, end)
-
-    def resident_pages(self, start: int, end: int) -> list[PageRun]:
-        """Return the pages between two addresses that have content, a file's or their own."""
-        try:
-            return self._scan(start, end, PAGE_IS_PFNZERO, PAGE_IS_PFNZERO)
-        except NativeError as error:
-            if error.errno not in {errno.ENOTTY, errno.EINVAL}:
-                raise
-            return self._read_entries(start, end, files=True)
+            runs = self._read_entries(start, end)
+        if not os.pread(self._fd, _ENTRY_BYTES, start // PAGE_BYTES * _ENTRY_BYTES):
+            raise TargetGone(f"process {self._pid} has ended", pid=self._pid)
+        return runs
 
     def scan_once(self) -> None:
         """Use PAGEMAP_SCAN once; raises NativeError if the kernel has none."""
@@ -90,17 +93,21 @@ class PageMap:
             call(lib.crd_pagemap_scan, self._fd, start, end, inverted, required, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                  PAGE_IS_PRESENT, regions, _REGIONS, walk_end, n)
             for region in regions[0:n[0]]:
-                _append(runs, region.start, region.end)
+                if region.categories & PAGE_IS_PRESENT:
+                    _append(runs, region.start, region.end)
+                else:  # swapped out, or a guard page: only the entries tell
+                    for run in self._read_entries(region.start, region.end):
+                        _append(runs, run.start, run.end)
             start = walk_end[0]
         return runs
 
-    def _read_entries(self, start: int, end: int, *, files: bool = False) -> list[PageRun]:
+    def _read_entries(self, start: int, end: int) -> list[PageRun]:
         runs: list[PageRun] = []
         for at in range(start, end, _ENTRIES * PAGE_BYTES):
             n = min(_ENTRIES, (end - at) // PAGE_BYTES)
-            data = os.pread(self._fd, n * 8, at // PAGE_BYTES * 8)
+            data = os.pread(self._fd, n * _ENTRY_BYTES, at // PAGE_BYTES * _ENTRY_BYTES)
             for index, (entry,) in enumerate(struct.iter_unpack("<Q", data)):
-                if entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) and (files or not entry & _ENTRY_FILE):
+                if entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) and not entry & (_ENTRY_FILE | _ENTRY_GUARD):
                     _append(runs, at + index * PAGE_BYTES, at + (index + 1) * PAGE_BYTES)
         return runs
 

@@ -1,8 +1,8 @@
-"""Injectors that are killed at random times: ``python -m tests.native.chaos PID VARIANT KILLS SEED SIGNALS``.
+"""Injectors that are killed at random times: ``python -m tests.native.chaos PID VARIANT KILLS SEED``.
 
 A warm parent forks an injector, which freezes the target, injects, and lets it go, over and over; some milliseconds
-later the parent kills it and forks the next.  Meanwhile it sends SIGRTMIN to the target if it is asked to.  It prints
-one JSON object: kills, injections, retries, signals sent, and injectors that failed by themselves.
+later the parent kills it and forks the next.  Meanwhile it sends SIGRTMIN to the target.  It prints one JSON object:
+kills, injections, retries, signals sent, and injectors that ended by themselves.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from crd.native.tracee import Registers
 
-LONGEST_LIFE_SECONDS = 0.006
+LONGEST_LIFE_SECONDS = 0.012
+LONGEST_SILENCE_SECONDS = 0.004
 INJECTIONS, RETRIES = 0, 8  # offsets into the counters that all injectors share
 PR_GET_TID_ADDRESS = 40
 WALL = 0x4000_0000
@@ -127,7 +128,7 @@ def injector(pid: int, variant: str, seed: int, counters: mmap.mmap) -> NoReturn
         os._exit(1)
 
 
-def chaos(pid: int, variant: str, kills: int, seed: int, *, signals: bool) -> dict[str, int]:
+def chaos(pid: int, variant: str, kills: int, seed: int) -> dict[str, int]:
     chance = random.Random(seed)
     counters = mmap.mmap(-1, mmap.PAGESIZE)
     sent = failed = 0
@@ -137,10 +138,9 @@ def chaos(pid: int, variant: str, kills: int, seed: int, *, signals: bool) -> di
             injector(pid, variant, chance.getrandbits(32), counters)
         kill_at = time.monotonic() + chance.uniform(0.0002, LONGEST_LIFE_SECONDS)
         while (left := kill_at - time.monotonic()) > 0:
-            time.sleep(min(left, chance.uniform(0, 0.001)))
-            if signals:
-                os.kill(pid, signal.SIGRTMIN)
-                sent += 1
+            time.sleep(min(left, chance.uniform(0, LONGEST_SILENCE_SECONDS)))
+            os.kill(pid, signal.SIGRTMIN)
+            sent += 1
         os.kill(child, signal.SIGKILL)
         failed += os.WIFEXITED(os.waitpid(child, 0)[1])
     injections, retries = struct.unpack_from("<2Q", counters)
@@ -148,5 +148,4 @@ def chaos(pid: int, variant: str, kills: int, seed: int, *, signals: bool) -> di
 
 
 if __name__ == "__main__":
-    print(json.dumps(chaos(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]),
-                           signals=sys.argv[5] == "signals")))
+    print(json.dumps(chaos(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))

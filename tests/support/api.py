@@ -61,8 +61,8 @@ def serving(path: Path, handler: Handler, **options: Any) -> Iterator[Server]:
 def connect(path: Path) -> socket.socket:
     """Return a raw connection."""
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(PATIENCE_SECONDS)
     client.connect(str(path))
+    client.settimeout(PATIENCE_SECONDS)
     return client
 
 

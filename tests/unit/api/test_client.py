@@ -133,6 +133,15 @@ def test_a_daemon_that_does_not_answer(path: Path, monkeypatch: pytest.MonkeyPat
             client.call("GetStatus")
 
 
+def test_a_daemon_that_accepts_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crd.api.client._PATIENCE_SECONDS", 0.05)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        with Client(path), pytest.raises(DaemonUnavailable, match="cannot be connected to"):
+            Client(path)
+
+
 def test_where_the_daemon_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRD_API__SOCKET", raising=False)
     assert str(default_socket()) == "/run/crd/crd.sock"

@@ -25,7 +25,7 @@ def _umask(request: pytest.FixtureRequest):
 @pytest.mark.usefixtures("_umask")
 @pytest.mark.parametrize(("public", "gid", "mode"), [
     (False, 60, 0o660), (False, None, 0o600), (True, 60, 0o666), (True, None, 0o666)])
-def test_owner_and_mode_whatever_the_umask(path: Path, public: bool, gid: int | None, mode: int) -> None:
+def test_owner_and_mode_whatever_the_umask(path: Path, *, public: bool, gid: int | None, mode: int) -> None:
     with listen(path, public=public, gid=gid):
         found = path.stat()
     assert stat.S_IMODE(found.st_mode) == mode

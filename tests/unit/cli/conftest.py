@@ -59,7 +59,8 @@ class Daemon:
             "GetImage": [{"image": IMAGE}], "Restart": [{"request": REQUEST}],
             "GetRequest": [{"request": {**REQUEST, "state": "running"}},
                            {"request": {**REQUEST, "state": "done", "root_pid": 4242}}],
-            "ListRequests": [{"requests": [REQUEST]}], "CancelRequest": [{"request": {**REQUEST, "state": "cancelled"}}],
+            "ListRequests": [{"requests": [REQUEST]}],
+            "CancelRequest": [{"request": {**REQUEST, "state": "cancelled"}}],
             "Check": [{"pid": 4242, "comm": "worker", "obstacles": []}]}
 
     async def __call__(self, method: str, parameters: dict[str, Any], _peer: Peer,

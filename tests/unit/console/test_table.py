@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import sys
-
-import pytest
+from typing import TYPE_CHECKING
 
 from crd.console.progress import Progress
 from crd.console.table import print_fields, print_table
+
+if TYPE_CHECKING:
+    import pytest
 
 HOSTILE = "a\x1b[2Jb\nc\udc80[bold]"
 ESCAPED = "a\\x1b[2Jb\\nc\\udc80[bold]"

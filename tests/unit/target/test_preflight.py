@@ -330,20 +330,13 @@ def test_yama_without_privileges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def as_nobody(pid: int) -> list[dict[str, str]]:
     """What preflight tells a user without privileges."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-        found = [{"code": one.code, "reason": one.reason} for one in preflight.obstacles(pid)]
-        os.write(writer, json.dumps(found).encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader) as answer:
-        text = answer.read()
-    assert os.waitpid(child, 0)[1] == 0
-    value: list[dict[str, str]] = json.loads(text)
+    source = ("import ctypes, json, os, sys\nfrom dataclasses import asdict\nfrom crd.target import preflight\n"
+              "os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
+              "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"  # dumpable again, as after an exec
+              "print(json.dumps([asdict(one) for one in preflight.obstacles(int(sys.argv[1]))]))")
+    done = subprocess.run([sys.executable, "-c", source, str(pid)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    value: list[dict[str, str]] = json.loads(done.stdout)
     return value
 
 
