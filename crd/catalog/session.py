@@ -71,12 +71,16 @@ async def open_database(url: str) -> Database:
         raise CatalogError(f"{url!r} is no database URL") from error
     if parsed.database and parsed.get_backend_name() == "sqlite":
         _keep_private(Path(parsed.database))
+    engine = create_async_engine(parsed, connect_args={"timeout": _BUSY_SECONDS})
+    _prepare(engine)
     try:
-        engine = create_async_engine(parsed, connect_args={"timeout": _BUSY_SECONDS})
-        _prepare(engine)
         await upgrade(engine, parsed)
     except SQLAlchemyError as error:
+        await engine.dispose()
         raise _translated(error) from error
+    except BaseException:
+        await engine.dispose()
+        raise
     return Database(engine)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,7 @@ def _back_up(path: Path, revision: str) -> None:
     copy = path.with_name(f"{path.name}.{revision}.bak")
     try:
         os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
-        with sqlite3.connect(path) as source, sqlite3.connect(copy) as sink:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as sink:
             source.backup(sink)
     except (OSError, sqlite3.Error) as error:
         raise CatalogError(f"backing up the catalog to {copy}: {error}", path=str(copy)) from error

@@ -1,0 +1,98 @@
+"""What every store must do; each store passes the same tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crd.archive.stores.local import LocalStore
+from crd.archive.stores.memory import MemoryStore
+from crd.errors import ArchiveError, ArchiveUnavailable, BlobMissing
+
+if TYPE_CHECKING:
+    from crd.archive.stores.store import Store
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return LocalStore(tmp_path / "store") if request.param == "local" else MemoryStore()
+
+
+async def put(store: Store, key: str, *parts: bytes) -> None:
+    upload = await store.create()
+    for part in parts:
+        await upload.write([part])
+    await upload.commit(key)
+
+
+async def test_what_is_committed_is_read_back(store: Store) -> None:
+    await put(store, "a", b"0123", b"", b"456789")
+    assert await store.size("a") == 10
+    assert await store.read("a", 0, 10) == b"0123456789"
+    assert await store.read("a", 3, 4) == b"3456"
+    assert await store.read("a", 8, 100) == b"89"
+
+
+async def test_nothing_is_visible_before_the_commit(store: Store) -> None:
+    upload = await store.create()
+    await upload.write([b"secret"])
+    assert await store.keys() == []
+    with pytest.raises(BlobMissing):
+        await store.read("a", 0, 1)
+    await upload.abort()
+
+
+async def test_an_abort_leaves_nothing(store: Store) -> None:
+    upload = await store.create()
+    await upload.write([b"x" * 100_000])
+    await upload.abort()
+    await upload.abort()
+    assert await store.keys() == []
+    assert await store.clear_torn() == 0
+
+
+async def test_a_key_is_given_once(store: Store) -> None:
+    await put(store, "a", b"first")
+    with pytest.raises(ArchiveError):
+        await put(store, "a", b"second")
+    assert await store.read("a", 0, 10) == b"first"
+
+
+async def test_keys_are_listed_in_order_and_deleted(store: Store) -> None:
+    for key in ("c", "a", "b"):
+        await put(store, key, b"1")
+    await store.delete("b")
+    await store.delete("nothing")
+    assert await store.keys() == ["a", "c"]
+    with pytest.raises(BlobMissing):
+        await store.size("b")
+
+
+async def test_a_local_store_is_private_and_clears_what_is_torn(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    await put(store, "a", b"secret")
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "store" / "a").stat().st_mode & 0o777 == 0o600
+    upload = await store.create()
+    await upload.write([b"x" * 10])
+    assert await store.clear_torn() == 1
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["a"]
+    await upload.abort()
+
+
+async def test_a_local_store_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    (tmp_path / "open").chmod(0o755)
+    with pytest.raises(ArchiveUnavailable) as refused:
+        LocalStore(tmp_path / "open")
+    assert "chmod" in refused.value.hint
+
+
+async def test_a_local_store_follows_no_links(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "store" / "a").symlink_to(tmp_path / "secret")
+    with pytest.raises(ArchiveUnavailable):
+        await store.read("a", 0, 6)

@@ -1,0 +1,134 @@
+"""The queue of restarts: never twice, never lost, whenever the daemon dies."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from crd.catalog.catalog import Catalog
+from crd.errors import PidInUse, RequestNotCancellable, RequestNotFound
+from crd.ids import Crid
+from tests.unit.catalog.test_catalog import enter
+
+if TYPE_CHECKING:
+    from crd.catalog.rows import Request
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+BOOT = "boot"
+
+
+async def ask(catalog: Catalog) -> Request:
+    return await catalog.requests.add(Crid(1), pids="original", files="keep", uid=0, now=NOW)
+
+
+@pytest.fixture
+async def queue(catalog: Catalog) -> Catalog:
+    await enter(catalog, 1)
+    return catalog
+
+
+async def test_oldest_first_and_once(queue: Catalog) -> None:
+    numbers = [(await ask(queue)).number for _ in range(3)]
+    claimed = [request.number for _ in range(3) if (request := await queue.requests.claim(NOW))]
+    assert claimed == numbers
+    assert await queue.requests.claim(NOW) is None
+
+
+async def test_the_ways_of_a_request(queue: Catalog) -> None:
+    done, failed, cancelled = [(await ask(queue)).number for _ in range(3)]
+    assert (await queue.requests.cancel(cancelled, NOW)).state == "cancelled"
+    await queue.requests.claim(NOW)
+    await queue.requests.releasing(done, 42, 7, BOOT)
+    await queue.requests.done(done, NOW)
+    await queue.requests.claim(NOW)
+    await queue.requests.failed(failed, NOW, PidInUse("pid 42 is in use", hint="End it."))
+    assert (await queue.requests.get(done)).root_pid == 42
+    assert (await queue.requests.get(failed)).error == "restart.pid-in-use"
+    for number in (done, failed, cancelled):
+        with pytest.raises(RequestNotCancellable):
+            await queue.requests.cancel(number, NOW)
+    with pytest.raises(RequestNotFound):
+        await queue.requests.get(99)
+    assert await queue.requests.queue() == (0, 0, None)
+    assert len(await queue.requests.list(uid=1)) == 0
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.sampled_from(["ask", "claim", "release", "let go", "finish", "crash"]), max_size=25))
+async def test_no_request_runs_twice_or_is_lost(steps: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Carries out requests as the daemon does, and crashes between any two steps."""
+    home = tmp_path_factory.mktemp("queue")
+    runs: dict[int, int] = {}
+    asked: list[int] = []
+    current: int | None = None
+    stage = ""
+    catalog = await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db")
+    async with catalog:
+        await enter(catalog, 1)
+        requests = catalog.requests
+        for step in [*steps, "crash"]:
+            if step == "ask":
+                asked.append((await ask(catalog)).number)
+            elif step == "claim" and current is None and (claimed := await requests.claim(NOW)):
+                current, stage = claimed.number, "running"
+            elif step == "release" and stage == "running" and current:
+                await requests.releasing(current, current, current, BOOT)
+                stage = "releasing"
+            elif step == "let go" and stage == "releasing" and current:
+                runs[current] = runs.get(current, 0) + 1
+                stage = "let go"
+            elif step == "finish" and stage == "let go" and current:
+                await requests.done(current, NOW)
+                current, stage = None, ""
+            elif step == "crash":
+                await requests.recover(NOW, BOOT, lambda pid, start: pid == start and pid in runs)
+                current, stage = None, ""
+        for number in asked:
+            request = await requests.get(number)
+            assert request.state in {"queued", "done", "failed"}
+            assert runs.get(number, 0) == (request.state == "done")
+
+
+async def test_pids_of_another_boot_mean_nothing(queue: Catalog) -> None:
+    request = await ask(queue)
+    await queue.requests.claim(NOW)
+    await queue.requests.releasing(request.number, 42, 7, "an earlier boot")
+    await queue.requests.recover(NOW, BOOT, lambda _pid, _start: True)
+    assert (await queue.requests.get(request.number)).state == "failed"
+
+
+WRITER = """
+    import asyncio, sys
+    from datetime import UTC, datetime
+    from crd.catalog.catalog import Catalog
+    from crd.ids import Crid
+
+    async def main():
+        async with await Catalog.open(sys.argv[1]) as catalog:
+            while True:
+                request = await catalog.requests.add(Crid(1), pids="original", files="keep", uid=0,
+                                                     now=datetime.now(UTC))
+                print(request.number, flush=True)
+
+    asyncio.run(main())
+"""
+
+
+async def test_what_was_accepted_survives_kill_9(queue: Catalog, tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/catalog.db"
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(WRITER), url], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout
+        accepted = [int(writer.stdout.readline()) for _ in range(40)]
+        writer.send_signal(signal.SIGKILL)
+        accepted += [int(line) for line in writer.stdout.read().split(b"\n")[:-1]]
+    for number in accepted:
+        assert (await queue.requests.get(number)).state == "queued"
