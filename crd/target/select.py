@@ -29,7 +29,7 @@ def by_pid(pid: int) -> Process:
     """
     found = _process(pid) if pid > 0 else None
     if found is None:
-        raise TargetNotFound(f"there is no process {pid}", pid=pid)
+        raise TargetNotFound(f"there is no process {pid}", pid=pid, hint="ps -e lists the processes there are.")
     return found
 
 

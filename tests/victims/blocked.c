@@ -381,6 +381,7 @@ static void start_lock_holder(void)
 	if (child == 0) {
 		if (fork() != 0)
 			_exit(0);
+		setsid(); /* or the pid of the killed program stays taken, as the number of this one's session */
 		struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 		MUST(fcntl(fd, F_SETLK, &range));
 		victim_write("locked", "");

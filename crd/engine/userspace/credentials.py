@@ -69,7 +69,7 @@ def restart(thread: Thread, batch: Batch, ours: Capabilities) -> None:
     batch.call(NR.SETFSGID, thread.gids[3])
     batch.call(NR.SETRESUID, *thread.uids[:3], what="setresuid")
     batch.call(NR.SETFSUID, thread.uids[3])
-    _capset(batch, wanted.permitted & ours.permitted, wanted.permitted & ours.permitted, wanted.inheritable)
+    _capset(batch, ours.permitted, ours.permitted, wanted.inheritable)  # setresuid has cleared the effective set
     for capability in range(CAPABILITIES):
         if wanted.ambient >> capability & 1:
             batch.call(NR.PRCTL, _PR_CAP_AMBIENT, _AMBIENT_RAISE, capability, 0, 0, what="ambient capability")

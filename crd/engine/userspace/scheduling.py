@@ -65,6 +65,7 @@ def restart(thread: Thread, tid: int) -> None:
         attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, thread.policy, thread.policy_flags, thread.nice,
                                       thread.priority, 0, 0, 0)
         syscall(NR.SCHED_SETATTR, tid, attributes, 0)
-    except NativeError as error:
-        raise RestartUnsupported(f"the scheduling of thread {thread.tid}: {error.message}",
+        os.setpriority(os.PRIO_PROCESS, tid, thread.nice)  # SCHED_IDLE keeps a nice value that sched_setattr ignores
+    except (NativeError, PermissionError) as error:
+        raise RestartUnsupported(f"the scheduling of thread {thread.tid}: {error}",
                                  hint="Restart with the privileges the program had.") from error

@@ -60,8 +60,7 @@ def restart(pipe: Pipe, ends: Sequence[PipeEnd], data: Sequence[PipeData]) -> di
             raise RestartUnsupported(f"a pipe of {pipe.capacity_bytes} bytes: {error.strerror}",
                                      hint="Raise /proc/sys/fs/pipe-max-size.") from error
         _fill(write_end, data)
-        made = {end.objref: os.open(f"/proc/self/fd/{_side(end, read_end, write_end)}",
-                                    end.flags & os.O_ACCMODE | os.O_NONBLOCK | os.O_CLOEXEC) for end in ends}
+        made = {end.objref: _describe(end, read_end, write_end, first=end.objref in _firsts(ends)) for end in ends}
         for end in ends:
             fcntl.fcntl(made[end.objref], fcntl.F_SETFL, end.flags)
             restart_owner(made[end.objref], Owner(end.owner_type, end.owner_pid, end.owner_signal))
@@ -71,8 +70,21 @@ def restart(pipe: Pipe, ends: Sequence[PipeEnd], data: Sequence[PipeData]) -> di
         os.close(write_end)
 
 
-def _side(end: PipeEnd, read_end: int, write_end: int) -> int:
-    return read_end if end.flags & os.O_ACCMODE == os.O_RDONLY else write_end
+def _firsts(ends: Sequence[PipeEnd]) -> set[int]:
+    """Return the first description of each side: the ones that pipe(2) itself made."""
+    return {next(end.objref for end in ends if _reads(end) is side) for side in {_reads(end) for end in ends}}
+
+
+def _reads(end: PipeEnd) -> bool:
+    return end.flags & os.O_ACCMODE == os.O_RDONLY
+
+
+def _describe(end: PipeEnd, read_end: int, write_end: int, *, first: bool) -> int:
+    """Return a descriptor of an end: a duplicate of what pipe(2) made, or another description of the same pipe."""
+    side = read_end if _reads(end) else write_end
+    if first:
+        return fcntl.fcntl(side, fcntl.F_DUPFD_CLOEXEC, 0)
+    return os.open(f"/proc/self/fd/{side}", end.flags & os.O_ACCMODE | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _fill(write_end: int, data: Sequence[PipeData]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
 
-_FLOCK = struct.Struct("<hhqqi4x")  # struct flock
+_FLOCK = struct.Struct("<hh4xqqi4x")  # struct flock
 _ALL_FDS = 0xFFFF_FFFF
 _TO_THE_END = 2**63 - 1
 _SETLK = 6
