@@ -51,7 +51,7 @@ class Server:
         self._connections: set[asyncio.Task[None]] = set()
         self._admin_gid: int | None = None
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._nap: asyncio.TimerHandle | None = None
         self._inode = 0
 
     async def start(self) -> None:
@@ -70,15 +70,18 @@ class Server:
         else:
             self._listener = socket.socket(fileno=self._where)
             self._listener.setblocking(False)
-        self._accepting = asyncio.create_task(self._accept(self._listener), name="api accept")
+        self._watch()
 
     async def close(self) -> None:
         """Stop listening, end every connection, remove the socket file."""
-        if self._listener is None or self._accepting is None:
+        if self._listener is None:
             return
-        ending = [self._accepting, *self._connections]
-        for task in ending:
-            task.cancel()
+        asyncio.get_running_loop().remove_reader(self._listener)
+        if self._nap:
+            self._nap.cancel()
+        ending = list(self._connections)
+        for connection in ending:
+            connection.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
         if isinstance(self._where, Path):
             with suppress(FileNotFoundError):
@@ -87,16 +90,23 @@ class Server:
         self._listener.close()
         self._listener = None
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connected, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                logger.warning("no connection can be accepted: %s", error)
-                await asyncio.sleep(_NAP_SECONDS)
-                continue
-            self._admit(connected)
+    def _watch(self) -> None:
+        if self._listener:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connected, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            logger.warning("no connection can be accepted: %s", error)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            self._nap = loop.call_later(_NAP_SECONDS, self._watch)
+            return
+        connected.setblocking(False)
+        self._admit(connected)
 
     def _admit(self, connected: socket.socket) -> None:
         try:
@@ -108,19 +118,22 @@ class Server:
             logger.debug("uid %d, pid %d: too many connections", peer.uid, peer.pid)
             connected.close()
             return
+
+        def gone(task: asyncio.Task[None]) -> None:
+            self._connections.discard(task)
+            self._admission.leave(peer)
+            connected.close()
+
         task = asyncio.create_task(self._serve(connected, peer), name=f"api uid {peer.uid} pid {peer.pid}")
         self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        task.add_done_callback(gone)
 
     async def _serve(self, connected: socket.socket, peer: Peer) -> None:
         try:
-            with connected:
-                connection = await Connection.open(connected, peer, self._limits)
-                try:
-                    await connection.serve(self._dispatch)
-                finally:
-                    await connection.abort()
+            connection = await Connection.open(connected, peer, self._limits)
+            try:
+                await connection.serve(self._dispatch)
+            finally:
+                await connection.abort()
         except Exception:
             logger.exception("the connection of uid %d, pid %d", peer.uid, peer.pid)
-        finally:
-            self._admission.leave(peer)

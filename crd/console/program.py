@@ -97,9 +97,8 @@ def _tell(program: str | None, error: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(error, default=str), err=True)
         return
-    click.echo(f"{program}: {printable(str(error['message']))}", err=True)
-    if error["hint"]:
-        click.echo(printable(str(error["hint"])), err=True)
+    for line in f"{program}: {error['message']}\n{error['hint']}".splitlines():
+        click.echo(printable(line), err=True)
 
 
 def _drop_output() -> None:

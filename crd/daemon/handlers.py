@@ -117,9 +117,7 @@ class Handlers:
         if known:
             _need_admin(peer)
         else:
-            found = await asyncio.to_thread(select.by_pid, pid or 0)
-            if not peer.is_admin and found.uid != peer.uid:
-                raise AccessDenied(f"process {pid} is not yours")
+            await self._need_owner(peer, pid or 0)
         tags = (tag,) if tag else ()
         reached = 0
 
@@ -189,11 +187,13 @@ class Handlers:
         return {"request": _request(request)}
 
     async def _on_Check(self, *, peer: Peer, more: More | None, pid: int) -> dict[str, Any]:  # noqa: ARG002, N802
-        found = await asyncio.to_thread(select.by_pid, pid)
-        if not peer.is_admin and found.uid != peer.uid:
-            raise AccessDenied(f"process {pid} is not yours")
+        await self._need_owner(peer, pid)
         report = await asyncio.to_thread(preflight.check, pid, kcmp=kcmp)
         return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles]}
+
+    async def _need_owner(self, peer: Peer, pid: int) -> None:
+        if not peer.is_admin and (await asyncio.to_thread(select.by_pid, pid)).uid != peer.uid:
+            raise AccessDenied(f"process {pid} is not yours")
 
     def _known(self, name: str) -> ScheduledTarget:
         if name not in self._app.scheduler.targets:

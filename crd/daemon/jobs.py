@@ -41,6 +41,7 @@ class Checkpoints:
         self._catalog = catalog
         self._metrics = metrics
         self._clock = clock
+        self._store = pipeline.archive.describe()
         self._free = asyncio.Semaphore(workers)
         self.running = 0
 
@@ -106,6 +107,8 @@ class Checkpoints:
             metrics.image_bytes.labels(label).inc(image.image_bytes)
             metrics.stored_bytes.labels(label).inc(image.stored_bytes)
             metrics.last_success.labels(label).set(image.taken_at.timestamp())
+            metrics.archive_bytes.labels(self._store).inc(image.stored_bytes)  # until it is measured again
+            metrics.archive_images.labels(self._store).inc()
             logger.info("image taken", extra={"event": "checkpoint.ok", "target": name, "pid": pid,
                                               "crid": image.crid, "seconds": image.stop_seconds})
 

@@ -123,7 +123,7 @@ def injector(pid: int, variant: str, seed: int, counters: mmap.mmap) -> NoReturn
         while True:
             at = INJECTIONS if inject_once(pid, variant, chance) else RETRIES
             counters[at:at + 8] = struct.pack("<Q", struct.unpack_from("<Q", counters, at)[0] + 1)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (a fork of the driver must not return into it)
         traceback.print_exc()
         os._exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 
 from crd.native import tracee
 from crd.native.memory import Memory
-from tests.native.selfcheck import SelfCheck
+from tests.native.selfcheck import PATIENCE_SECONDS, SelfCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,10 +41,19 @@ def selfcheck(selfcheck_program: Path, tmp_path: Path) -> Iterator[Callable[[str
         target.__exit__(None, None, None)
 
 
+def await_read(pid: int) -> None:
+    """Wait until a process waits in read(2) of its standard input."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while not (now := Path(f"/proc/{pid}/syscall").read_text()).startswith("0 0x0 "):
+        assert time.monotonic() < give_up_at, now
+        time.sleep(0.001)
+
+
 @pytest.fixture
 def cat() -> Iterator[subprocess.Popen[bytes]]:
     """A program that waits in read(2) and writes what it reads."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        await_read(process.pid)
         yield process
         process.kill()
 

@@ -24,13 +24,13 @@ PATIENCE_SECONDS = 20.0
 @contextmanager
 def serving(path: Path, handler: Handler, **options: Any) -> Iterator[Server]:
     """Serve in a thread, for clients that block."""
-    ready: Future[tuple[Server, asyncio.Event]] = Future()
+    ready: Future[tuple[Server, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
         server = Server(path, handler, **options)
         stop = asyncio.Event()
         await server.start()
-        ready.set_result((server, stop))
+        ready.set_result((server, asyncio.get_running_loop(), stop))
         await stop.wait()
         await server.close()
 
@@ -45,11 +45,10 @@ def serving(path: Path, handler: Handler, **options: Any) -> Iterator[Server]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        server, stop = ready.result(PATIENCE_SECONDS)
+        server, loop, stop = ready.result(PATIENCE_SECONDS)
     except BaseException:
         thread.join()
         raise
-    loop = server._accepting.get_loop()
     try:
         yield server
     finally:

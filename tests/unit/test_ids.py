@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from crd.errors import BadRequest
-from crd.ids import Crid, ImageRef, TargetName, parse_crid, parse_image_ref, parse_target_name
+from crd.ids import Crid, ImageRef, TargetName, parse_crid, parse_image_ref, parse_target_name, parse_time
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -36,6 +36,14 @@ def test_the_newest_of_a_target(text: str, until: datetime | None) -> None:
 def test_a_time_without_zone_is_local() -> None:
     local = datetime(2026, 11, 23, 10, 0).astimezone(UTC)
     assert ref("web@2026-11-23T10:00").until == local
+
+
+def test_times_alone() -> None:
+    assert parse_time("10 min ago", now=NOW) == NOW - timedelta(minutes=10)
+    assert parse_time("2026-11-23T10:00+01:00", now=NOW) == datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+    with pytest.raises(BadRequest) as refused:
+        parse_time("latest", now=NOW)
+    assert "@" not in refused.value.hint
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "web", "/4", "a/b", "@latest", "web@", "web@soon",

@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import threading
-from asyncio.selector_events import BaseSelectorEventLoop
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -254,15 +253,15 @@ class TestLimits:
         caplog.set_level(logging.WARNING)
         refusals = 3
 
-        async def sock_accept(loop, listener):
+        def accept(listener):
             nonlocal refusals
             if refusals:
                 refusals -= 1
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            return await original(loop, listener)
+            return original(listener)
 
-        original = BaseSelectorEventLoop.sock_accept
-        monkeypatch.setattr(BaseSelectorEventLoop, "sock_accept", sock_accept)
+        original = socket.socket.accept
+        monkeypatch.setattr(socket.socket, "accept", accept)
         with serving(path, handler):
             assert answers(path)
         assert caplog.text.count("Too many open files") == 3

@@ -58,6 +58,12 @@ def test_errors_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "program: pid 7 is in use by \\x1b[2J\nTry --new-pids.\n")
 
 
+def test_errors_of_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    ANSWERS["x"] = CrdError("crd.toml:4: levle\ncrd.toml:7: every")
+    assert status_of(program, ["act", "x"]) == 1
+    assert capsys.readouterr().err == "program: crd.toml:4: levle\ncrd.toml:7: every\n"
+
+
 def test_errors_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     ANSWERS["x"] = PidInUse("pid 7 is in use", hint="Try --new-pids.", pid=7, at=object())
     assert status_of(program, ["act", "x", "--json"]) == 14

@@ -1,0 +1,81 @@
+"""Which pages are a process's own."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crd.errors import NativeError
+from crd.native.memory import PAGE_BYTES
+from crd.native.pagemap import PageMap, PageRun
+from crd.native.syscall import NR, syscall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+MADV_GUARD_INSTALL = 102
+PAGES = 16
+
+
+def address_of(area: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(area))
+
+
+@pytest.fixture(params=["scan", "entries"])
+def own(request: pytest.FixtureRequest) -> Iterator[Callable[[mmap.mmap], list[tuple[int, int]]]]:
+    """Find own pages in an area, as page numbers, both ways."""
+    with PageMap(os.getpid()) as pagemap:
+        def find(area: mmap.mmap) -> list[tuple[int, int]]:
+            start = address_of(area)
+            look: Callable[[int, int], list[PageRun]] = (
+                pagemap.own_pages if request.param == "scan" else pagemap._read_entries)
+            return [((run.start - start) // PAGE_BYTES, (run.end - start) // PAGE_BYTES)
+                    for run in look(start, start + len(area))]
+        yield find
+
+
+def test_only_written_pages_of_anonymous_memory(own: Callable[[mmap.mmap], list[tuple[int, int]]]) -> None:
+    area = mmap.mmap(-1, PAGES * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    assert own(area) == []
+    for page in (0, 1, 2, 7, 15):
+        area[page * PAGE_BYTES] = 1
+    assert own(area) == [(0, 3), (7, 8), (15, 16)]
+
+
+def test_pages_of_a_file_are_not_own_until_written(own: Callable[[mmap.mmap], list[tuple[int, int]]],
+                                                   tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * PAGES * PAGE_BYTES)
+    with path.open("r+b") as file:
+        area = mmap.mmap(file.fileno(), PAGES * PAGE_BYTES, flags=mmap.MAP_PRIVATE)
+    assert area[5 * PAGE_BYTES] == ord("x")
+    area[3 * PAGE_BYTES] = 0
+    assert own(area) == [(3, 4)]
+
+
+def test_guard_pages_have_no_content(own: Callable[[mmap.mmap], list[tuple[int, int]]]) -> None:
+    area = mmap.mmap(-1, PAGES * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area[:] = b"x" * len(area)
+    try:
+        syscall(NR.MADVISE, address_of(area) + 4 * PAGE_BYTES, 2 * PAGE_BYTES, MADV_GUARD_INSTALL)
+    except NativeError:
+        assert own(area) == [(0, PAGES)]  # before 6.13 there are no guard pages
+        return
+    assert own(area) == [(0, 4), (6, PAGES)]
+
+
+def test_many_scattered_pages_are_all_found() -> None:
+    n = 10_001
+    area = mmap.mmap(-1, n * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area.madvise(mmap.MADV_NOHUGEPAGE)
+    for page in range(0, n, 2):
+        area[page * PAGE_BYTES] = 1
+    start = address_of(area)
+    with PageMap(os.getpid()) as pagemap:
+        assert pagemap.own_pages(start, start + len(area)) == [
+            PageRun(start + page * PAGE_BYTES, start + (page + 1) * PAGE_BYTES) for page in range(0, n, 2)]
