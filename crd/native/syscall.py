@@ -16,6 +16,7 @@ class NR:
     MUNMAP = 11
     RT_SIGACTION = 13
     MADVISE = 28
+    MLOCK = 149
     DUP2 = 33
     GETITIMER = 36
     SETITIMER = 38

@@ -56,7 +56,7 @@ def _find(pid: int) -> str:
             return procfs.stat(pid).comm
     except TargetGone:
         pass
-    raise TargetNotFound(f"there is no process {pid}", pid=pid)
+    raise TargetNotFound(f"there is no process {pid}", pid=pid, hint="ps -e lists the processes there are.")
 
 
 def _all(pid: int, kcmp: Kcmp | None) -> Iterator[Obstacle]:

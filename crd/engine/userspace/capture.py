@@ -14,7 +14,7 @@ from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.questions import OUT, Question, TargetAsker
 from crd.engine.userspace.sig import pending
 from crd.engine.userspace.timers import interval, posix
-from crd.image.profile import IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
+from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
 from crd.native import tracee
 from crd.native.inject import Injector
 from crd.native.syscall import NR
@@ -45,10 +45,17 @@ class Known:
     Attributes:
         scheduling: by tid.
         flags: VmFlags by start of the area.
+        limits: of the process; and the other attributes that administrators set.
     """
 
     scheduling: dict[int, Scheduling]
     flags: dict[int, str]
+    limits: list[ResourceLimit]
+    exe: str
+    exe_stat: os.stat_result
+    oom_score_adj: int
+    coredump_filter: int
+    login_uid: int
 
     @property
     def wiped(self) -> set[int]:
@@ -63,29 +70,27 @@ class Capture:
     stat: Stat
     status: dict[str, str]
     entries: list[MapEntry]
-    layout: layout.Layout
     files: table.FileTable
-    limits: list[ResourceLimit]
     subreaper: bool
     stopped_by: int
-    exe: str
-    exe_stat: os.stat_result
+    state: str
     cwd: str
     root: str
-    oom_score_adj: int
-    coredump_filter: int
-    login_uid: int
     pending: list[PendingSignal] = field(default_factory=list)
     threads: list[tuple[Thread, list[PendingSignal]]] = field(default_factory=list)
     interval_timers: list[IntervalTimer] = field(default_factory=list)
     posix_timers: list[PosixTimer] = field(default_factory=list)
-    shared: list[tuple[int, list[pages.Run], memoryview]] = field(default_factory=list)
+    shared: dict[tuple[int, int], pages.Copied] = field(default_factory=dict)
     clocks_ns: tuple[int, int, int] = (0, 0, 0)
 
 
 def know(pid: int) -> Known:
     """Read what may be read while the target runs; threads may come and go meanwhile."""
-    return Known({tid: scheduling.dump(pid, tid) for tid in procfs.threads(pid)}, procfs.vm_flags(pid))
+    return Known(
+        scheduling={tid: scheduling.dump(pid, tid) for tid in procfs.threads(pid)}, flags=procfs.vm_flags(pid),
+        limits=limits.dump(pid), exe=procfs.read_link(pid, "exe"), exe_stat=os.stat(f"/proc/{pid}/exe"),
+        oom_score_adj=int(procfs.read(pid, "oom_score_adj")),
+        coredump_filter=int(procfs.read(pid, "coredump_filter"), 16), login_uid=int(procfs.read(pid, "loginuid")))
 
 
 def injector(frozen: Frozen, entries: list[MapEntry]) -> Injector:
@@ -113,21 +118,20 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
     stat, status = procfs.stat(pid), procfs.status(pid)
     about_process = asker.ask(_PROCESS_QUESTIONS)
     found = Capture(
-        stat=stat, status=status, entries=entries,
-        layout=layout.dump(pid, entries, stat, stat.field(47), objects),
-        files=table.dump(pid, objects), limits=limits.dump(pid), subreaper=bool(about_process[0].number(0, 4)),
+        stat=stat, status=status, entries=entries, files=table.dump(pid, objects),
+        subreaper=bool(about_process[0].number(0, 4)),
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
-        exe=procfs.read_link(pid, "exe"), exe_stat=os.stat(f"/proc/{pid}/exe"), cwd=procfs.read_link(pid, "cwd"),
-        root=procfs.read_link(pid, "root"), oom_score_adj=int(procfs.read(pid, "oom_score_adj")),
-        coredump_filter=int(procfs.read(pid, "coredump_filter"), 16), login_uid=int(procfs.read(pid, "loginuid")),
+        state="S" if frozen.leader.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),
+        root=procfs.read_link(pid, "root"),
         pending=pending.dump_process(pid), interval_timers=interval.dump(about_process[1:]),
         clocks_ns=(time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
                    time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
     if timers := procfs.posix_timers(pid):
         found.posix_timers = posix.dump(timers, asker)
-    for area in found.layout.shared:
-        where = f"/proc/{pid}/map_files/{area.entry.start:x}-{area.entry.end:x}"
-        found.shared.append((area.record.objref, *pages.copy_shared(where)))
+    for entry in entries:
+        if layout.kind(entry) == VMA_SHARED_MEMORY and (entry.device, entry.inode) not in found.shared:
+            where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
+            found.shared[entry.device, entry.inode] = pages.copy_shared(where)
     for thread in frozen.threads.values():
         answers = TargetAsker(stubs, thread.tid, thread.registers).ask(_THREAD_QUESTIONS)
         found.threads.append((_thread(frozen, thread, answers, known), pending.dump_thread(thread)))

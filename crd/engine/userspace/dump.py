@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.freeze import frozen
 from crd.engine.userspace.image import write_records
-from crd.engine.userspace.mem import pages
+from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.mem.layout import is_kernel_area
 from crd.engine.userspace.objects import ObjectNumbers
 from crd.engine.userspace.questions import Question, TargetAsker
@@ -137,6 +137,7 @@ class _Taken:
     """A target, captured: what is left to do needs it no longer."""
 
     capture: Capture
+    objects: ObjectNumbers
     memories: Memories
     attributes: Attributes | None  # None: the snapshot child can still be asked
     method: str
@@ -152,18 +153,19 @@ def _taken(state: Frozen, known: Known, options: CheckpointOptions) -> Iterator[
         raise _TryAgainError
     with ExitStack() as stack:
         try:
-            captured = capturing.capture(state, entries, stubs, known, ObjectNumbers())
+            objects = ObjectNumbers()
+            captured = capturing.capture(state, entries, stubs, known, objects)
             taken = (None if options.method == "copy"
-                     else _snapshot(stack, state, stubs, captured, known, must=options.method == "snapshot"))
-            taken = taken or _copy(state, stubs, captured)
+                     else _snapshot(stack, state, stubs, captured, known, objects, must=options.method == "snapshot"))
+            taken = taken or _copy(state, stubs, captured, objects)
         except InjectionInterrupted as interrupted:
             state.threads[interrupted.tid].signal_due = interrupted.signal
             raise _TryAgainError from interrupted
         yield taken
 
 
-def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, known: Known, *,
-              must: bool) -> _Taken | None:
+def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, known: Known,
+              objects: ObjectNumbers, *, must: bool) -> _Taken | None:
     """Make the snapshot child; None if the kernel makes none."""
     entries = captured.entries
     try:
@@ -172,20 +174,28 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
         if error.operation != "clone" or must:
             raise
         return None
-    has = {(entry.start, entry.end) for entry in procfs.maps(child.pid)}
-    lacking = [entry for entry in entries if not entry.shared and not is_kernel_area(entry)
-               and (entry.start in known.wiped or (entry.start, entry.end) not in has)]
     copied = [(runs, pages.copy(state.memory, runs))
-              for entry in lacking if (runs := pages.private_runs(state.pid, [entry]))]
-    return _Taken(captured, Memories(copied, child), None, "snapshot", "the target runs on while its memory is read")
+              for entry in _lacking(state.pid, child.pid, entries, known.wiped)
+              if (runs := pages.private_runs(state.pid, [entry]))]
+    return _Taken(captured, objects, Memories(copied, child), None, "snapshot",
+                  "the target runs on while its memory is read")
 
 
-def _copy(state: Frozen, stubs: Injector, captured: Capture) -> _Taken:
+def _lacking(pid: int, child: int, entries: list[MapEntry], wiped: set[int]) -> list[MapEntry]:
+    """Return the areas that the child does not have, or sees empty."""
+    private = [entry for entry in entries if not entry.shared and not is_kernel_area(entry)]
+    if not wiped and procfs.read_bytes(pid, "maps") == procfs.read_bytes(child, "maps"):
+        return []
+    has = {(entry.start, entry.end) for entry in procfs.maps(child)}
+    return [entry for entry in private if entry.start in wiped or (entry.start, entry.end) not in has]
+
+
+def _copy(state: Frozen, stubs: Injector, captured: Capture, objects: ObjectNumbers) -> _Taken:
     """Copy all private memory now; needs as much of ours."""
     attributes = Attributes.ask(TargetAsker(stubs, state.pid, state.leader.registers))
     runs = pages.private_runs(state.pid, captured.entries)
     memories = Memories([(runs, pages.copy(state.memory, runs))] if runs else [])
-    return _Taken(captured, memories, attributes, "copy", "asked for, or the kernel makes no snapshot child")
+    return _Taken(captured, objects, memories, attributes, "copy", "asked for, or the kernel makes no snapshot child")
 
 
 def _written(state: Frozen, taken: _Taken, writer: ImageWriter, known: Known, *, hold: bool) -> Dumped:
@@ -204,10 +214,12 @@ def _written(state: Frozen, taken: _Taken, writer: ImageWriter, known: Known, *,
     assert taken.attributes is not None  # noqa: S101
     header = current_header()
     writer.header(header)
-    write_records(writer, pid, captured, taken.attributes, flags)
+    space = layout.dump(pid, captured.entries, captured.stat, taken.attributes.brk, flags, captured.shared,
+                        taken.objects)
+    write_records(writer, pid, captured, space, taken.attributes, known)
     pump = pages.PagePump(writer)
-    for objref, runs, content in captured.shared:
-        pump.shared(objref, runs, content)
+    for identity, record in space.shared.items():
+        pump.shared(record.objref, captured.shared[identity])
     taken.memories.pump(pump, pid, captured.entries)
     writer.finish()
     return Dumped(captured, taken.method, taken.reason, pump.memory_bytes, writer.offset, stop_seconds,

@@ -13,43 +13,44 @@ from crd.native.memory import Memory
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from crd.engine.userspace.capture import Capture
+    from crd.engine.userspace.capture import Capture, Known
     from crd.engine.userspace.dump import Attributes
+    from crd.engine.userspace.mem.layout import Layout
     from crd.image.writer import ImageWriter
 
 _XCR0_OFFSET = 464
 """The software-reserved bytes of the XSAVE area hold XCR0 (arch/x86/include/uapi/asm/sigcontext.h)."""
-_STATES = {"R": 0, "S": 1, "D": 2, "T": 4, "t": 8, "Z": 16}
+_STATES = {"R": 0, "S": 1, "T": 4}
+"""TASK_RUNNING, TASK_INTERRUPTIBLE, __TASK_STOPPED of include/linux/sched.h."""
 
 
-def write_records(writer: ImageWriter, pid: int, captured: Capture, attributes: Attributes,
-                  flags: dict[int, str]) -> None:
+def write_records(writer: ImageWriter, pid: int, captured: Capture, space: Layout, attributes: Attributes,
+                  known: Known) -> None:
     """Write what stands between the header and the memory of an image.
 
     Args:
         writer: of the image.
         pid: of the process.
         captured: during the stop.
+        space: its address space.
         attributes: asked of the target or its snapshot child.
-        flags: VmFlags by start of the area.
+        known: before the stop.
     """
     leader = captured.threads[0][0]
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(leader.xstate)))
-    writer.write(_profile(captured, leader.xstate))
-    for shared_object in (*captured.files.objects, *captured.layout.files,
-                          *(area.record for area in captured.layout.shared)):
+    writer.write(_profile(captured, space, leader.xstate))
+    for shared_object in (*captured.files.objects, *space.files, *space.shared.values()):
         writer.write(shared_object)
     stat = captured.stat
-    writer.write(Task(state=_STATES.get(stat.state, 0), exit_state=0, exit_code=0, exit_signal=stat.field(38)))
+    state = "T" if captured.stopped_by else captured.state
+    writer.write(Task(state=_STATES[state], exit_state=0, exit_code=0, exit_signal=stat.field(38)))
     writer.write(comm_string(stat.comm))
-    writer.write(_process(pid, captured, attributes))
-    captured.layout.memory.brk = attributes.brk
-    writer.write(captured.layout.memory)
-    for vma in captured.layout.vmas:
-        vma.flags = flags.get(vma.start, "")
+    writer.write(_process(pid, captured, attributes, known))
+    writer.write(space.memory)
+    for vma in space.vmas:
         writer.write(vma)
     for record in (*captured.files.descriptors, *captured.files.locks, attributes.actions, *captured.pending,
-                   *captured.interval_timers, *captured.posix_timers, *captured.limits):
+                   *captured.interval_timers, *captured.posix_timers, *known.limits):
         writer.write(record)
     leader.membarrier = attributes.membarrier
     for thread, queue in captured.threads:
@@ -58,12 +59,11 @@ def write_records(writer: ImageWriter, pid: int, captured: Capture, attributes: 
             writer.write(signal)
 
 
-def _profile(captured: Capture, xstate: bytes) -> Profile:
+def _profile(captured: Capture, space: Layout, xstate: bytes) -> Profile:
     realtime, monotonic, boottime = captured.clocks_ns
-    memory = captured.layout.memory
     with Memory(os.getpid(), writable=False) as ours:
         vdso = next((entry for entry in procfs.maps("self") if entry.path == "[vdso]"), None)
-        digest = vdso_digest(ours, vdso.start, vdso.end - vdso.start) if vdso and memory.vdso_start else b""
+        digest = vdso_digest(ours, vdso.start, vdso.end - vdso.start) if vdso and space.memory.vdso_start else b""
     return Profile(
         version=PROFILE_VERSION, page_bytes=PAGE_BYTES, processes=1, threads=len(captured.threads),
         taken_realtime_ns=realtime, taken_monotonic_ns=monotonic, taken_boottime_ns=boottime,
@@ -72,14 +72,14 @@ def _profile(captured: Capture, xstate: bytes) -> Profile:
         crd_version=version("crd"))
 
 
-def _process(pid: int, captured: Capture, attributes: Attributes) -> Process:
+def _process(pid: int, captured: Capture, attributes: Attributes, known: Known) -> Process:
     stat, status = captured.stat, captured.status
     stopped_by = captured.stopped_by
     return Process(
         pid=pid, parent_pid=stat.parent_pid, process_group=stat.process_group, session=stat.session,
         stopped_by=stopped_by, stop_reported=bool(stopped_by) and stat.field(52) & 0x7F == 0,
-        exit_signal=stat.field(38), umask=int(status["Umask"], 8), exe=captured.exe,
-        exe_device=captured.exe_stat.st_dev, exe_inode=captured.exe_stat.st_ino,
+        exit_signal=stat.field(38), umask=int(status["Umask"], 8), exe=known.exe,
+        exe_device=known.exe_stat.st_dev, exe_inode=known.exe_stat.st_ino,
         cwd=captured.cwd, root=captured.root, dumpable=attributes.dumpable, child_subreaper=captured.subreaper,
-        oom_score_adj=captured.oom_score_adj, coredump_filter=captured.coredump_filter,
-        login_uid=captured.login_uid, thp_disable=attributes.thp_disable)
+        oom_score_adj=known.oom_score_adj, coredump_filter=known.coredump_filter,
+        login_uid=known.login_uid, thp_disable=attributes.thp_disable)

@@ -22,8 +22,9 @@ from crd.image.profile import (
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from crd.engine.userspace.mem.pages import Copied
     from crd.engine.userspace.objects import ObjectNumbers
     from crd.native.memory import Memory
     from crd.target.procfs import MapEntry, Stat
@@ -47,25 +48,27 @@ def kind(entry: MapEntry) -> int:
 
 
 @dataclass(slots=True)
-class SharedArea:
-    """An object of anonymous shared memory, and an area that maps it."""
-
-    record: SharedMemory
-    entry: MapEntry
-
-
-@dataclass(slots=True)
 class Layout:
-    """The records of an address space; ``vmas`` get their flags once these have been read."""
+    """The records of an address space; ``shared`` by device and inode."""
 
     memory: MemoryLayout
     files: list[RegularFile] = field(default_factory=list)
-    shared: list[SharedArea] = field(default_factory=list)
+    shared: dict[tuple[int, int], SharedMemory] = field(default_factory=dict)
     vmas: list[Vma] = field(default_factory=list)
 
 
-def dump(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int, objects: ObjectNumbers) -> Layout:
-    """Describe the address space of a stopped process.
+def dump(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int, flags: Mapping[int, str],
+         shared: Mapping[tuple[int, int], Copied], objects: ObjectNumbers) -> Layout:
+    """Describe the address space that a process had when it was stopped.
+
+    Args:
+        pid: of the process; only its auxiliary vector is read now.
+        entries: its maps at the stop.
+        stat: its stat at the stop.
+        brk: the end of its heap.
+        flags: VmFlags by start of the area.
+        shared: the shared objects that were copied, by device and inode.
+        objects: gives out objrefs.
 
     Raises:
         TargetUnsupported: a mapped file has no path any more, or shows another file.
@@ -82,13 +85,13 @@ def dump(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int, objects: O
             identity = (entry.device, entry.inode)
             if identity not in known:
                 known[identity] = objects.new()
-                _add_object(pid, layout, entry, what, known[identity])
+                _add_object(layout, entry, what, known[identity], shared)
                 files = {record.objref: record for record in layout.files}
             objref = known[identity]
             if what == VMA_PRIVATE_FILE:
                 files[objref].mapped = True  # its content must stay what it was
         layout.vmas.append(Vma(kind=what, protection=entry.protection, start=entry.start, end=entry.end,
-                               offset=entry.offset, objref=objref, flags="",
+                               offset=entry.offset, objref=objref, flags=flags.get(entry.start, ""),
                                name=entry.path if what == VMA_ANONYMOUS else ""))
     return layout
 
@@ -105,10 +108,11 @@ def _memory(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int) -> Memo
         vvar_bytes=sum(entry.end - entry.start for entry in vvar))
 
 
-def _add_object(pid: int, layout: Layout, entry: MapEntry, what: int, objref: int) -> None:
-    mapped = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
+def _add_object(layout: Layout, entry: MapEntry, what: int, objref: int,
+                shared: Mapping[tuple[int, int], Copied]) -> None:
     if what == VMA_SHARED_MEMORY:
-        layout.shared.append(SharedArea(SharedMemory(objref=objref, bytes=os.stat(mapped).st_size), entry))
+        identity = (entry.device, entry.inode)
+        layout.shared[identity] = SharedMemory(objref=objref, bytes=shared[identity].bytes)
         return
     try:
         found = os.stat(entry.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.layout import is_kernel_area
@@ -90,10 +91,10 @@ class PagePump:
         for batch in batches(runs):
             self._pump(batch, read, lambda found: Pages(pid=pid, runs=found))
 
-    def shared(self, objref: int, runs: Sequence[Run], content: memoryview) -> None:
+    def shared(self, objref: int, copied: Copied) -> None:
         """Write pages of a shared object that were copied while the process was stopped."""
-        read = _reader(content)
-        for batch in batches(runs):
+        read = _reader(copied.content)
+        for batch in batches(copied.runs):
             self._pump(batch, read, lambda found: SharedPages(objref=objref, runs=found))
 
     def _pump(self, batch: list[Run], read: Callable[[list[Run], memoryview], None],
@@ -150,15 +151,17 @@ def copy(memory: Memory, runs: Sequence[Run]) -> memoryview:
     return content
 
 
-def copy_shared(path: str) -> tuple[list[Run], memoryview]:
-    """Copy what a shared object holds, holes left out.
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A shared object: its size, runs (offset, bytes) of whole pages without holes, and their content."""
 
-    Args:
-        path: of the object, in /proc/PID/map_files.
+    bytes: int
+    runs: list[Run]
+    content: memoryview
 
-    Returns:
-        Runs (offset, bytes) of whole pages, and their content.
-    """
+
+def copy_shared(path: str) -> Copied:
+    """Copy what a shared object holds, by its path in /proc/PID/map_files."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
@@ -175,6 +178,6 @@ def copy_shared(path: str) -> tuple[list[Run], memoryview]:
             padded = content + bytes(-len(content) % PAGE_BYTES)
             runs.append((start, len(padded)))
             parts.append(padded)
-        return runs, memoryview(b"".join(parts))
+        return Copied(size, runs, memoryview(b"".join(parts)))
     finally:
         os.close(fd)

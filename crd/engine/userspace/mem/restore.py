@@ -116,6 +116,8 @@ def finish(plan: Plan, vessel: Vessel, broker: Broker, whole: dict[int, int]) ->
         for flag in vma.flags.split():
             if flag in _ADVICE:
                 batch.call(NR.MADVISE, vma.start, vma.end - vma.start, _ADVICE[flag], check=False)
+            elif flag == "lo":
+                batch.call(NR.MLOCK, vma.start, vma.end - vma.start, what=f"locking {vma.start:#x}")
         if name := _ANON_NAME.fullmatch(vma.name):
             batch.call(NR.PRCTL, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME, vma.start, vma.end - vma.start,
                        batch.text(name[1]), check=False)
