@@ -1,0 +1,245 @@
+"""``make bench``: stop time, throughput and restart time, each beside a baseline of the same run.
+
+Prints a Markdown table; n and the median of each.  Nothing here is a test: no test depends on the machine's speed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zstandard
+
+from crd.archive.archive import Archive
+from crd.archive.stores.local import LocalStore
+from crd.catalog.catalog import Catalog
+from crd.daemon.pipeline import Pipeline
+from crd.engine.api import CheckpointOptions, checkpoint, restart
+from crd.engine.client import WorkerPool
+from crd.engine.crid import CridCounter
+from crd.engine.userspace.freeze import frozen
+from crd.native.memory import process_read_runs
+from crd.native.pagemap import PageMap
+from crd.target import procfs
+from tests.support.victims import Victim, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FRAME_BYTES = 256 << 10
+CHUNK_BYTES = 8 << 20
+HEAP = """
+import random, sys, time
+random.seed(1)
+words = ["row", "user", "process", "checkpoint", "image", "thread", "memory"]
+rows = []
+while len(rows) < int(sys.argv[1]):
+    number = len(rows)
+    rows.append({"id": number, "score": random.random(), "name": f"{random.choice(words)} {number}",
+                 "tags": [random.choice(words), number % 17], "at": 1.7e9 + number})
+open("ready", "w").close()
+time.sleep(1e6)
+"""
+MANY_AREAS = """
+import mmap, time
+areas = [mmap.mmap(-1, 32768, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+                   prot=mmap.PROT_READ | (mmap.PROT_WRITE if number % 2 else 0)) for number in range(210)]
+for area in areas[1::2]:
+    area[:] = bytes([7]) * 32768
+ballast = bytes(range(256)) * (4 << 10) * 4
+open("ready", "w").close()
+time.sleep(1e6)
+"""
+
+
+def row(what: str, n: int, ours: str, baseline: str, ratio: str) -> None:
+    """Print a line of the table."""
+    print(f"| {what} | {n} | {ours} | {baseline} | {ratio} |", flush=True)
+
+
+def resident(pid: int) -> list[tuple[int, int]]:
+    """Return the private pages of a process as runs of at most CHUNK_BYTES."""
+    runs = []
+    with PageMap(pid) as pagemap:
+        for entry in procfs.maps(pid):
+            if not entry.shared and not entry.path.startswith("[v"):
+                for found in pagemap.own_pages(entry.start, entry.end):
+                    runs += [(at, min(CHUNK_BYTES, found.end - at))
+                             for at in range(found.start, found.end, CHUNK_BYTES)]
+    return runs
+
+
+def stop_and_copy_seconds(pid: int) -> float:
+    """Read all resident memory once with process_vm_readv while the process is stopped."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with frozen(pid, 5.0) as state:
+        runs = resident(pid)
+        began = time.monotonic()
+        for run in runs:
+            process_read_runs(pid, [run], buffer[:run[1]])
+        state.relax()
+        return time.monotonic() - began
+
+
+def longest_gap_ms(victim: Victim, during: Callable[[], object]) -> float:
+    """Return the longest time that the victim was not allowed to run, as it saw it itself."""
+    def mark() -> float:
+        victim.file("gap").unlink(missing_ok=True)
+        victim.file("mark").touch()
+        until("gap", victim.file("gap").exists)
+        return int(victim.file("gap").read_text()) / 1e6
+
+    mark()
+    during()
+    return mark()
+
+
+def stop_time(home: Path, mebibytes: int, n: int) -> None:
+    """Measure the stop of a busy writer."""
+    crids = CridCounter(home / "crid")
+    with Victim("rwhog", home, mebibytes, 200_000) as victim, open(os.devnull, "wb") as null:
+        gaps = [longest_gap_ms(victim, lambda: checkpoint(victim.pid, null.fileno(), crids=crids)) for _ in range(n)]
+        copies = [stop_and_copy_seconds(victim.pid) * 1e3 for _ in range(n)]
+    ours, baseline = statistics.median(gaps), statistics.median(copies)
+    row(f"stop of a busy writer, {mebibytes} MiB in 4 KiB pages, as it sees it itself", n, f"{ours:.1f} ms",
+        f"{baseline:.1f} ms to read it once by process_vm_readv", f"{ours / baseline:.2f}")
+
+
+def stop_of_threads(home: Path, n: int) -> None:
+    """Measure how much longer a stop takes with many threads."""
+    crids = CridCounter(home / "crid")
+    medians = []
+    for threads in (1, 64):
+        with Victim("counter", home / f"threads-{threads}", threads) as victim, open(os.devnull, "wb") as null:
+            stops = [checkpoint(victim.pid, null.fileno(), crids=crids).stop_seconds * 1e3 for _ in range(n)]
+        medians.append(statistics.median(stops))
+    row("stop with 64 threads, freeze to thaw", n, f"{medians[1]:.1f} ms", f"{medians[0]:.1f} ms with one",
+        f"+{medians[1] - medians[0]:.1f} ms")
+
+
+@contextmanager
+def python(home: Path, source: str, *words: str) -> Iterator[int]:
+    """Run a Python program until it says that it is ready."""
+    home.mkdir(exist_ok=True)
+    with (home / "out").open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-c", source, *words], cwd=home, stdin=subprocess.DEVNULL,
+                                   stdout=out, stderr=out, start_new_session=True)
+    try:
+        until("program", (home / "ready").exists, seconds=300)
+        yield process.pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, 9)
+        with suppress(ChildProcessError):
+            process.wait()
+
+
+def zstd_alone_seconds(pid: int) -> tuple[float, int]:
+    """Compress the same bytes, in memory already, by the same level, frames and threads."""
+    runs = resident(pid)
+    content = memoryview(bytearray(sum(length for _, length in runs)))
+    at = 0
+    for run in runs:
+        process_read_runs(pid, [run], content[at:at + run[1]])
+        at += run[1]
+    local = threading.local()
+
+    def compress(start: int) -> int:
+        if not hasattr(local, "zstd"):
+            local.zstd = zstandard.ZstdCompressor(level=1)
+        return len(local.zstd.compress(content[start:start + FRAME_BYTES]))
+
+    with ThreadPoolExecutor(2) as executor:
+        began = time.monotonic()
+        sum(executor.map(compress, range(0, len(content), FRAME_BYTES)))
+        return time.monotonic() - began, len(content)
+
+
+async def whole_checkpoint(home: Path, rows: int, n: int) -> None:
+    """Measure a checkpoint from the request to the catalog."""
+    with python(home / "heap", HEAP, str(rows)) as pid:
+        async with (Archive(LocalStore(home / "archive")) as archive,
+                    await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db") as catalog, WorkerPool() as workers):
+            pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", 600, 600)
+            ours, baseline, size = [], [], 0
+            for _ in range(n):
+                await asyncio.sleep(1)  # the next worker gets warm
+                began = time.monotonic()
+                image = await pipeline.checkpoint(pid, CheckpointOptions())
+                ours.append(image.memory_bytes / (time.monotonic() - began) / 2**20)
+                await archive.forget(image.crid)
+                seconds, size = await asyncio.to_thread(zstd_alone_seconds, pid)
+                baseline.append(size / seconds / 2**20)
+    row(f"whole checkpoint of {size >> 20} MiB of Python heap into the archive", n,
+        f"{statistics.median(ours):.0f} MiB/s", f"{statistics.median(baseline):.0f} MiB/s zstd alone",
+        f"{statistics.median(ours) / statistics.median(baseline):.2f}")
+
+
+def restart_time(home: Path, n: int) -> None:
+    """Measure a restart, from the first byte read to the release."""
+    starts = []
+    for _ in range(n):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        starts.append((time.monotonic() - began) * 1e3)
+    with python(home / "areas", MANY_AREAS) as pid:
+        with (home / "image").open("wb") as file:
+            checkpoint(pid, file.fileno(), crids=CridCounter(home / "crid"))
+        areas = len(procfs.maps(pid))
+    times = [in_a_child(lambda: restart_once(home / "image")) for _ in range(n)]
+    ours, baseline = statistics.median(times), statistics.median(starts)
+    row(f"restart of {areas} areas and {(home / 'image').stat().st_size >> 20} MiB", n, f"{ours:.1f} ms",
+        f"{baseline:.1f} ms for python3 -c pass", f"{ours / baseline:.2f}")
+
+
+def restart_once(image: Path) -> float:
+    """Restart an image under new pids, kill it, and return the milliseconds."""
+    from crd.engine.api import Pids, RestartOptions
+
+    with image.open("rb") as file:
+        result = restart(file.fileno(), options=RestartOptions(pids=Pids.NEW))
+    os.kill(result.root_pid, 9)
+    os.waitpid(result.root_pid, 0)
+    return result.duration_seconds * 1e3
+
+
+def in_a_child(work: Callable[[], float]) -> float:
+    """Run work as a worker does: in a process that did nothing before."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write_end, str(work()).encode())
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return float(text)
+
+
+def main() -> None:
+    """Measure everything."""
+    print("| what | n | crd | baseline | ratio |\n|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory(prefix="crd-bench-") as name:
+        home = Path(name)
+        for threads in (1, 64):
+            (home / f"threads-{threads}").mkdir()
+        restart_time(home, 9)
+        stop_time(home, 64, 9)
+        stop_time(home, 1024, 7)
+        stop_of_threads(home, 9)
+        asyncio.run(whole_checkpoint(home, 2_600_000, 5))
+
+
+if __name__ == "__main__":
+    main()
