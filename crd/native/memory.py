@@ -80,6 +80,16 @@ class Memory:
         call(lib.crd_memory_write, self.fd, _runs(runs), len(runs), _buffer(buffer, runs, writable=False))
 
 
+def process_read_runs(pid: int, runs: Sequence[Run], buffer: memoryview | bytearray) -> None:
+    """Read runs by process_vm_readv(2): quickest, but it un-shares copy-on-write pages and respects PROT_NONE."""
+    call(lib.crd_process_read, pid, _runs(runs), len(runs), _buffer(buffer, runs, writable=True))
+
+
+def process_write_runs(pid: int, runs: Sequence[Run], buffer: memoryview | bytes | bytearray) -> None:
+    """Write runs by process_vm_writev(2): only into what the process itself may write."""
+    call(lib.crd_process_write, pid, _runs(runs), len(runs), _buffer(buffer, runs, writable=False))
+
+
 def nonzero_pages(buffer: memoryview | bytes | bytearray) -> list[bool]:
     """Say of each whole page of the buffer whether it holds anything but zeros."""
     n = memoryview(buffer).nbytes // PAGE_BYTES

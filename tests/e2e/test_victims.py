@@ -1,4 +1,4 @@
-"""Programs that hold one kernel object each and verify themselves, in the three ways of ``architecture.md`` section 8."""
+"""Programs that hold one kernel object each and verify themselves: left running, and restarted from an older image."""
 
 from __future__ import annotations
 

@@ -4,10 +4,14 @@ struct crd_run {
     uint64_t length; /* bytes */
 };
 
-/* Runs packed one after the other in buffer, through /proc/PID/mem. Exact, or an error with the address. Not by
- * process_vm_readv(2), which un-shares the copy-on-write pages of a snapshot. */
+/* Runs packed one after the other in buffer, through /proc/PID/mem. Exact, or an error with the address. */
 int crd_memory_read(int mem_fd, const struct crd_run *runs, size_t n, void *buffer, struct crd_error *err);
 int crd_memory_write(int mem_fd, const struct crd_run *runs, size_t n, const void *buffer, struct crd_error *err);
+
+/* The same by process_vm_readv and process_vm_writev. Reading un-shares copy-on-write pages: never read a snapshot
+ * this way. */
+int crd_process_read(int pid, const struct crd_run *runs, size_t n, void *buffer, struct crd_error *err);
+int crd_process_write(int pid, const struct crd_run *runs, size_t n, const void *buffer, struct crd_error *err);
 
 /* Bit i of the map: page i of the buffer holds a byte that is not zero. */
 void crd_nonzero_pages(const void *buffer, size_t n_pages, unsigned char *map);

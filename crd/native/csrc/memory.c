@@ -2,10 +2,12 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "core.h"
 
+#define IOVECS 1024 /* UIO_MAXIOV */
 #define PAGE_WORDS 512
 
 /* One run through /proc/PID/mem, continued after short transfers. */
@@ -46,6 +48,47 @@ int crd_memory_write(int mem_fd, const struct crd_run *runs, size_t n, const voi
         if (transfer(mem_fd, &runs[i], from, true, err))
             return -1;
     return 0;
+}
+
+/* Up to IOVECS runs in one call; *done_ret: bytes. */
+static int transfer_many(int pid, const struct crd_run *runs, size_t n, unsigned char *buffer, bool writing,
+                         size_t *done_ret, struct crd_error *err)
+{
+    struct iovec remote[IOVECS];
+    size_t total = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        remote[i] = (struct iovec){(void *)(uintptr_t)runs[i].address, runs[i].length};
+        total += runs[i].length;
+    }
+    struct iovec local = {buffer, total};
+    ssize_t done = writing ? process_vm_writev(pid, &local, 1, remote, n, 0)
+                           : process_vm_readv(pid, &local, 1, remote, n, 0);
+    if (done >= 0 && (size_t)done < total)
+        errno = EFAULT;
+    if (done < 0 || (size_t)done < total)
+        return crd_fail(err, writing ? "process_vm_writev" : "process_vm_readv", pid, runs[0].address);
+    *done_ret = total;
+    return 0;
+}
+
+static int transfer_all(int pid, const struct crd_run *runs, size_t n, unsigned char *buffer, bool writing,
+                        struct crd_error *err)
+{
+    for (size_t i = 0, done; i < n; i += IOVECS, buffer += done)
+        if (transfer_many(pid, runs + i, n - i < IOVECS ? n - i : IOVECS, buffer, writing, &done, err))
+            return -1;
+    return 0;
+}
+
+int crd_process_read(int pid, const struct crd_run *runs, size_t n, void *buffer, struct crd_error *err)
+{
+    return transfer_all(pid, runs, n, buffer, false, err);
+}
+
+int crd_process_write(int pid, const struct crd_run *runs, size_t n, const void *buffer, struct crd_error *err)
+{
+    return transfer_all(pid, runs, n, (unsigned char *)(uintptr_t)buffer, true, err);
 }
 
 void crd_nonzero_pages(const void *buffer, size_t n_pages, unsigned char *map)

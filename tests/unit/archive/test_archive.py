@@ -116,7 +116,7 @@ async def test_a_full_store_keeps_nothing() -> None:
         os.close(read_end)
         await writing
         await sink.abort()
-        assert store.objects == {}
+        assert store.contents == {}
 
 
 def fill(fd: int) -> None:
@@ -144,13 +144,13 @@ async def test_every_damaged_byte_is_found_before_anything_is_restarted() -> Non
     store = MemoryStore()
     async with archive(store) as target:
         stored = await store_image(target, 1, content(2 * FRAME_BYTES + 5))
-        whole = store.objects[key_of(1)]
+        whole = store.contents[key_of(1)]
         chance = random.Random(2)
         places = {0, 8, 12, 20, len(whole) - 1, len(whole) - 20, len(whole) - 40, len(whole) - 72, len(whole) - 80}
         for at in places | {chance.randrange(len(whole)) for _ in range(100)}:
             damaged = bytearray(whole)
             damaged[at] ^= 1 << chance.randrange(8)
-            store.objects[key_of(1)] = bytes(damaged)
+            store.contents[key_of(1)] = bytes(damaged)
             with pytest.raises(BlobCorrupt):
                 await (await target.source(Crid(1))).verify(stored.digest)
 
@@ -159,9 +159,9 @@ async def test_every_truncation_is_found() -> None:
     store = MemoryStore()
     async with archive(store) as target:
         stored = await store_image(target, 1, content(FRAME_BYTES + 5))
-        whole = store.objects[key_of(1)]
+        whole = store.contents[key_of(1)]
         for length in [*range(100), *range(len(whole) - 100, len(whole))]:
-            store.objects[key_of(1)] = whole[:length]
+            store.contents[key_of(1)] = whole[:length]
             with pytest.raises(BlobCorrupt):
                 await (await target.source(Crid(1))).verify(stored.digest)
 

@@ -12,13 +12,14 @@ from crd.errors import SettingsError
 from crd.metrics.exporter import Exporter
 from crd.metrics.names import Metrics
 
-CONTRACT = """
-crd_checkpoints_total crd_checkpoint_failures_total crd_checkpoint_stop_seconds crd_checkpoint_duration_seconds
-crd_checkpoint_memory_bytes_total crd_image_bytes_total crd_image_stored_bytes_total
-crd_last_checkpoint_success_timestamp_seconds crd_schedule_lag_seconds crd_archive_bytes crd_archive_images
-crd_scrub_errors_total crd_last_scrub_timestamp_seconds crd_restart_requests_total crd_restart_queue_length
-crd_restart_oldest_request_timestamp_seconds crd_restart_duration_seconds crd_engine_feature crd_build_info
-""".split()
+CONTRACT = [
+    "crd_checkpoints_total", "crd_checkpoint_failures_total", "crd_checkpoint_stop_seconds",
+    "crd_checkpoint_duration_seconds", "crd_checkpoint_memory_bytes_total", "crd_image_bytes_total",
+    "crd_image_stored_bytes_total", "crd_last_checkpoint_success_timestamp_seconds", "crd_schedule_lag_seconds",
+    "crd_archive_bytes", "crd_archive_images", "crd_scrub_errors_total", "crd_last_scrub_timestamp_seconds",
+    "crd_restart_requests_total", "crd_restart_queue_length", "crd_restart_oldest_request_timestamp_seconds",
+    "crd_restart_duration_seconds", "crd_engine_feature", "crd_build_info",
+]
 
 
 def touched() -> Metrics:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.layout import is_kernel_area
+from crd.errors import MemoryFault
 from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PageRun, Pages, SharedPages
-from crd.native.memory import Memory, nonzero_pages
+from crd.native.memory import Memory, nonzero_pages, process_read_runs
 from crd.native.pagemap import PageMap
 
 if TYPE_CHECKING:
@@ -145,9 +146,12 @@ def _without_zeros(batch: list[Run], buffer: memoryview) -> tuple[list[PageRun],
 
 
 def copy(memory: Memory, runs: Sequence[Run]) -> memoryview:
-    """Copy runs while the process is stopped; needs as much of our memory."""
+    """Copy runs of the process itself while it is stopped; needs as much of our memory."""
     content = memoryview(bytearray(sum(length for _, length in runs)))
-    memory.read_runs(runs, content)
+    try:
+        process_read_runs(memory.pid, runs, content)
+    except MemoryFault:  # PROT_NONE
+        memory.read_runs(runs, content)
     return content
 
 

@@ -6,7 +6,7 @@ import re
 import struct
 from typing import TYPE_CHECKING
 
-from crd.errors import RestartError
+from crd.errors import MemoryFault, RestartError
 from crd.image.profile import (
     PAGE_BYTES,
     VMA_ANONYMOUS,
@@ -15,6 +15,7 @@ from crd.image.profile import (
     Pages,
     SharedPages,
 )
+from crd.native.memory import process_write_runs
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
@@ -103,7 +104,10 @@ def _write(vessel: Vessel, record: Record, whole: dict[int, int]) -> int:
     else:
         raise RestartError(f"{type(record).__name__} among the memory of the image")
     runs = [(base + run.address, run.pages * PAGE_BYTES) for run in record.runs]
-    vessel.memory.write_runs(runs, record.data)
+    try:
+        process_write_runs(vessel.pid, runs, record.data)
+    except MemoryFault:  # part of it is not writable for the process itself
+        vessel.memory.write_runs(runs, record.data)
     return record.data.nbytes
 
 

@@ -1,0 +1,127 @@
+"""The seam between daemon and engine: real worker processes, and what happens when either side dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions
+from crd.engine.client import WorkerPool
+from crd.errors import ImageTruncated, TargetNotFound, WorkerDied
+from tests.support.victims import sleep
+
+pytestmark = pytest.mark.root
+NOBODY = 2**22 - 1
+
+
+async def test_an_error_of_the_engine_comes_back_as_it_was(tmp_path: Path) -> None:
+    async with WorkerPool() as pool, pool.lease() as worker:
+        with open(os.devnull, "wb") as null:
+            await worker.begin_checkpoint(NOBODY, null.fileno(), CheckpointOptions(), tmp_path / "crid")
+        with pytest.raises(TargetNotFound) as refused:
+            await worker.written()
+        assert refused.value.details["pid"] == NOBODY
+        assert not (tmp_path / "crid").exists()
+
+
+async def test_a_checkpoint_in_two_steps(tmp_path: Path) -> None:
+    with sleep(tmp_path, 60) as program:
+        async with WorkerPool() as pool, pool.lease() as worker:
+            with (tmp_path / "image").open("wb") as file:
+                await worker.begin_checkpoint(program.pid, file.fileno(), CheckpointOptions(), tmp_path / "crid")
+            written = await worker.written()
+            assert isinstance(written, CheckpointResult)
+            assert written.crid == 1
+            assert written.image_bytes == (tmp_path / "image").stat().st_size
+            program.assert_unharmed()
+            await worker.commit()
+
+
+async def test_a_restart_from_rubbish(tmp_path: Path) -> None:
+    (tmp_path / "rubbish").write_bytes(b"\1\0\0\0\x28\0\0\0")
+    async with WorkerPool() as pool, pool.lease() as worker:
+        with (tmp_path / "rubbish").open("rb") as file:
+            await worker.begin_restart(file.fileno(), RestartOptions())
+        with pytest.raises(ImageTruncated):
+            await worker.ready()
+
+
+async def test_a_worker_that_is_killed_is_noticed_and_another_takes_its_place(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    async with WorkerPool() as pool:
+        async with pool.lease() as worker:
+            await worker.begin_restart(read_end, RestartOptions())
+            os.kill(worker._process.pid, signal.SIGKILL)
+            with pytest.raises(WorkerDied):
+                await worker.ready()
+        async with pool.lease() as other:
+            assert other is not worker
+    os.close(read_end)
+    os.close(write_end)
+
+
+async def test_no_worker_outlives_its_lease(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    async with WorkerPool() as pool:
+        async with pool.lease() as worker:
+            await worker.begin_restart(read_end, RestartOptions())
+            pid = worker._process.pid
+        assert not Path(f"/proc/{pid}").exists()
+    os.close(read_end)
+    os.close(write_end)
+
+
+async def test_a_cancelled_job_ends_its_worker() -> None:
+    read_end, write_end = os.pipe()
+    seen: list[int] = []
+
+    async def job(pool: WorkerPool) -> None:
+        async with pool.lease() as worker:
+            seen.append(worker._process.pid)
+            await worker.begin_restart(read_end, RestartOptions())
+            await worker.ready()
+
+    async with WorkerPool() as pool:
+        running = asyncio.create_task(job(pool))
+        while not seen:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert not Path(f"/proc/{seen[0]}").exists()
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_a_worker_whose_daemon_dies_lets_the_target_run(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with sleep(tmp_path, 60) as program:
+        worker = subprocess.Popen([sys.executable, "-m", "crd.engine.worker", str(theirs.fileno())],
+                                  pass_fds=[theirs.fileno()])
+        theirs.close()
+        with (tmp_path / "image").open("wb") as file:
+            call = {"call": "checkpoint", "pid": program.pid, "options": {"after": "kill"},
+                    "crid_file": str(tmp_path / "crid")}
+            socket.send_fds(ours, [msgspec.json.encode(call)], [file.fileno()])
+        assert msgspec.json.decode(ours.recv(1 << 20))["event"] == "written"
+        assert program.status()["TracerPid"] == str(worker.pid), "a target to be killed waits for the commit"
+        ours.close()
+        assert worker.wait(timeout=20) == 0
+        program.assert_unharmed()
+
+
+def test_a_worker_that_nobody_calls_ends_with_the_daemon() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    worker = subprocess.Popen([sys.executable, "-m", "crd.engine.worker", str(theirs.fileno())],
+                              pass_fds=[theirs.fileno()])
+    theirs.close()
+    ours.close()
+    assert worker.wait(timeout=20) == 0
