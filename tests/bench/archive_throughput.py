@@ -63,10 +63,9 @@ def grow_heap(fd: int, mebibytes: int) -> None:
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(3, 10))) for _ in range(20000)]
     objects: list[object] = []
     while _anonymous_bytes() < mebibytes * _MIB:
-        for n in range(20000):
-            objects.append({"id": n, "name": chance.choice(words) + str(n), "score": chance.random(),
-                            "tags": [chance.choice(words) for _ in range(4)],
-                            "text": " ".join(chance.choice(words) for _ in range(6))})
+        objects += [{"id": n, "name": chance.choice(words) + str(n), "score": chance.random(),
+                     "tags": [chance.choice(words) for _ in range(4)],
+                     "text": " ".join(chance.choice(words) for _ in range(6))} for n in range(20000)]
         objects.append(bytearray(chance.randbytes(1 << 16)))
     left = mebibytes * _MIB
     with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory, open(fd, "wb") as dump:
