@@ -26,6 +26,8 @@ _CALLS_MAX = 1024
 _CALL = struct.Struct("<8Q")
 _UNCHECKED = 1 << 38
 _WORD = (1 << 64) - 1
+_FROM_OUTSIDE = {signal.SIGSTOP, signal.SIGTRAP}  # not blocked
+_SI_TKILL = -6
 _ALL_BUT_SIGTRAP = _WORD & ~(1 << signal.SIGTRAP - 1)
 DATA_OFFSET = TABLE_OFFSET + _CALLS_MAX * _CALL.size
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
@@ -127,11 +129,17 @@ class Batch:
             stop = tracee.wait(tid)
             if stop is None or stop.ended:
                 raise TraceeGone(f"task {tid} ended inside a batch", tid=tid)
-            if stop.is_signal and stop.signal == signal.SIGTRAP:
+            if stop.is_signal and _is_end(tid):
                 return
-            if stop.is_signal and stop.signal != signal.SIGSTOP:
+            if stop.is_signal and stop.signal not in _FROM_OUTSIDE:
                 raise NativeError(f"task {tid} was hit by signal {stop.signal} inside a batch", tid=tid)
-            tracee.cont(tid)  # the event stop of an INTERRUPT before, or a SIGSTOP to the process group
+            tracee.cont(tid)  # the event stop of an INTERRUPT before, or somebody's kill(2)
+
+
+def _is_end(tid: int) -> bool:
+    """Whether the thread is about to take the SIGTRAP that it has sent to itself."""
+    number, _errno, code = struct.unpack_from("<3i", tracee.get_siginfo(tid))
+    return bool(number == signal.SIGTRAP and code == _SI_TKILL)
 
 
 def map_scratch(memory: Memory, tid: int, address: int, syscall_at: int) -> Batch:

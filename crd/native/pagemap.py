@@ -113,8 +113,8 @@ class PageMap:
 
 
 def _append(runs: list[PageRun], start: int, end: int) -> None:
-    """Add a run, joined to the last one if it follows it."""
-    if runs and runs[-1].end == start:
-        runs[-1] = PageRun(runs[-1].start, end)
+    """Add a run, joined to the last one where they meet: PAGEMAP_SCAN reports some pages twice."""
+    if runs and start <= runs[-1].end:
+        runs[-1] = PageRun(runs[-1].start, max(end, runs[-1].end))
     else:
         runs.append(PageRun(start, end))

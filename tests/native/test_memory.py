@@ -9,7 +9,7 @@ import pytest
 
 from crd.errors import MemoryFault, NativeError, TargetGone, TraceeGone
 from crd.native import tracee
-from crd.native.memory import PAGE_BYTES, Memory, nonzero_pages
+from crd.native.memory import PAGE_BYTES, Memory, nonzero_pages, process_read_runs, process_write_runs
 from crd.native.pagemap import PageMap
 from tests.native.chaos import vdso
 
@@ -75,6 +75,28 @@ def test_a_process_that_is_gone(cat: subprocess.Popen[bytes]) -> None:
         Memory(cat.pid)
     with pytest.raises(TargetGone):
         PageMap(cat.pid)
+
+
+def test_thousands_of_runs_at_once(stopped: int, memory: Memory, stack: int) -> None:
+    runs = [(stack + 4 * index, index % 4) for index in range(2500)]
+    content = bytes(index % 251 for index in range(sum(length for _, length in runs)))
+    process_write_runs(stopped, runs, content)
+    buffer = bytearray(len(content))
+    process_read_runs(stopped, runs, buffer)
+    assert buffer == content
+    again = bytearray(len(content))
+    memory.read_runs(runs, again)
+    assert again == content
+
+
+def test_a_fault_between_runs_says_where(stopped: int, stack: int) -> None:
+    runs = [(stack, 8), (8192, 8), (stack, 8)]
+    with pytest.raises(MemoryFault) as error:
+        process_read_runs(stopped, runs, bytearray(24))
+    assert error.value.address == 8192
+    with pytest.raises(MemoryFault) as error:
+        process_write_runs(stopped, [(stack, 8), (vdso(stopped)[0], 8)], bytes(16))
+    assert error.value.address == vdso(stopped)[0]
 
 
 def test_pages_with_anything_in_them() -> None:

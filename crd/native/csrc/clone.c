@@ -30,19 +30,19 @@ int crd_vessel_spawn(int vessel_fd, int pid, int *pid_ret, struct crd_error *err
         .set_tid_size = pid ? 1 : 0,
     };
     char *const empty[] = {NULL};
-    sigset_t all;
-    sigset_t before;
+    const uint64_t all = UINT64_MAX;
+    uint64_t before;
 
-    /* The vessel inherits the mask: nothing may reach it before it is what it shall be. */
-    sigfillset(&all);
-    sigprocmask(SIG_BLOCK, &all, &before);
+    /* The vessel inherits the mask: nothing may reach it before it is what it shall be. By syscall(2), since glibc's
+     * sigprocmask leaves two signals of its own unblocked. */
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof all);
     long child = syscall(SYS_clone3, &args, sizeof args);
     if (child == 0) {
         syscall(SYS_execveat, vessel_fd, "", empty, empty, AT_EMPTY_PATH);
         _exit(errno);
     }
     int failed = child < 0 ? crd_fail(err, "clone3", pid, 0) : exec_failed((pid_t)child, err);
-    sigprocmask(SIG_SETMASK, &before, NULL);
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof before);
     *pid_ret = (int)child;
     return failed;
 }

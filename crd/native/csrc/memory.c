@@ -50,34 +50,30 @@ int crd_memory_write(int mem_fd, const struct crd_run *runs, size_t n, const voi
     return 0;
 }
 
-/* Up to IOVECS runs in one call; *done_ret: bytes. */
-static int transfer_many(int pid, const struct crd_run *runs, size_t n, unsigned char *buffer, bool writing,
-                         size_t *done_ret, struct crd_error *err)
-{
-    struct iovec remote[IOVECS];
-    size_t total = 0;
-
-    for (size_t i = 0; i < n; i++) {
-        remote[i] = (struct iovec){(void *)(uintptr_t)runs[i].address, runs[i].length};
-        total += runs[i].length;
-    }
-    struct iovec local = {buffer, total};
-    ssize_t done = writing ? process_vm_writev(pid, &local, 1, remote, n, 0)
-                           : process_vm_readv(pid, &local, 1, remote, n, 0);
-    if (done >= 0 && (size_t)done < total)
-        errno = EFAULT;
-    if (done < 0 || (size_t)done < total)
-        return crd_fail(err, writing ? "process_vm_writev" : "process_vm_readv", pid, runs[0].address);
-    *done_ret = total;
-    return 0;
-}
-
+/* All runs, as many in one call as it takes; continued where a call ended early (it moves no more than 2 GiB). */
 static int transfer_all(int pid, const struct crd_run *runs, size_t n, unsigned char *buffer, bool writing,
                         struct crd_error *err)
 {
-    for (size_t i = 0, done; i < n; i += IOVECS, buffer += done)
-        if (transfer_many(pid, runs + i, n - i < IOVECS ? n - i : IOVECS, buffer, writing, &done, err))
-            return -1;
+    struct iovec remote[IOVECS];
+    size_t offset = 0; /* of the first run, what has been done */
+
+    while (n) {
+        size_t total = 0;
+        size_t many = n < IOVECS ? n : IOVECS;
+        for (size_t i = 0; i < many; i++) {
+            size_t skipped = i ? 0 : offset;
+            remote[i] = (struct iovec){(void *)(uintptr_t)(runs[i].address + skipped), runs[i].length - skipped};
+            total += remote[i].iov_len;
+        }
+        struct iovec local = {buffer, total};
+        ssize_t done = writing ? process_vm_writev(pid, &local, 1, remote, many, 0)
+                               : process_vm_readv(pid, &local, 1, remote, many, 0);
+        if (done < 0 || (done == 0 && total))
+            return crd_fail(err, writing ? "process_vm_writev" : "process_vm_readv", pid, runs->address + offset);
+        buffer += done;
+        for (offset += (size_t)done; n && offset >= runs->length; n--)
+            offset -= (runs++)->length;
+    }
     return 0;
 }
 

@@ -65,9 +65,9 @@ static int64_t now_ns(void)
     return now.tv_sec * NANOSECONDS + now.tv_nsec;
 }
 
-/* waitpid(2) that does not consume the stop before the delivery of a signal: if the tracer dies, the kernel delivers the
- * signal of a stop that nobody has consumed, and drops that of one that somebody has (wait_task_stopped clears exit_code).
- * *tid_ret is 0 if there is nothing to report. */
+/* waitpid(2) that does not consume the stop before the delivery of a signal. If the tracer dies, the kernel delivers the
+ * signal of a stop that nobody has consumed, and drops that of one that somebody has: wait_task_stopped (kernel/exit.c)
+ * clears its exit_code. *tid_ret is 0 if there is nothing to report. */
 static int reap(int tid, int options, int *tid_ret, int *status_ret)
 {
     siginfo_t info = {0};
