@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from crd.native.tracee import Registers, RseqConfiguration, Stop
 
 _FIFO_PRIORITY = 10
+_PROCESSOR = 39  # field of stat
 _EINTR = -4
 _RSEQ_CS = struct.Struct("<IIQQQ")
 
@@ -77,7 +78,7 @@ class Frozen:
     threads: dict[int, FrozenThread] = field(default_factory=dict)
     frozen_at: float = 0.0
     stop_seconds: float = 0.0
-    _before: tuple[int, os.sched_param, bool] | None = None
+    _before: tuple[int, os.sched_param, set[int], bool] | None = None
 
     @property
     def leader(self) -> FrozenThread:
@@ -85,18 +86,26 @@ class Frozen:
         return self.threads[self.pid]
 
     def hurry(self) -> None:
-        """Run with SCHED_FIFO and without garbage collection: every thread let go competes with the tracer."""
-        self._before = (os.sched_getscheduler(0), os.sched_getparam(0), gc.isenabled())
+        """Lose no time until ``relax``.
+
+        That is SCHED_FIFO, since every thread let go competes with the tracer; no garbage collection; and the processor
+        of the main thread, since handing over to another one takes an interrupt and its waking up.
+        """
+        self._before = (os.sched_getscheduler(0), os.sched_getparam(0), os.sched_getaffinity(0), gc.isenabled())
         gc.disable()
+        with suppress(OSError):
+            os.sched_setaffinity(0, {procfs.stat(self.pid).field(_PROCESSOR)})
         with suppress(PermissionError):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_FIFO_PRIORITY))
 
     def relax(self) -> None:
         """Run as before; called by thaw, or earlier where the target is to stay stopped for long."""
         if self._before:
-            (policy, parameter, collecting), self._before = self._before, None
+            (policy, parameter, processors, collecting), self._before = self._before, None
             with suppress(PermissionError):
                 os.sched_setscheduler(0, policy, parameter)
+            with suppress(OSError):
+                os.sched_setaffinity(0, processors)
             if collecting:
                 gc.enable()
 

@@ -128,8 +128,11 @@ def test_other_errors_of_the_system() -> None:
 
 
 def test_interrupted() -> None:
+    def heed_interrupts() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # CI may have started us without
+
     with subprocess.Popen([sys.executable, "-c", FILES, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as waiting:
+                          text=True, preexec_fn=heed_interrupts) as waiting:
         assert waiting.stdout.readline() == "ready\n"
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait() == 130
