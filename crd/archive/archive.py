@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from crd.archive.stores.store import Store
 
-_SUFFIX = ".image"
+_KEY = re.compile(r"([0-9a-f]{16})\.image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,11 @@ class Archive:
         Args:
             store: where.
             level: of zstd, 1 to 19.
-            threads: that compress at once.
+            threads: that compress, or decompress, one image.
         """
         self._store = store
         self._level = level
         self._threads = threads
-        self._executor = ThreadPoolExecutor(threads, "crd-compress")
 
     async def __aenter__(self) -> Self:
         await self._store.clear_torn()
@@ -49,7 +48,7 @@ class Archive:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """Nothing is held open."""
 
     def describe(self) -> str:
         """Return where the store is."""
@@ -61,11 +60,11 @@ class Archive:
         Raises:
             ArchiveFull, ArchiveUnavailable: there is no room for it.
         """
-        return ImageSink(await self._store.create(), self._executor, self._threads, self._level)
+        return ImageSink(await self._store.create(), level=self._level, threads=self._threads)
 
     async def source(self, crid: Crid) -> ImageSource:
         """Open an image; raises as ``open_source``."""
-        return await open_source(self._store, key_of(crid))
+        return await open_source(self._store, key_of(crid), threads=self._threads)
 
     async def forget(self, crid: Crid) -> None:
         """Remove an image durably; nothing if there is none."""
@@ -73,22 +72,19 @@ class Archive:
 
     async def crids(self) -> list[Crid]:
         """Return the images that are there whole, in ascending order."""
-        found = []
-        for key in await self._store.keys():
-            stem = key.removesuffix(_SUFFIX)
-            if key.endswith(_SUFFIX) and len(stem) == 16 and set(stem) <= set("0123456789abcdef"):
-                found.append(Crid(int(stem, 16)))
-        return found
+        return list(await self._images())
+
+    async def _images(self) -> dict[Crid, int]:
+        return {Crid(int(found[1], 16)): stored_bytes for key, stored_bytes in (await self._store.objects()).items()
+                if (found := _KEY.fullmatch(key))}
 
     async def stored(self, crid: Crid) -> Stored:
         """Return what is known of an image from its object alone; raises as ``open_source``."""
         key = key_of(crid)
-        source = await open_source(self._store, key)
+        source = await open_source(self._store, key, threads=self._threads)
         return Stored(crid, source.table.digest.hex(), source.table.image_bytes, await self._store.size(key))
 
     async def size(self) -> ArchiveSize:
         """Return how much it holds."""
-        crids = await self.crids()
-        return ArchiveSize(len(crids), sum([await self._store.size(key_of(crid)) for crid in crids]))
-
-
+        images = await self._images()
+        return ArchiveSize(len(images), sum(images.values()))

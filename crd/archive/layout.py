@@ -20,10 +20,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from crd.errors import BlobCorrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FRAME_BYTES = 256 << 10
 HEADER = struct.Struct("<8sII")
@@ -33,6 +37,8 @@ _MAGIC, _END = b"CRDARCH1", b"CRDARCHE"
 _CHECKED = struct.Struct("<QQ32s")
 STORED_BYTES_MAX = FRAME_BYTES + (FRAME_BYTES >> 8) + 512
 """More than ZSTD_compressBound of a frame."""
+FRAMES_MAX = 1 << 22
+"""A TiB of stream; its table is 96 MiB, which bounds what a hostile object can make us read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +55,16 @@ class Frame:
 class Table:
     """All frames of an object, and the stream they make."""
 
-    frames: tuple[Frame, ...]
+    entries: bytes
     image_bytes: int
     digest: bytes
+
+    def frames(self) -> Iterator[Frame]:
+        """Iterate over the frames, in the order of the stream."""
+        offset = HEADER.size
+        for stored_bytes, raw_bytes, check in ENTRY.iter_unpack(self.entries):
+            yield Frame(offset, stored_bytes, raw_bytes, check)
+            offset += stored_bytes
 
 
 def header() -> bytes:
@@ -64,9 +77,9 @@ def checksum(stored: bytes | memoryview) -> bytes:
     return blake3(stored).digest(length=16)
 
 
-def trailer(entries: bytes, n_frames: int, image_bytes: int, digest: bytes) -> bytes:
+def trailer(entries: bytes, image_bytes: int, digest: bytes) -> bytes:
     """Return table and trailer of an object."""
-    checked = _CHECKED.pack(n_frames, image_bytes, digest)
+    checked = _CHECKED.pack(len(entries) // ENTRY.size, image_bytes, digest)
     return entries + checked + checksum(header() + entries + checked) + _END
 
 
@@ -79,7 +92,7 @@ def parse_trailer(data: bytes, size: int) -> int:
     if len(data) != TRAILER.size or not data.endswith(_END):
         raise BlobCorrupt("the object has no end: it is torn or of another format")
     n_frames, *_ = TRAILER.unpack(data)
-    if HEADER.size + n_frames * (ENTRY.size + 1) + TRAILER.size > size:
+    if n_frames > FRAMES_MAX or HEADER.size + n_frames * (ENTRY.size + 1) + TRAILER.size > size:
         raise BlobCorrupt(f"the object cannot hold {n_frames} frames")
     return int(n_frames)
 
@@ -93,13 +106,12 @@ def parse_table(head: bytes, entries: bytes, data: bytes, size: int) -> Table:
     n_frames, image_bytes, digest, expected, _ = TRAILER.unpack(data)
     if checksum(head + entries + data[:_CHECKED.size]) != expected or head != header():
         raise BlobCorrupt("the object's table is damaged")
-    frames = []
-    offset, raw = HEADER.size, 0
-    for stored_bytes, raw_bytes, check in ENTRY.iter_unpack(entries):
-        if not 0 < stored_bytes <= STORED_BYTES_MAX or not 0 < raw_bytes <= FRAME_BYTES:
+    table = Table(entries, image_bytes, digest)
+    end, raw = HEADER.size, 0
+    for frame in table.frames():
+        if not 0 < frame.stored_bytes <= STORED_BYTES_MAX or not 0 < frame.raw_bytes <= FRAME_BYTES:
             raise BlobCorrupt("a frame of the object has an impossible size")
-        frames.append(Frame(offset, stored_bytes, raw_bytes, check))
-        offset, raw = offset + stored_bytes, raw + raw_bytes
-    if (offset + len(entries) + TRAILER.size, raw, len(frames)) != (size, image_bytes, n_frames):
+        end, raw = end + frame.stored_bytes, raw + frame.raw_bytes
+    if (end + len(entries) + TRAILER.size, raw, len(entries)) != (size, image_bytes, n_frames * ENTRY.size):
         raise BlobCorrupt("the object's table does not add up")
-    return Table(tuple(frames), image_bytes, digest)
+    return table

@@ -1,34 +1,26 @@
-"""Image streams into the archive: hashed and compressed on threads, in bounded memory."""
+"""Image streams into the archive: hashed and compressed on threads, stored in order, in bounded memory."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
-import os
-import select
-import threading
-from collections import deque
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import zstandard
-from blake3 import blake3
-
-from crd.archive.layout import ENTRY, FRAME_BYTES, checksum, header, trailer
-from crd.errors import ArchiveError, ArchiveUnavailable
+from crd.archive.cutter import Batch, FrameCutter
+from crd.archive.layout import ENTRY, FRAMES_MAX, header, trailer
+from crd.archive.threads import to_end
+from crd.errors import ArchiveError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Executor, Future
 
     from crd.archive.stores.store import Upload
     from crd.ids import Crid
 
 _F_SETPIPE_SZ, _PIPE_BYTES = 1031, 1 << 20
-_WRITE_BYTES = 1 << 20
-_IN_FLIGHT_PER_THREAD = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +46,15 @@ def key_of(crid: int) -> str:
 
 
 class ImageSink:
-    """One image on its way into the store.
+    """One image on its way into the store."""
 
-    A reader thread takes the stream from a pipe into buffers that are used again and again, and hashes it; the executor
-    compresses; the event loop writes in order.
-    """
-
-    def __init__(self, upload: Upload, executor: Executor, threads: int, level: int) -> None:
+    def __init__(self, upload: Upload, *, level: int, threads: int) -> None:
         """Write into an upload; ``Archive.sink`` makes these."""
         self._upload = upload
-        self._executor = executor
         self._level = level
-        self._local = threading.local()
-        self._free = threading.Semaphore(_IN_FLIGHT_PER_THREAD * threads)
-        self._buffers: deque[bytearray] = deque()
+        self._threads = threads
         self._entries = bytearray()
-        self._parts: list[bytes] = []
-        self._parts_bytes = 0
-        self._hash = blake3()
-        self._n_frames = 0
+        self._digest = b""
         self.image_bytes = 0
         self.stored_bytes = 0
 
@@ -80,133 +62,70 @@ class ImageSink:
         """Read a pipe to its end, which stays the caller's; return the bytes.
 
         Args:
-            fd: the end to read.
+            fd: the end to read.  Nothing reads it any more when this returns or raises, be it by a cancellation.
             progress: told the bytes so far, now and then.
 
         Raises:
-            ArchiveFull, ArchiveUnavailable: they could not be stored.
+            ArchiveFull, ArchiveUnavailable: they could not be stored, or read.
+            ArchiveError: the image is larger than an object can be.
         """
         with suppress(OSError):
             fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
-        self._parts, self._parts_bytes = [header()], len(header())
         loop = asyncio.get_running_loop()
-        frames: asyncio.Queue[Future[tuple[bytes, int]] | None] = asyncio.Queue()
-        stop = threading.Event()
-
-        def hand_over(frame: Future[tuple[bytes, int]] | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(frames.put_nowait, frame)
-
-        reader = asyncio.create_task(asyncio.to_thread(self._read, fd, hand_over, stop))
-        try:
-            while frame := await frames.get():
-                compressed, raw_bytes = await asyncio.wrap_future(frame)
-                await self._append(compressed, raw_bytes)
-                if progress:
-                    progress(self.image_bytes)
-            await reader
-            await self._flush()
-        finally:
-            stop.set()
-            for _ in range(64):
-                self._free.release()
-            if not reader.done():
-                await asyncio.wait([reader])
+        batches: asyncio.Queue[Batch | None] = asyncio.Queue()
+        cutter = FrameCutter(fd, lambda batch: loop.call_soon_threadsafe(batches.put_nowait, batch),
+                             level=self._level, threads=self._threads)
+        with ThreadPoolExecutor(self._threads, "crd-compress") as executor, closing(cutter):
+            cutting = asyncio.gather(*(loop.run_in_executor(executor, cutter.work) for _ in range(self._threads)),
+                                     return_exceptions=True)
+            cutting.add_done_callback(lambda _: batches.put_nowait(None))
+            try:
+                await self._write([header()])
+                while batch := await batches.get():
+                    await self._append(batch)
+                    cutter.stored(batch)
+                    if progress:
+                        progress(self.image_bytes)
+            finally:
+                cutter.stop()
+                errors = await to_end(cutting)
+        for error in errors:
+            if error:
+                raise error
+        if rest := cutter.rest():
+            await self._append(rest)
+        self._digest = cutter.digest.digest()
         return self.image_bytes
 
-    def _read(self, fd: int, hand_over: Callable[[Future[tuple[bytes, int]] | None], None],
-              stop: threading.Event) -> None:
-        """Cut the stream into frames; runs in a thread of its own."""
-        try:
-            poll = _Readable(fd, stop)
-            while not stop.is_set():
-                self._free.acquire()
-                buffer = self._buffers.popleft() if self._buffers else bytearray(FRAME_BYTES)
-                length = poll.fill(memoryview(buffer))
-                if not length:
-                    return
-                view = memoryview(buffer)[:length]
-                self._hash.update(view)
-                hand_over(self._executor.submit(self._compress, buffer, length))
-                if length < FRAME_BYTES:
-                    return
-        except OSError as error:
-            raise ArchiveUnavailable(f"reading the image: {error.strerror}") from error
-        finally:
-            hand_over(None)
+    async def _append(self, batch: Batch) -> None:
+        await self._write(batch.frames)
+        self._entries += batch.entries
+        self.image_bytes += batch.raw_bytes
+        if len(self._entries) > FRAMES_MAX * ENTRY.size:
+            raise ArchiveError(f"the image is larger than {self.image_bytes} bytes, which is more than is kept in one")
 
-    def _compress(self, buffer: bytearray, length: int) -> tuple[bytes, int]:
-        compressor: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)
-        if compressor is None:
-            compressor = self._local.compressor = zstandard.ZstdCompressor(level=self._level)
-        compressed = compressor.compress(memoryview(buffer)[:length])
-        self._buffers.append(buffer)
-        self._free.release()
-        return compressed, length
-
-    async def _append(self, compressed: bytes, raw_bytes: int) -> None:
-        self._entries += ENTRY.pack(len(compressed), raw_bytes, checksum(compressed))
-        self._n_frames += 1
-        self.image_bytes += raw_bytes
-        self._parts.append(compressed)
-        self._parts_bytes += len(compressed)
-        if self._parts_bytes >= _WRITE_BYTES:
-            await self._flush()
-
-    async def _flush(self) -> None:
-        parts, self._parts = self._parts, []
-        self.stored_bytes += self._parts_bytes
-        self._parts_bytes = 0
+    async def _write(self, parts: list[bytes]) -> None:
         await self._upload.write(parts)
+        self.stored_bytes += sum(map(len, parts))
 
     @property
     def digest(self) -> str:
         """BLAKE3 of what was drained, in hexadecimal."""
-        return self._hash.hexdigest()
+        return self._digest.hex()
 
     async def commit(self, crid: Crid) -> Stored:
-        """Make the image durable and visible.
+        """Make the image durable, and then visible.  If this raises, be it by a cancellation, it is not there.
 
         Raises:
             ArchiveError: nothing was drained, or the crid is taken.
             ArchiveFull, ArchiveUnavailable: it could not be stored.
         """
-        if not self._n_frames:
+        if not self._entries:
             raise ArchiveError("the image is empty")
-        digest = self._hash.digest()
-        end = trailer(bytes(self._entries), self._n_frames, self.image_bytes, digest)
-        await self._upload.write([end])
-        self.stored_bytes += len(end)
+        await self._write([trailer(bytes(self._entries), self.image_bytes, self._digest)])
         await self._upload.commit(key_of(crid))
-        return Stored(crid, digest.hex(), self.image_bytes, self.stored_bytes)
+        return Stored(crid, self.digest, self.image_bytes, self.stored_bytes)
 
     async def abort(self) -> None:
         """Leave nothing; does nothing after ``commit``."""
         await self._upload.abort()
-
-
-class _Readable:
-    """Fills buffers from a pipe, and can be stopped while it waits."""
-
-    def __init__(self, fd: int, stop: threading.Event) -> None:
-        self._fd = fd
-        self._stop = stop
-
-    def fill(self, view: memoryview) -> int:
-        """Read until the view is full or the stream ends; return the bytes."""
-        filled = 0
-        while filled < len(view):
-            if not select.select([self._fd], [], [], 0.2)[0]:
-                if self._stop.is_set():
-                    return 0
-                continue
-            try:
-                n = os.readv(self._fd, [view[filled:]])
-            except OSError as error:
-                if error.errno == errno.EAGAIN:
-                    continue
-                raise
-            if not n:
-                break
-            filled += n
-        return filled

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-import zstandard
-from blake3 import blake3
-
-from crd.archive.layout import (
-    ENTRY,
-    FRAME_BYTES,
-    HEADER,
-    TRAILER,
-    Frame,
-    Table,
-    checksum,
-    parse_table,
-    parse_trailer,
-)
-from crd.errors import ArchiveError, BlobCorrupt, ImageSinkClosed
+from crd.archive.joiner import FrameJoiner
+from crd.archive.layout import ENTRY, HEADER, TRAILER, Frame, Table, checksum, parse_table, parse_trailer
+from crd.archive.threads import in_thread, to_end
+from crd.errors import BlobCorrupt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
+    from crd.archive.joiner import Piece
     from crd.archive.stores.store import Store
 
 _READ_BYTES = 4 << 20
-_TABLE_BYTES_MAX = 1 << 30
+_READ_FRAMES = 1024
 
 
 class ImageSource:
     """A stored image: ``table`` says what it is made of."""
 
-    def __init__(self, store: Store, key: str, table: Table) -> None:
+    def __init__(self, store: Store, key: str, table: Table, *, threads: int) -> None:
         """Read an object; ``open_source`` makes these."""
         self._store = store
         self._key = key
+        self._threads = threads
         self.table = table
 
     async def verify(self, digest: str) -> None:
@@ -51,80 +42,103 @@ class ImageSource:
             BlobCorrupt: it is damaged, or another image.
             BlobMissing, ArchiveUnavailable: it cannot be read.
         """
-        if self.table.digest.hex() != digest:
-            raise BlobCorrupt(f"{self._key} holds another image than the catalog says", key=self._key)
-        async for _frame, _stored in self._frames():
-            pass
+        with _about(self._key):
+            if self.table.digest.hex() != digest:
+                raise BlobCorrupt("it holds another image than the catalog says")
+            async for _pieces in self._pieces():
+                pass
 
     async def pump(self, fd: int) -> None:
-        """Write the stream to a descriptor, which stays the caller's.
+        """Write the stream to a pipe.
+
+        Args:
+            fd: the end to write.  It stays the caller's, and nothing writes to it any more when this returns or
+                raises, be it by a cancellation.
 
         Raises:
             BlobCorrupt: it is damaged: what was written so far is no image.
-            ImageSinkClosed: nobody reads it.
-            ArchiveError: it cannot be written.
+            BlobMissing, ArchiveUnavailable: it cannot be read.
+            ImageSinkClosed: nobody reads the pipe.
+            ArchiveError: the stream cannot be written.
         """
-        digest = blake3()
-        decompressor = zstandard.ZstdDecompressor()
-        async for frame, stored in self._frames():
-            await asyncio.to_thread(self._write_frame, fd, decompressor, frame, stored, digest)
-        if digest.digest() != self.table.digest:
-            raise BlobCorrupt(f"the stream of {self._key} does not have its digest", key=self._key)
+        with (_about(self._key), closing(FrameJoiner(fd)) as joiner,
+              ThreadPoolExecutor(self._threads, "crd-decompress") as executor):
+            async for pieces in self._pieces():
+                joiner.give(pieces)
+                await self._join(joiner, executor)
+            if joiner.digest.digest() != self.table.digest:
+                raise BlobCorrupt("the stream does not have its digest")
 
-    def _write_frame(self, fd: int, decompressor: zstandard.ZstdDecompressor, frame: Frame, stored: memoryview,
-                     digest: blake3) -> None:
+    async def _join(self, joiner: FrameJoiner, executor: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        joining = asyncio.gather(*(loop.run_in_executor(executor, joiner.work) for _ in range(self._threads)),
+                                 return_exceptions=True)
         try:
-            raw = decompressor.decompress(stored, max_output_size=FRAME_BYTES)
-        except zstandard.ZstdError as error:
-            raise BlobCorrupt(f"{self._key} at {frame.offset}: {error}", key=self._key) from error
-        if len(raw) != frame.raw_bytes:
-            raise BlobCorrupt(f"{self._key} at {frame.offset}: {len(raw)} bytes", key=self._key)
-        digest.update(raw)
-        view = memoryview(raw)
-        try:
-            while view:
-                view = view[os.write(fd, view):]
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise ImageSinkClosed from error
-            raise ArchiveError(f"writing the image: {error.strerror}") from error
+            await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            joiner.stop()
+            raise
+        finally:
+            errors = await to_end(joining)
+        for error in errors:
+            if error:
+                raise error
 
-    async def _frames(self) -> AsyncIterator[tuple[Frame, memoryview]]:
-        """Read the frames in order, several a read, each checked."""
-        frames = self.table.frames
-        at = 0
-        while at < len(frames):
-            last = at + 1
-            start = frames[at].offset
-            while last < len(frames) and frames[last].offset + frames[last].stored_bytes - start <= _READ_BYTES:
-                last += 1
-            end = frames[last - 1].offset + frames[last - 1].stored_bytes
+    async def _pieces(self) -> AsyncIterator[list[Piece]]:
+        """Read the frames in order, many at a time, each checked."""
+        for frames in self._runs():
+            start, end = frames[0].offset, frames[-1].offset + frames[-1].stored_bytes
             content = memoryview(await self._store.read(self._key, start, end - start))
-            await asyncio.to_thread(self._check, frames[at:last], content, start)
-            for frame in frames[at:last]:
-                yield frame, content[frame.offset - start:frame.offset - start + frame.stored_bytes]
-            at = last
+            pieces = [(frame, content[frame.offset - start:frame.offset - start + frame.stored_bytes])
+                      for frame in frames]
+            await in_thread(_check, pieces)
+            yield pieces
 
-    def _check(self, frames: tuple[Frame, ...], content: memoryview, start: int) -> None:
-        for frame in frames:
-            stored = content[frame.offset - start:frame.offset - start + frame.stored_bytes]
-            if checksum(stored) != frame.checksum:
-                raise BlobCorrupt(f"{self._key} is damaged at {frame.offset}", key=self._key, offset=frame.offset,
-                                  hint="Restore the file from a backup, or use another image.")
+    def _runs(self) -> Iterator[list[Frame]]:
+        """Cut the table into as much as is read at once."""
+        run: list[Frame] = []
+        for frame in self.table.frames():
+            if run and (len(run) == _READ_FRAMES
+                        or frame.offset + frame.stored_bytes - run[0].offset > _READ_BYTES):
+                yield run
+                run = []
+            run.append(frame)
+        if run:
+            yield run
 
 
-async def open_source(store: Store, key: str) -> ImageSource:
+def _check(pieces: list[Piece]) -> None:
+    for frame, stored in pieces:
+        if checksum(stored) != frame.checksum:
+            raise BlobCorrupt(f"the frame at {frame.offset} is damaged", offset=frame.offset)
+
+
+@contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Say which object is damaged."""
+    try:
+        yield
+    except BlobCorrupt as error:
+        raise BlobCorrupt(f"{key}: {error.message}", hint="Restore the file from a backup, or use another image.",
+                          **{"key": key, **error.details}) from error
+
+
+async def open_source(store: Store, key: str, *, threads: int) -> ImageSource:
     """Open an object and check its table.
+
+    Args:
+        store: that has it.
+        key: of it.
+        threads: that decompress.
 
     Raises:
         BlobMissing, ArchiveUnavailable: it cannot be read.
         BlobCorrupt: it is damaged.
     """
-    size = await store.size(key)
-    end = await store.read(key, max(0, size - TRAILER.size), TRAILER.size)
-    table_bytes = parse_trailer(end, size) * ENTRY.size
-    if table_bytes > _TABLE_BYTES_MAX:
-        raise BlobCorrupt(f"{key} has a table of {table_bytes} bytes", key=key)
-    head = await store.read(key, 0, HEADER.size)
-    entries = await store.read(key, size - TRAILER.size - table_bytes, table_bytes)
-    return ImageSource(store, key, parse_table(head, entries, end, size))
+    with _about(key):
+        size = await store.size(key)
+        end = await store.read(key, max(0, size - TRAILER.size), TRAILER.size)
+        table_bytes = parse_trailer(end, size) * ENTRY.size
+        head = await store.read(key, 0, HEADER.size)
+        entries = await store.read(key, size - TRAILER.size - table_bytes, table_bytes)
+        return ImageSource(store, key, await in_thread(parse_table, head, entries, end, size), threads=threads)

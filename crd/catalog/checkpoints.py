@@ -59,6 +59,6 @@ class Checkpoints:
         """Return the last attempt of each target."""
         newest = select(func.max(checkpoints.c.number)).where(checkpoints.c.target.is_not(None)).group_by(
             checkpoints.c.target)
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             rows = await connection.execute(select(checkpoints).where(checkpoints.c.number.in_(newest)))
             return {row.target: Checkpoint(**row._mapping) for row in rows}

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, insert, select, update
 
-from crd.catalog.rows import Image
+from crd.catalog.rows import Image, Settled
 from crd.catalog.schema import images
 from crd.errors import ImageNotFound
+from crd.ids import Crid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Row
 
     from crd.catalog.session import Database
-    from crd.ids import Crid, ImageRef
+    from crd.ids import ImageRef
 
 _FIELDS = [images.c[field.name] for field in fields(Image)]
 
@@ -26,9 +27,16 @@ _FIELDS = [images.c[field.name] for field in fields(Image)]
 class Images:
     """The verbs on images.
 
-    A crash can fall between the object and its row.  So the row comes first, in state ``storing``, with the digest that
-    the object will have; then the object is made durable; then the row becomes ``ok``.  After a crash every ``storing``
-    row either finds its object, and is ``ok``, or does not, and goes (``settle``).
+    A crash can fall between an object and its row.  So the row comes first, in state ``storing``, with the digest that
+    the object will have (``begin``); then the object is made durable, and then visible, in the archive; then the row
+    becomes ``ok`` (``finish``), and only then is the image acknowledged.  If the object did not come about, the row
+    goes (``drop``).  An image is forgotten the other way round: the row first (``forget``), then the object.
+
+    So a crash leaves one of these, and ``settle`` ends each: a ``storing`` row with its object, whole since the archive
+    lists no other: it is ``ok``.  A ``storing`` row without: it goes.  A ``forgotten`` row with its object: that is to
+    be removed.  Nothing acknowledged is lost, nothing half-written is taken for an image.  What no crash of crd leaves
+    is an object without any row: then the catalog was lost or replaced, and the object may be all that is left of an
+    image.  It is named, and never removed.
     """
 
     def __init__(self, database: Database) -> None:
@@ -52,9 +60,44 @@ class Images:
         async with self._database.begin() as connection:
             await connection.execute(delete(images).where(images.c.crid == crid, images.c.state == "storing"))
 
+    async def forget(self, crid: Crid) -> None:
+        """Count an image no more; its object may be removed once this returns.  Raises as ``get``."""
+        async with self._database.begin() as connection:
+            done = await connection.execute(update(images).where(images.c.crid == crid, images.c.state == "ok")
+                                            .values(state="forgotten"))
+            if not done.rowcount:
+                raise _not_found(crid)
+
+    async def settle(self, there: Collection[Crid], whole: Mapping[Crid, int]) -> Settled:
+        """Bring the rows together with what is in the archive, after whatever ended the daemon.
+
+        Args:
+            there: all images that the archive has.
+            whole: of those that ``storing`` returns, the ones whose object has the digest of the row; with the bytes
+                stored.
+
+        Returns:
+            What was done, and what is left to be done.
+        """
+        objects = set(there)
+        async with self._database.begin() as connection:
+            rows = await connection.execute(select(images.c.crid, images.c.state))
+            states = {Crid(row.crid): row.state for row in rows}
+            storing = {crid for crid, state in states.items() if state == "storing"}
+            for crid in storing & whole.keys():
+                await connection.execute(update(images).where(images.c.crid == crid)
+                                         .values(state="ok", stored_bytes=whole[crid]))
+                states[crid] = "ok"
+            await connection.execute(delete(images).where(images.c.state == "storing"))
+        known = {crid for crid, state in states.items() if state != "storing"}
+        return Settled(kept=sorted(storing & known), dropped=sorted(storing - known),
+                       surplus=sorted(crid for crid in objects if states.get(crid) == "forgotten"),
+                       unknown=sorted(objects - known),
+                       missing=sorted({crid for crid in known if states[crid] == "ok"} - objects))
+
     async def storing(self) -> list[Image]:
         """Return what was being made durable when the daemon ended."""
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             rows = await connection.execute(select(*_FIELDS).where(images.c.state == "storing"))
             return [_image(row) for row in rows]
 
@@ -64,11 +107,11 @@ class Images:
         Raises:
             ImageNotFound: there is none of that crid, or it was forgotten.
         """
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             row = (await connection.execute(select(*_FIELDS).where(images.c.crid == crid,
                                                                    images.c.state == "ok"))).first()
         if row is None:
-            raise ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
+            raise _not_found(crid)
         return _image(row)
 
     async def find(self, reference: ImageRef, host: str) -> Image:
@@ -82,8 +125,9 @@ class Images:
                                        images.c.host == host)
         if reference.until:
             query = query.where(images.c.taken_at <= reference.until)
-        async with self._database.begin() as connection:
-            row = (await connection.execute(query.order_by(images.c.taken_at.desc()).limit(1))).first()
+        query = query.order_by(images.c.taken_at.desc(), images.c.crid.desc()).limit(1)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).first()
         if row is None:
             raise ImageNotFound(f"there is no image of target {reference.target}"
                                 + (f" from before {reference.until:%Y-%m-%d %H:%M:%S}" if reference.until else ""),
@@ -108,14 +152,18 @@ class Images:
         if uid is not None:
             query = query.where(images.c.uid == uid)
         query = query.order_by(images.c.crid.desc()).limit(limit)
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             return [_image(row) for row in await connection.execute(query)]
 
     async def max_crid(self) -> int:
         """Return the largest crid ever entered, 0 if none."""
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             return int((await connection.execute(select(func.max(images.c.crid)))).scalar() or 0)
 
 
 def _image(row: Row[Any]) -> Image:
     return Image(**row._mapping)
+
+
+def _not_found(crid: Crid) -> ImageNotFound:
+    return ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")

@@ -14,17 +14,22 @@ from sqlalchemy import func, insert, select, update
 
 from crd.catalog.rows import Request
 from crd.catalog.schema import requests
-from crd.errors import RequestNotCancellable, RequestNotFound
+from crd.errors import CatalogError, RequestNotCancellable, RequestNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from crd.catalog.session import Database
     from crd.errors import CrdError
     from crd.ids import Crid
 
 _INTERRUPTED = "restart.interrupted"
+_MESSAGES = {"running": "the daemon ended before a task of it ran",
+             "releasing": "the daemon ended while the tasks were let go; none of them runs now"}
+_HINTS = {"running": "Ask again.", "releasing": "They may have run and ended; ask again if they did not."}
 
 
 class Requests:
@@ -39,8 +44,7 @@ class Requests:
         async with self._database.begin() as connection:
             done = await connection.execute(insert(requests).values(
                 crid=crid, state="queued", pids=pids, files=files, uid=uid, requested_at=now))
-            number = int(done.inserted_primary_key[0])  # type: ignore[index]
-        return await self.get(number)
+            return await _get(connection, int(done.inserted_primary_key[0]))  # type: ignore[index]
 
     async def get(self, number: int) -> Request:
         """Return a request.
@@ -48,18 +52,15 @@ class Requests:
         Raises:
             RequestNotFound: there is none of that number.
         """
-        async with self._database.begin() as connection:
-            row = (await connection.execute(select(requests).where(requests.c.number == number))).first()
-        if row is None:
-            raise RequestNotFound(f"there is no request {number}", number=number, hint="crctl requests lists them.")
-        return Request(**row._mapping)
+        async with self._database.read() as connection:
+            return await _get(connection, number)
 
     async def list(self, *, limit: int | None = None, uid: int | None = None) -> list[Request]:
         """Return requests, the newest first; with ``uid`` only those of that user."""
         query = select(requests).order_by(requests.c.number.desc()).limit(limit)
         if uid is not None:
             query = query.where(requests.c.uid == uid)
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             return [Request(**row._mapping) for row in await connection.execute(query)]
 
     async def claim(self, now: datetime) -> Request | None:
@@ -74,18 +75,28 @@ class Requests:
             return Request(**{**row._mapping, "state": "running", "started_at": now})
 
     async def releasing(self, number: int, root_pid: int, root_start_time: int, boot_id: str) -> None:
-        """Note that all is made and about to run; durable when this returns."""
-        await self._set(number, state="releasing", root_pid=root_pid, root_start_time=root_start_time,
-                        boot_id=boot_id)
+        """Note that all is made and about to run; durable when this returns.
+
+        Args:
+            number: of a request that is running.
+            root_pid: of the root task, as seen here.
+            root_start_time: field 22 of its stat (proc(5)).
+            boot_id: of the running kernel.
+
+        Raises:
+            CatalogError: it is not running: nothing of it may be let go.
+        """
+        await self._pass(number, {"running"}, state="releasing", root_pid=root_pid, root_start_time=root_start_time,
+                         boot_id=boot_id)
 
     async def done(self, number: int, now: datetime) -> None:
-        """Note that the tasks run."""
-        await self._set(number, state="done", ended_at=now)
+        """Note that the tasks run; raises CatalogError if they were not being released."""
+        await self._pass(number, {"releasing"}, state="done", ended_at=now)
 
     async def failed(self, number: int, now: datetime, error: CrdError) -> None:
-        """Note that nothing runs, and why."""
-        await self._set(number, state="failed", ended_at=now, error=error.code, message=error.message,
-                        hint=error.hint)
+        """Note that nothing runs, and why; raises CatalogError if it was not being carried out."""
+        await self._pass(number, {"running", "releasing"}, state="failed", ended_at=now, error=error.code,
+                         message=error.message, hint=error.hint)
 
     async def cancel(self, number: int, now: datetime) -> Request:
         """Cancel a request that is still queued.
@@ -98,7 +109,7 @@ class Requests:
             done = await connection.execute(
                 update(requests).where(requests.c.number == number, requests.c.state == "queued")
                 .values(state="cancelled", ended_at=now))
-        request = await self.get(number)
+            request = await _get(connection, number)
         if not done.rowcount:
             raise RequestNotCancellable(f"request {number} is {request.state}", number=number)
         return request
@@ -119,21 +130,31 @@ class Requests:
                             and runs(row.root_pid, row.root_start_time))
                 values: dict[str, Any] = {"state": "done"} if released else {
                     "state": "failed", "error": _INTERRUPTED,
-                    "message": "the daemon ended while this was being carried out; no task of it runs",
-                    "hint": "Ask again."}
+                    "message": _MESSAGES[row.state], "hint": _HINTS[row.state]}
                 await connection.execute(update(requests).where(requests.c.number == row.number)
                                          .values(ended_at=now, **values))
             return len(rows)
 
     async def queue(self) -> tuple[int, int, datetime | None]:
         """Return how many are queued and running, and when the oldest queued one was asked for."""
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             counted = {row[0]: row[1] for row in await connection.execute(
                 select(requests.c.state, func.count()).group_by(requests.c.state))}
             oldest = (await connection.execute(select(requests.c.requested_at).where(
                 requests.c.state == "queued").order_by(requests.c.number).limit(1))).scalar()
         return counted.get("queued", 0), counted.get("running", 0) + counted.get("releasing", 0), oldest
 
-    async def _set(self, number: int, **values: Any) -> None:
+    async def _pass(self, number: int, before: set[str], **values: Any) -> None:
         async with self._database.begin() as connection:
-            await connection.execute(update(requests).where(requests.c.number == number).values(values))
+            done = await connection.execute(update(requests).where(
+                requests.c.number == number, requests.c.state.in_(before)).values(values))
+            if not done.rowcount:
+                request = await _get(connection, number)
+                raise CatalogError(f"request {number} is {request.state}, and cannot become {values['state']}")
+
+
+async def _get(connection: AsyncConnection, number: int) -> Request:
+    row = (await connection.execute(select(requests).where(requests.c.number == number))).first()
+    if row is None:
+        raise RequestNotFound(f"there is no request {number}", number=number, hint="crctl requests lists them.")
+    return Request(**row._mapping)

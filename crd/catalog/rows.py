@@ -39,6 +39,25 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """How images and objects were brought together.
+
+    Attributes:
+        kept: images that turned out to be whole.
+        dropped: images that were not.
+        surplus: objects to be removed from the archive.
+        unknown: objects that the catalog knows nothing of: to be told of, and left alone.
+        missing: images whose object is not there.
+    """
+
+    kept: list[Crid]
+    dropped: list[Crid]
+    surplus: list[Crid]
+    unknown: list[Crid]
+    missing: list[Crid]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """An attempt to take an image."""
 

@@ -8,7 +8,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from crd.catalog.schema import holds, targets
-from crd.errors import CatalogTargetNotFound, TargetExists
+from crd.errors import CatalogError, CatalogTargetNotFound, TargetExists
 
 if TYPE_CHECKING:
     from crd.catalog.session import Database
@@ -31,7 +31,7 @@ class Targets:
         try:
             async with self._database.begin() as connection:
                 await connection.execute(insert(targets).values(name=name, definition=definition))
-        except Exception as error:
+        except CatalogError as error:
             if isinstance(error.__cause__, IntegrityError):
                 raise TargetExists(f"there is a target {name} already", hint="Remove it first, or use another name."
                                    ) from error
@@ -52,7 +52,7 @@ class Targets:
 
     async def all(self) -> dict[str, dict[str, Any]]:
         """Return the definitions by name."""
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             return {row.name: row.definition for row in await connection.execute(select(targets))}
 
     async def hold(self, name: str, *, held: bool) -> None:
@@ -63,5 +63,5 @@ class Targets:
 
     async def held(self) -> dict[str, bool]:
         """Return what was said last of each target that was ever held or resumed."""
-        async with self._database.begin() as connection:
+        async with self._database.read() as connection:
             return {row.target: row.held for row in await connection.execute(select(holds))}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,10 +17,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
+from crd.catalog import upgrade as upgrade_module
 from crd.catalog.catalog import Catalog
 from crd.catalog.schema import metadata
 from crd.catalog.upgrade import HEAD, migrations
-from crd.errors import CatalogOutOfDate
+from crd.errors import CatalogError, CatalogOutOfDate
 
 
 async def open_once(path: Path) -> None:
@@ -58,3 +64,79 @@ async def test_a_newer_catalog_is_refused_and_untouched(tmp_path: Path) -> None:
     with sqlite3.connect(path) as database:
         assert database.execute("select version_num from alembic_version").fetchone() == ("20991231_later",)
     database.close()
+
+
+async def test_a_foreign_database_stays_as_it_is_to_the_byte(tmp_path: Path) -> None:
+    path = tmp_path / "recipes.db"
+    with sqlite3.connect(path) as other:
+        other.execute("create table recipes(name)")
+        other.execute("create table alembic_version(version_num)")
+    other.close()
+    path.chmod(0o644)
+    before = path.read_bytes()
+    with pytest.raises(CatalogOutOfDate):
+        await open_once(path)
+    assert path.read_bytes() == before
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [found.name for found in tmp_path.iterdir()] == ["recipes.db"]
+
+
+async def test_an_older_catalog_is_copied_and_brought_up_to_date(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were one more revision than there is."""
+    path = tmp_path / "catalog.db"
+    await open_once(path)
+    shutil.copytree(migrations(), tmp_path / "migrations")
+    (tmp_path / "migrations" / "versions" / "20991231_second.py").write_text(textwrap.dedent(f"""
+        from alembic import op
+        import sqlalchemy as sa
+        revision, down_revision, branch_labels, depends_on = "20991231_second", "{HEAD}", None, None
+        def upgrade():
+            op.add_column("images", sa.Column("note", sa.Text))
+    """))
+    monkeypatch.setattr(upgrade_module, "migrations", lambda: tmp_path / "migrations")
+    monkeypatch.setattr(upgrade_module, "HEAD", "20991231_second")
+    await open_once(path)
+    copy = tmp_path / f"catalog.db.{HEAD}.bak"
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert (revision_of(copy), revision_of(path)) == (HEAD, "20991231_second")
+
+
+async def test_an_upgrade_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "catalog.db"
+    await open_once(path)
+    shutil.copytree(migrations(), tmp_path / "migrations")
+    (tmp_path / "migrations" / "versions" / "20991231_second.py").write_text(textwrap.dedent(f"""
+        from alembic import op
+        revision, down_revision, branch_labels, depends_on = "20991231_second", "{HEAD}", None, None
+        def upgrade():
+            op.drop_table("holds")
+            op.execute("INSERT INTO nowhere VALUES (1)")
+    """))
+    monkeypatch.setattr(upgrade_module, "migrations", lambda: tmp_path / "migrations")
+    monkeypatch.setattr(upgrade_module, "HEAD", "20991231_second")
+    with pytest.raises(CatalogError):
+        await open_once(path)
+    assert revision_of(path) == HEAD
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM holds").fetchone() == (0,)
+
+
+def test_alembic_is_loaded_only_when_there_is_something_to_do(tmp_path: Path) -> None:
+    program = textwrap.dedent("""
+        import asyncio, sys
+        from crd.catalog.catalog import Catalog
+        async def main():
+            async with await Catalog.open(sys.argv[1]):
+                print("alembic" in sys.modules)
+        asyncio.run(main())
+    """)
+    for expected in ("True", "False"):
+        seen = subprocess.run([sys.executable, "-c", program, f"sqlite+aiosqlite:///{tmp_path}/catalog.db"],
+                              capture_output=True, text=True, check=True)
+        assert seen.stdout.strip() == expected
+
+
+def revision_of(path: Path) -> str:
+    with closing(sqlite3.connect(path)) as database:
+        return str(database.execute("SELECT version_num FROM alembic_version").fetchone()[0])

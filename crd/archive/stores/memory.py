@@ -30,9 +30,9 @@ class MemoryUpload:
     async def commit(self, key: str) -> None:
         """Put the bytes under the key."""
         assert self._content is not None  # noqa: S101
-        if key in self._store.objects:
+        if key in self._store.contents:
             raise ArchiveError(f"{key} exists already")
-        self._store.objects[key] = bytes(self._content)
+        self._store.contents[key] = bytes(self._content)
         self._content = None
 
     async def abort(self) -> None:
@@ -46,12 +46,12 @@ class MemoryStore:
     def __init__(self, capacity_bytes: int = 1 << 40) -> None:
         """Keep up to that many bytes."""
         self.capacity_bytes = capacity_bytes
-        self.objects: dict[str, bytes] = {}
+        self.contents: dict[str, bytes] = {}
 
     @property
     def used(self) -> int:
         """Bytes of all objects."""
-        return sum(map(len, self.objects.values()))
+        return sum(map(len, self.contents.values()))
 
     def describe(self) -> str:
         """Say what it is."""
@@ -69,19 +69,19 @@ class MemoryStore:
         """Return its length."""
         return len(self._object(key))
 
-    async def keys(self) -> list[str]:
-        """Return all keys, in order."""
-        return sorted(self.objects)
+    async def objects(self) -> dict[str, int]:
+        """Return all keys, in order, with the length of what is there."""
+        return {key: len(self.contents[key]) for key in sorted(self.contents)}
 
     async def delete(self, key: str) -> None:
         """Remove an object."""
-        self.objects.pop(key, None)
+        self.contents.pop(key, None)
 
     async def clear_torn(self) -> int:
         """Nothing is ever torn here."""
         return 0
 
     def _object(self, key: str) -> bytes:
-        if key not in self.objects:
+        if key not in self.contents:
             raise BlobMissing(f"{key} is missing")
-        return self.objects[key]
+        return self.contents[key]

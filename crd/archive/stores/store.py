@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Upload(Protocol):
-    """An object being written: nobody sees it before ``commit``."""
+    """An object being written: nobody sees it before ``commit``, and it goes with this if it was not committed."""
 
     async def write(self, parts: Sequence[Part]) -> None:
         """Append the parts, in order.
@@ -24,6 +24,8 @@ class Upload(Protocol):
 
     async def commit(self, key: str) -> None:
         """Make the object durable, and then visible under its key, which must be free.
+
+        If this raises, be it by a cancellation, the object is not there.
 
         Raises:
             ArchiveFull, ArchiveUnavailable: it is not there.
@@ -60,8 +62,8 @@ class Store(Protocol):
         """Return the bytes of an object; raises as ``read``."""
         ...
 
-    async def keys(self) -> list[str]:
-        """Return the keys of all whole objects, in order."""
+    async def objects(self) -> dict[str, int]:
+        """Return the keys of all whole objects, in order, with their bytes; raises ArchiveUnavailable."""
         ...
 
     async def delete(self, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crd.catalog.catalog import Catalog
-from crd.errors import PidInUse, RequestNotCancellable, RequestNotFound
+from crd.errors import CatalogError, PidInUse, RequestNotCancellable, RequestNotFound
 from crd.ids import Crid
 from tests.unit.catalog.test_catalog import enter
 
@@ -132,3 +133,48 @@ async def test_what_was_accepted_survives_kill_9(queue: Catalog, tmp_path: Path)
         accepted += [int(line) for line in writer.stdout.read().split(b"\n")[:-1]]
     for number in accepted:
         assert (await queue.requests.get(number)).state == "queued"
+
+
+async def test_no_step_is_taken_out_of_turn(queue: Catalog) -> None:
+    request = await ask(queue)
+    requests, number = queue.requests, request.number
+    error = PidInUse("pid 42 is in use")
+    for step in (requests.releasing(number, 1, 1, BOOT), requests.done(number, NOW),
+                 requests.failed(number, NOW, error)):
+        with pytest.raises(CatalogError):
+            await step
+    assert await requests.get(number) == request
+    await requests.claim(NOW)
+    with pytest.raises(CatalogError):
+        await requests.done(number, NOW)
+    await requests.failed(number, NOW, error)
+    for step in (requests.releasing(number, 1, 1, BOOT), requests.done(number, NOW),
+                 requests.failed(number, NOW, error)):
+        with pytest.raises(CatalogError):
+            await step
+    with pytest.raises(RequestNotFound):
+        await requests.done(99, NOW)
+
+
+async def test_what_may_have_run_is_not_said_to_have_failed_to(queue: Catalog) -> None:
+    running, releasing = [(await ask(queue)).number for _ in range(2)]
+    await queue.requests.claim(NOW)
+    await queue.requests.claim(NOW)
+    await queue.requests.releasing(releasing, 42, 7, BOOT)
+    assert await queue.requests.recover(NOW, BOOT, lambda _pid, _start: False) == 2
+    assert (await queue.requests.get(running)).hint == "Ask again."
+    assert "may have run" in str((await queue.requests.get(releasing)).hint)
+
+
+async def test_claims_at_the_same_time_get_different_requests(queue: Catalog) -> None:
+    numbers = {(await ask(queue)).number for _ in range(12)}
+    claimed = await asyncio.gather(*(queue.requests.claim(NOW) for _ in range(20)))
+    got = [request.number for request in claimed if request]
+    assert len(got) == 12
+    assert set(got) == numbers
+
+
+async def test_a_request_for_an_image_that_never_was_is_refused(queue: Catalog) -> None:
+    with pytest.raises(CatalogError):
+        await queue.requests.add(Crid(5), pids="new", files="keep", uid=0, now=NOW)
+    assert await queue.requests.list() == []

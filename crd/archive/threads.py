@@ -1,0 +1,36 @@
+"""Work in threads that is never left running behind its caller's back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
+    """Run a function in a thread, to its end.
+
+    ``asyncio.to_thread`` leaves the thread running when it is cancelled: the descriptors and files it works on may be
+    closed, and used again for something else, under its hands.  Here the cancellation waits for the function.
+    """
+    return await to_end(asyncio.ensure_future(asyncio.to_thread(function, *args, **keywords)))
+
+
+async def to_end(work: asyncio.Future[T]) -> T:
+    """Wait until work is done; a cancellation is raised only then."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return work.result()
+    if not work.cancelled():
+        work.exception()  # seen: it is not what the caller shall hear of
+    raise cancelled
