@@ -155,13 +155,24 @@ def _taken(state: Frozen, known: Known, options: CheckpointOptions) -> Iterator[
         try:
             objects = ObjectNumbers()
             captured = capturing.capture(state, entries, stubs, known, objects)
-            taken = (None if options.method == "copy"
-                     else _snapshot(stack, state, stubs, captured, known, objects, must=options.method == "snapshot"))
-            taken = taken or _copy(state, stubs, captured, objects)
+            reason = _why_copy(state.pid, captured, options)
+            taken = None
+            if not reason:
+                taken = _snapshot(stack, state, stubs, captured, known, objects, must=options.method == "snapshot")
+            taken = taken or _copy(state, stubs, captured, objects, reason or "the kernel makes no snapshot child")
         except InjectionInterrupted as interrupted:
             state.threads[interrupted.tid].signal_due = interrupted.signal
             raise _TryAgainError from interrupted
         yield taken
+
+
+def _why_copy(pid: int, captured: Capture, options: CheckpointOptions) -> str:
+    """Say why the target must be copied while it is stopped; empty if a snapshot child may be made of it."""
+    if options.method == "copy":
+        return "asked for"
+    if captured.subreaper or pid == 1:
+        return "the snapshot child would become the target's own: it adopts orphans (PR_SET_CHILD_SUBREAPER)"
+    return ""
 
 
 def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, known: Known,
@@ -190,12 +201,12 @@ def _lacking(pid: int, child: int, entries: list[MapEntry], wiped: set[int]) -> 
     return [entry for entry in private if entry.start in wiped or (entry.start, entry.end) not in has]
 
 
-def _copy(state: Frozen, stubs: Injector, captured: Capture, objects: ObjectNumbers) -> _Taken:
+def _copy(state: Frozen, stubs: Injector, captured: Capture, objects: ObjectNumbers, reason: str) -> _Taken:
     """Copy all private memory now; needs as much of ours."""
     attributes = Attributes.ask(TargetAsker(stubs, state.pid, state.leader.registers))
     runs = pages.private_runs(state.pid, captured.entries)
     memories = Memories([(runs, pages.copy(state.memory, runs))] if runs else [])
-    return _Taken(captured, objects, memories, attributes, "copy", "asked for, or the kernel makes no snapshot child")
+    return _Taken(captured, objects, memories, attributes, "copy", reason)
 
 
 def _written(state: Frozen, taken: _Taken, writer: ImageWriter, known: Known, *, hold: bool) -> Dumped:
