@@ -1,7 +1,9 @@
 """A stream cut into compressed frames: threads take turns to read and hash it, and compress side by side.
 
 The thread that has read a block compresses it, while it is in that core's cache.  So nothing but compressed frames is
-handed from thread to thread, and that only once in several blocks.
+handed from thread to thread, and that only once in several blocks.  On two processors this is 0.70 of the throughput
+of zstd alone, where a reading thread that feeds compressing ones frame by frame was 0.53; most of the rest is the
+hashing and the two copies of the kernel (tests/bench/archive_throughput.py).
 """
 
 from __future__ import annotations
