@@ -25,7 +25,7 @@ from crd.engine.api import After, CheckpointOptions
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
 from crd.engine.userspace.features import features
-from crd.errors import CrdError, SettingsError, StateInUse
+from crd.errors import BlobCorrupt, BlobMissing, CrdError, SettingsError, StateInUse
 from crd.metrics.exporter import Exporter
 from crd.metrics.names import Metrics
 from crd.settings.load import check_target
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
+    from crd.ids import Crid
     from crd.settings.models import Settings
 
 logger = logging.getLogger(__name__)
@@ -142,17 +143,21 @@ class App:
         """Bring catalog, archive and crid counter together after whatever ended the daemon before us."""
         now = self.clock.now()
         await self.catalog.checkpoints.recover(now)
-        there = set(await self.archive.crids())
+        there = await self.archive.crids()
+        whole: dict[Crid, int] = {}
         for image in await self.catalog.images.storing():
-            try:
-                stored = await self.archive.stored(image.crid) if image.crid in there else None
-            except CrdError:
-                stored = None
-            if stored and stored.digest == image.digest:
-                await self.catalog.images.finish(image.crid, stored.stored_bytes)
-            else:
-                await self.catalog.images.drop(image.crid)
-                await self.archive.forget(image.crid)
+            with suppress(BlobCorrupt, BlobMissing):
+                stored = await self.archive.stored(image.crid)
+                if stored.digest == image.digest:
+                    whole[image.crid] = stored.stored_bytes
+        settled = await self.catalog.images.settle(there, whole)
+        for crid in settled.surplus:
+            await self.archive.forget(crid)
+        for what, crids in (("without a row in the catalog", settled.unknown), ("missing from the archive",
+                                                                               settled.missing)):
+            if crids:
+                logger.warning("images %s: %s", what, ", ".join(map(str, crids[:20])),
+                               extra={"event": "archive.unsettled"})
         counter = CridCounter(self.settings.engine.crid_file)
         await asyncio.to_thread(counter.raise_to, await self.catalog.images.max_crid())
 
