@@ -8,6 +8,7 @@ from sqlalchemy import func, insert, select, update
 
 from crd.catalog.rows import Checkpoint
 from crd.catalog.schema import checkpoints
+from crd.catalog.whole import whole
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from crd.errors import CrdError
 
 
+@whole
 class Checkpoints:
     """The verbs on checkpoints."""
 

@@ -9,6 +9,7 @@ from sqlalchemy import delete, func, insert, select, update
 
 from crd.catalog.rows import Image, Settled
 from crd.catalog.schema import images
+from crd.catalog.whole import whole
 from crd.errors import ImageNotFound
 from crd.ids import Crid
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _FIELDS = [images.c[field.name] for field in fields(Image)]
 
 
+@whole
 class Images:
     """The verbs on images.
 

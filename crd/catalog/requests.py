@@ -14,6 +14,7 @@ from sqlalchemy import func, insert, select, update
 
 from crd.catalog.rows import Request
 from crd.catalog.schema import requests
+from crd.catalog.whole import whole
 from crd.errors import CatalogError, RequestNotCancellable, RequestNotFound
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _MESSAGES = {"running": "the daemon ended before a task of it ran",
 _HINTS = {"running": "Ask again.", "releasing": "They may have run and ended; ask again if they did not."}
 
 
+@whole
 class Requests:
     """The verbs on requests."""
 

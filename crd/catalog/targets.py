@@ -8,6 +8,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from crd.catalog.schema import holds, targets
+from crd.catalog.whole import whole
 from crd.errors import CatalogError, CatalogTargetNotFound, TargetExists
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from crd.ids import TargetName
 
 
+@whole
 class Targets:
     """The verbs on targets; a definition is a JSON object, which the daemon understands."""
 
