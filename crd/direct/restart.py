@@ -43,9 +43,11 @@ def restart(context: click.Context, image: Path, *, pids: str | None, root: Path
         if root:
             write_pid_file(root, ready.root_pid)
 
-    options = RestartOptions(pids=Pids(pids or "original"), files=Files(files))
+    options = RestartOptions(pids=Pids(pids or "original"), files=Files(files), reap=not detach)
     with opened_for_reading(image) as fd:
         result = recreate(fd, options=options, confirm=confirm)
+    for note in () if as_json else result.notes:
+        click.echo(note, err=True)
     click.echo(json.dumps(asdict(result)) if as_json else result.root_pid)
     if not detach:
         context.exit(wait_for_root(result))

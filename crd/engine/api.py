@@ -102,10 +102,17 @@ class Files(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartOptions:
-    """How to restart an image."""
+    """How to restart an image.
+
+    Attributes:
+        pids: which numbers the tasks get.
+        files: what is done about open files that have changed.
+        reap: the caller stays as their parent (``wait_for_root``), so a parent-death signal makes sense.
+    """
 
     pids: Pids = Pids.ORIGINAL
     files: Files = Files.KEEP
+    reap: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +124,7 @@ class RestartResult:
         start_time: field 22 of its stat: with the pid it names the task for ever.
         pids: number of each thread in the image, and the one it has now (in its own namespace).
         reaper_pid: first process of its pid namespace, 0 if it has none of its own.
+        notes: what could not be as it was, a sentence each.
     """
 
     root_pid: int
@@ -126,6 +134,7 @@ class RestartResult:
     threads: int = 1
     duration_seconds: float = 0.0
     reaper_pid: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options: CheckpointOptions | None = None,

@@ -48,7 +48,7 @@ class DescriptorSink:
             try:
                 written = os.writev(self._fd, views[:_IOV_MAX])
             except BlockingIOError:
-                select.select([], [self._fd], [])
+                _await(self._fd, select.POLLOUT)
                 continue
             except OSError as error:
                 raise _write_error(error) from error
@@ -76,9 +76,15 @@ class DescriptorSource:
             try:
                 return os.readv(self._fd, [buffer])
             except BlockingIOError:
-                select.select([self._fd], [], [])
+                _await(self._fd, select.POLLIN)
             except OSError as error:
                 raise EngineError(f"reading the image: {error.strerror}") from error
+
+
+def _await(fd: int, event: int) -> None:
+    poll = select.poll()
+    poll.register(fd, event)
+    poll.poll()
 
 
 def _write_error(error: OSError) -> CrdError:

@@ -9,6 +9,7 @@ from crd.native.ffi import ffi, lib
 class NR:
     """System-call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)."""
 
+    WRITE = 1
     CLOSE = 3
     LSEEK = 8
     MMAP = 9
@@ -16,7 +17,6 @@ class NR:
     MUNMAP = 11
     RT_SIGACTION = 13
     MADVISE = 28
-    MLOCK = 149
     DUP2 = 33
     GETITIMER = 36
     SETITIMER = 38
@@ -54,6 +54,7 @@ class NR:
     KCMP = 312
     MREMAP = 25
     MEMBARRIER = 324
+    MLOCK2 = 325
     RSEQ = 334
     PIDFD_OPEN = 434
     CLONE3 = 435

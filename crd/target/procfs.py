@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +93,10 @@ def threads(pid: int) -> list[int]:
 
 def children(pid: int) -> list[int]:
     """Return the children of all threads; exact only while these are stopped (proc_tid_children(5))."""
-    words = [word for tid in threads(pid) for word in read(pid, f"task/{tid}/children").split()]
+    words: list[str] = []
+    for tid in threads(pid):
+        with suppress(TargetGone):  # a thread that has ended has none
+            words += read(pid, f"task/{tid}/children").split()
     with _asking(pid, "children"):
         return sorted(int(word) for word in words)
 
@@ -196,6 +199,12 @@ def _posix_timer(entry: dict[str, str]) -> PosixTimerEntry:
 
 
 # --- memory --------------------------------------------------------------------------------------------------
+
+
+def exe_stat(pid: int) -> os.stat_result:
+    """Return stat of the program file, whatever its name is now."""
+    with _asking(pid, "exe"):
+        return (PROC / str(pid) / "exe").stat()
 
 
 def maps(pid: int | str) -> list[MapEntry]:

@@ -150,7 +150,7 @@ def namespaces(pid: int, tids: list[int]) -> Iterator[Obstacle]:
     ours = procfs.namespaces(os.getpid())
     foreign: dict[str, int] = {}
     for tid in tids:
-        with suppress(TargetGone):
+        with suppress(TargetGone if tid == pid else TargetError):  # those of an ending thread may not be read
             for name, inode in procfs.namespaces(f"{pid}/task/{tid}").items():
                 if inode != ours.get(name, inode):
                     foreign.setdefault(name.removesuffix("_for_children"), tid)

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import os
 import resource
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
-from crd.errors import ResourceChanged, RestartUnsupported
-from crd.native.syscall import NR
+from crd.errors import NativeError, ResourceChanged, RestartUnsupported
+from crd.native.syscall import NR, syscall
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
-    from crd.image.profile import Process, RegularFile
+    from crd.image.profile import RegularFile, Thread
     from crd.native.batch import Batch, Result
+
+_OPENAT2, _AT_FDCWD, _RESOLVE_NO_SYMLINKS = 437, -100, 4
+_O_PATH = 0o10000000
 
 
 class Broker:
-    """Our side of all open files; a context manager that closes them."""
+    """Our side of all open files; a context manager that closes them.
 
-    def __init__(self) -> None:
-        """Hold nothing yet."""
+    Files are opened with the rights of the task that is being made, so that its image is no way to what its user may
+    not open.  What that user may not open (any more) is opened with ours if it is provably what the task had.
+    """
+
+    def __init__(self, leader: Thread) -> None:
+        """Hold nothing yet; open for whoever the leader was."""
+        self._leader = leader
         self._fds: list[int] = []
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.fds_max = hard
@@ -44,31 +53,84 @@ class Broker:
         self._fds.append(fd)
         return fd
 
+    def open(self, path: str, flags: int, identity: tuple[int, int]) -> int:
+        """Open a file for the task, and hold it.
+
+        Args:
+            path: of the file.
+            flags: of open(2).
+            identity: device and inode of what the task had, which may be opened with our rights.
+
+        Raises:
+            ResourceChanged: it is missing, or neither the task's user's to open nor what the task had.
+        """
+        try:
+            try:
+                with self._as_the_task():
+                    return self.hold(os.open(path, flags | os.O_CLOEXEC))
+            except PermissionError:
+                return self._open_the_very_one(path, flags, identity)
+        except OSError as error:
+            raise ResourceChanged(f"{path}: {error.strerror}", path=path,
+                                  hint="Put the file back, or choose another image.") from error
+
+    def _open_the_very_one(self, path: str, flags: int, identity: tuple[int, int]) -> int:
+        place = os.open(path, _O_PATH | os.O_CLOEXEC)
+        try:
+            found = os.fstat(place)
+            if (found.st_dev, found.st_ino) != identity:
+                raise ResourceChanged(f"{path} is another file than the image knew, and its user may not open it",
+                                      path=path)
+            return self.hold(os.open(f"/proc/self/fd/{place}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC))
+        finally:
+            os.close(place)
+
+    def open_directory(self, path: str) -> int:
+        """Open a directory that the task was in, and hold it; one may be where one may not go.
+
+        With our rights no symbolic link is followed: a user can lead a path elsewhere only by one.
+
+        Raises:
+            ResourceChanged: it is missing, or no directory.
+        """
+        flags = _O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            try:
+                with self._as_the_task():
+                    return self.hold(os.open(path, flags))
+            except PermissionError:
+                how = flags.to_bytes(8, "little") + bytes(8) + _RESOLVE_NO_SYMLINKS.to_bytes(8, "little")
+                return self.hold(syscall(_OPENAT2, _AT_FDCWD, os.fsencode(path) + b"\0", how, len(how)))
+        except (OSError, NativeError) as error:
+            raise ResourceChanged(f"the directory {path}: {os.strerror(error.errno or 0)}", path=path,
+                                  hint="Make it again.") from error
+
+    @contextmanager
+    def _as_the_task(self) -> Iterator[None]:
+        """Have the rights on files that the leader of the image had (setfsuid(2)); as nobody but root we do anyway."""
+        uid, gid = self._leader.uids[3], self._leader.gids[3]
+        if os.geteuid() or not uid:
+            yield
+            return
+        groups, our_gid = os.getgroups(), os.getegid()
+        os.setgroups(self._leader.groups)
+        syscall(NR.SETFSGID, gid)
+        syscall(NR.SETFSUID, uid)
+        try:
+            yield
+        finally:
+            syscall(NR.SETFSUID, 0)
+            syscall(NR.SETFSGID, our_gid)
+            os.setgroups(groups)
+
     def open_mapped(self, record: RegularFile, *, writable: bool) -> int:
         """Open a file that is to be mapped.
 
         Raises:
             ResourceChanged: it is missing or not what it was.
         """
-        try:
-            fd = self.hold(os.open(record.path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC))
-        except OSError as error:
-            raise ResourceChanged(f"{record.path}: {error.strerror}", path=record.path) from error
+        fd = self.open(record.path, os.O_RDWR if writable else os.O_RDONLY, (record.device, record.inode))
         regular.compare(record, os.fstat(fd), must_be_same=bool(record.mapped))
-        return fd
-
-    def open_program(self, process: Process) -> int:
-        """Open the file that /proc/PID/exe is to show.
-
-        Raises:
-            ResourceChanged: it is missing, or another file.
-        """
-        try:
-            fd = self.hold(os.open(process.exe, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError as error:
-            raise ResourceChanged(f"{process.exe}: {error.strerror}", path=process.exe) from error
-        if os.fstat(fd).st_ino != process.exe_inode:
-            raise ResourceChanged(f"{process.exe} is another file than the image knew", path=process.exe)
         return fd
 
     def pull(self, batch: Batch, fd: int) -> Result:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace import credentials, limits, scheduling
@@ -14,18 +14,19 @@ from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.questions import OUT, Question, TargetAsker
 from crd.engine.userspace.sig import pending
 from crd.engine.userspace.timers import interval, posix
+from crd.errors import TargetGone, TargetUnsupported, TraceeGone
 from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
 from crd.native import tracee
 from crd.native.inject import Injector
 from crd.native.syscall import NR
-from crd.target import procfs
+from crd.target import procfs, task_obstacles
 
 if TYPE_CHECKING:
     from crd.engine.userspace.freeze import Frozen, FrozenThread
     from crd.engine.userspace.objects import ObjectNumbers
     from crd.engine.userspace.questions import Answer
     from crd.engine.userspace.scheduling import Scheduling
-    from crd.target.procfs import MapEntry, Stat
+    from crd.target.procfs import MapEntry, Stat, Status
 
 PR_GET_PDEATHSIG, PR_GET_SECUREBITS, PR_GET_CHILD_SUBREAPER, PR_GET_TID_ADDRESS = 2, 27, 37, 40
 
@@ -40,19 +41,20 @@ _PROCESS_QUESTIONS = [Question(NR.PRCTL, (PR_GET_CHILD_SUBREAPER, OUT)), *interv
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What was read before the stop, since it is dear and hardly ever changes.
+    """What was read before the stop, since it is dear and hardly ever changes; ``holds`` says whether it has.
 
     Attributes:
-        scheduling: by tid.
         flags: VmFlags by start of the area.
+        scheduling: by tid.
         limits: of the process; and the other attributes that administrators set.
     """
 
+    flags: dict[int, str] = field(compare=False)
     scheduling: dict[int, Scheduling]
-    flags: dict[int, str]
     limits: list[ResourceLimit]
     exe: str
-    exe_stat: os.stat_result
+    exe_device: int
+    exe_inode: int
     oom_score_adj: int
     coredump_filter: int
     login_uid: int
@@ -62,13 +64,21 @@ class Known:
         """Areas that a snapshot child does not have or sees empty (MADV_DONTFORK, MADV_WIPEONFORK)."""
         return {start for start, flags in self.flags.items() if {"dc", "wf"} & set(flags.split())}
 
+    def holds(self, pid: int) -> bool:
+        """Whether all but the flags still is as it was; of threads, those that there were and are."""
+        now = _know(pid, {})
+        there = self.scheduling.keys() & now.scheduling.keys()
+        now, before = (replace(known, scheduling={tid: known.scheduling[tid] for tid in there})
+                       for known in (now, self))
+        return now == before
+
 
 @dataclass(slots=True)
 class Capture:
     """Everything but the pages that a snapshot has."""
 
     stat: Stat
-    status: dict[str, str]
+    status: Status
     entries: list[MapEntry]
     files: table.FileTable
     subreaper: bool
@@ -85,12 +95,24 @@ class Capture:
 
 
 def know(pid: int) -> Known:
-    """Read what may be read while the target runs; threads may come and go meanwhile."""
+    """Read what may be read while the target runs; threads may come and go meanwhile.
+
+    Raises:
+        TargetGone: it has ended.
+    """
+    return _know(pid, procfs.vm_flags(pid))
+
+
+def _know(pid: int, flags: dict[int, str]) -> Known:
+    threads = {}
+    for tid in procfs.threads(pid):
+        with suppress(TargetGone, TraceeGone):
+            threads[tid] = scheduling.dump(pid, tid)
+    exe = procfs.exe_stat(pid)
     return Known(
-        scheduling={tid: scheduling.dump(pid, tid) for tid in procfs.threads(pid)}, flags=procfs.vm_flags(pid),
-        limits=limits.dump(pid), exe=procfs.read_link(pid, "exe"), exe_stat=os.stat(f"/proc/{pid}/exe"),
-        oom_score_adj=int(procfs.read(pid, "oom_score_adj")),
-        coredump_filter=int(procfs.read(pid, "coredump_filter"), 16), login_uid=int(procfs.read(pid, "loginuid")))
+        flags=flags, scheduling=threads, limits=limits.dump(pid), exe=procfs.read_link(pid, "exe"),
+        exe_device=exe.st_dev, exe_inode=exe.st_ino, oom_score_adj=procfs.number(pid, "oom_score_adj"),
+        coredump_filter=procfs.hexadecimal(pid, "coredump_filter"), login_uid=procfs.number(pid, "loginuid"))
 
 
 def injector(frozen: Frozen, entries: list[MapEntry]) -> Injector:
@@ -115,10 +137,12 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
     """
     pid = frozen.pid
     asker = TargetAsker(stubs, pid, frozen.leader.registers)
-    stat, status = procfs.stat(pid), procfs.status(pid)
+    stats = {tid: procfs.stat(f"{pid}/task/{tid}") for tid in frozen.threads}
+    statuses = {tid: procfs.status(f"{pid}/task/{tid}") for tid in frozen.threads}
+    _refuse_what_came_since(pid, statuses)
     about_process = asker.ask(_PROCESS_QUESTIONS)
     found = Capture(
-        stat=stat, status=status, entries=entries, files=table.dump(pid, objects),
+        stat=procfs.stat(pid), status=statuses[pid], entries=entries, files=table.dump(pid, objects),
         subreaper=bool(about_process[0].number(0, 4)),
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
         state="S" if frozen.leader.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),
@@ -133,20 +157,33 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
             where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
             found.shared[entry.device, entry.inode] = pages.copy_shared(where)
     for thread in frozen.threads.values():
+        frozen.follow(stats[thread.tid])
         answers = TargetAsker(stubs, thread.tid, thread.registers).ask(_THREAD_QUESTIONS)
-        found.threads.append((_thread(frozen, thread, answers, known), pending.dump_thread(thread)))
+        record = _thread(frozen, thread, stats[thread.tid].comm, statuses[thread.tid], answers, known)
+        found.threads.append((record, pending.dump_thread(thread)))
+    frozen.follow(stats[pid])
     return found
 
 
-def _thread(frozen: Frozen, thread: FrozenThread, answers: list[Answer], known: Known) -> Thread:
-    tid, where = thread.tid, f"{frozen.pid}/task/{thread.tid}"
-    status = procfs.status(where)
+def _refuse_what_came_since(pid: int, statuses: dict[int, Status]) -> None:
+    """Look again at what may have changed since the preflight, before any stub is run.
+
+    Raises:
+        TargetUnsupported: a child, which the image would lack, or a seccomp filter, which would kill the target.
+    """
+    if found := [*task_obstacles.confinement(statuses), *task_obstacles.family(pid)]:
+        raise TargetUnsupported(reasons=found, pid=pid)
+
+
+def _thread(frozen: Frozen, thread: FrozenThread, comm: str, status: Status, answers: list[Answer],
+            known: Known) -> Thread:
+    tid = thread.tid
     who = credentials.dump(status)
     how = known.scheduling.get(tid) or scheduling.dump(frozen.pid, tid)
     altstack, clear_tid, death_signal, secure_bits = answers
     robust_list, robust_list_bytes = tracee.robust_list(tid)
     return Thread(
-        tid=tid, comm=procfs.stat(where).comm, registers=begin_again(thread.registers, frozen.memory).to_bytes(),
+        tid=tid, comm=comm, registers=begin_again(thread.registers, frozen.memory).to_bytes(),
         xstate=tracee.get_xstate(tid), signal_mask=tracee.get_signal_mask(tid),
         altstack_address=altstack.number(0), altstack_flags=altstack.number(8, 4),
         altstack_bytes=altstack.number(16), robust_list=robust_list, robust_list_bytes=robust_list_bytes,

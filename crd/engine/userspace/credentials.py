@@ -79,6 +79,11 @@ def restart(thread: Thread, batch: Batch, ours: Capabilities) -> None:
         batch.call(NR.PRCTL, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
+def missing(thread: Thread, ours: Capabilities) -> int:
+    """Return the capabilities of a thread that we cannot give it, since we do not have them."""
+    return thread.capabilities.permitted & ~ours.permitted
+
+
 def _capset(batch: Batch, effective: int, permitted: int, inheritable: int) -> None:
     header = batch.data(_HEADER.pack(_CAPABILITY_VERSION_3, 0))
     data = batch.data(_DATA.pack(effective & _LOW, permitted & _LOW, inheritable & _LOW,

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 50
 _PAUSE_SECONDS = 0.0005
+_DROPPED_BY_FORK = {"lo", "lf"}
+"""VmFlags of mlock(2) and MLOCK_ONFAULT."""
 _BRK, _PR_GET_DUMPABLE, _PR_GET_THP_DISABLE, _MEMBARRIER_GET_REGISTRATIONS = 12, 3, 42, 512
 _QUESTIONS = [
     Question(_BRK, (0,)),
@@ -134,14 +136,18 @@ def dumped(pid: int, writer: ImageWriter, options: CheckpointOptions, *, hold: b
 
 @dataclass(slots=True)
 class _Taken:
-    """A target, captured: what is left to do needs it no longer."""
+    """A target, captured: what is left to do needs it no longer.
+
+    What its snapshot child can still be asked is None: ``attributes``, ``flags`` (VmFlags by start of the area).
+    """
 
     capture: Capture
     objects: ObjectNumbers
     memories: Memories
-    attributes: Attributes | None  # None: the snapshot child can still be asked
     method: str
     reason: str
+    attributes: Attributes | None = None
+    flags: dict[int, str] | None = None
 
 
 @contextmanager
@@ -188,29 +194,42 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
     copied = [(runs, pages.copy(state.memory, runs))
               for entry in _lacking(state.pid, child.pid, entries, known.wiped)
               if (runs := pages.private_runs(state.pid, [entry]))]
-    return _Taken(captured, objects, Memories(copied, child), None, "snapshot",
-                  "the target runs on while its memory is read")
+    return _Taken(captured, objects, Memories(copied, child), "snapshot", "the target runs on while its memory is read")
 
 
 def _lacking(pid: int, child: int, entries: list[MapEntry], wiped: set[int]) -> list[MapEntry]:
-    """Return the areas that the child does not have, or sees empty."""
+    """Return the areas that the child does not have, or sees empty.
+
+    Raises:
+        _TryAgainError: it lacks one that it would have had when ``wiped`` was found.
+    """
     private = [entry for entry in entries if not entry.shared and not is_kernel_area(entry)]
     if not wiped and procfs.read_bytes(pid, "maps") == procfs.read_bytes(child, "maps"):
         return []
     has = {(entry.start, entry.end) for entry in procfs.maps(child)}
-    return [entry for entry in private if entry.start in wiped or (entry.start, entry.end) not in has]
+    lacking = [entry for entry in private if entry.start in wiped or (entry.start, entry.end) not in has]
+    if any(entry.start not in wiped for entry in lacking):
+        raise _TryAgainError
+    return lacking
 
 
 def _copy(state: Frozen, stubs: Injector, captured: Capture, objects: ObjectNumbers, reason: str) -> _Taken:
     """Copy all private memory now; needs as much of ours."""
     attributes = Attributes.ask(TargetAsker(stubs, state.pid, state.leader.registers))
+    state.relax()
+    flags = procfs.vm_flags(state.pid)
     runs = pages.private_runs(state.pid, captured.entries)
     memories = Memories([(runs, pages.copy(state.memory, runs))] if runs else [])
-    return _Taken(captured, objects, memories, attributes, "copy", reason)
+    state.hurry()
+    return _Taken(captured, objects, memories, "copy", reason, attributes, flags)
 
 
 def _written(state: Frozen, taken: _Taken, writer: ImageWriter, known: Known, *, hold: bool) -> Dumped:
-    """Let the target go unless it is to be held, and write the image."""
+    """Let the target go unless it is to be held, and write the image.
+
+    Raises:
+        _TryAgainError: what was known before the stop no longer held in it; nothing was written.
+    """
     pid, captured = state.pid, taken.capture
     stop_seconds = time.monotonic() - state.frozen_at
     if hold:
@@ -218,14 +237,16 @@ def _written(state: Frozen, taken: _Taken, writer: ImageWriter, known: Known, *,
     else:
         state.thaw()
         stop_seconds = state.stop_seconds
-    flags = dict(known.flags)
     if child := taken.memories.child:
         taken.attributes = Attributes.ask(child.asker())
-        flags |= procfs.vm_flags(child.pid)
+        taken.flags = _flags(known, procfs.vm_flags(child.pid))
     assert taken.attributes is not None  # noqa: S101
+    assert taken.flags is not None  # noqa: S101
+    if not known.holds(pid):
+        raise _TryAgainError
     header = current_header()
     writer.header(header)
-    space = layout.dump(pid, captured.entries, captured.stat, taken.attributes.brk, flags, captured.shared,
+    space = layout.dump(pid, captured.entries, captured.stat, taken.attributes.brk, taken.flags, captured.shared,
                         taken.objects)
     write_records(writer, pid, captured, space, taken.attributes, known)
     pump = pages.PagePump(writer)
@@ -235,3 +256,18 @@ def _written(state: Frozen, taken: _Taken, writer: ImageWriter, known: Known, *,
     writer.finish()
     return Dumped(captured, taken.method, taken.reason, pump.memory_bytes, writer.offset, stop_seconds,
                   captured.clocks_ns[0], header.to_json())
+
+
+def _flags(known: Known, inherited: dict[int, str]) -> dict[int, str]:
+    """Return the VmFlags of all areas: those of the child's, with what a fork drops, and of those that it lacks.
+
+    Raises:
+        _TryAgainError: an area is wiped in the child that was not yet so before the stop, and was not copied.
+    """
+    flags = dict(known.flags)
+    for start, words in inherited.items():
+        if "wf" in words.split() and start not in known.wiped:
+            raise _TryAgainError
+        dropped = _DROPPED_BY_FORK & set(flags.get(start, "").split())
+        flags[start] = " ".join([words, *sorted(dropped)])
+    return flags

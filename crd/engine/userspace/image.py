@@ -79,7 +79,7 @@ def _process(pid: int, captured: Capture, attributes: Attributes, known: Known) 
         pid=pid, parent_pid=stat.parent_pid, process_group=stat.process_group, session=stat.session,
         stopped_by=stopped_by, stop_reported=bool(stopped_by) and stat.field(52) & 0x7F == 0,
         exit_signal=stat.field(38), umask=int(status["Umask"], 8), exe=known.exe,
-        exe_device=known.exe_stat.st_dev, exe_inode=known.exe_stat.st_ino,
+        exe_device=known.exe_device, exe_inode=known.exe_inode,
         cwd=captured.cwd, root=captured.root, dumpable=attributes.dumpable, child_subreaper=captured.subreaper,
         oom_score_adj=known.oom_score_adj, coredump_filter=known.coredump_filter,
         login_uid=known.login_uid, thp_disable=attributes.thp_disable)

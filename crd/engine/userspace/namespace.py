@@ -13,6 +13,7 @@ import struct
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from crd.engine.api import RestartResult
@@ -22,8 +23,9 @@ from crd.native.vessel import become_reaper
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from crd.engine.userspace.plan import Plan
     from crd.image.profile import Profile
 
 _UNSHARE, _MOUNT = 272, 165
@@ -32,28 +34,27 @@ _MS_NOSUID_NODEV_NOEXEC, _MS_REC_SLAVE = 2 | 4 | 8, 0x4000 | 0x80000
 _GO = b"go"
 
 
-def restart_inside(profile: Profile, numbers: set[int], make: Callable[[Callable[[RestartResult], None]], Any],
+def restart_inside(plan: Plan, make: Callable[[Callable[[RestartResult], None]], Any],
                    confirm: Callable[[RestartResult], None] | None) -> RestartResult:
     """Run ``make`` inside new namespaces, and ``confirm`` here.
 
     Args:
-        profile: of the image, for its clocks.
-        numbers: all tids of the image, none of which the restorer may have.
+        plan: of the image: its clocks, and its numbers, none of which the restorer may have.
         make: makes the tasks; calls what it is given when all is ready and nothing runs yet.
         confirm: called then, with the numbers as seen from here.
 
     Returns:
-        The result.  The reaper is our child, and exits as the last task did.
+        The result.  The reaper is our child; it exits when the last task has, as the first one did.
 
     Raises:
         FeatureMissing: these privileges do not allow namespaces.
         CrdError: what ``make`` raised; nothing is left.
     """
-    _leave(profile)
+    _leave(plan.profile)
     ours, theirs = socket.socketpair()
     reaper = os.fork()
     if reaper == 0:
-        _begin_inside(theirs, numbers, make)
+        _begin_inside(theirs, plan, make)
     theirs.close()
     with ours:
         ready = _receive(ours)
@@ -90,7 +91,7 @@ def _leave(profile: Profile) -> None:
         raise RestartError(f"setting the clocks of the time namespace: {error.strerror}") from error
 
 
-def _begin_inside(channel: socket.socket, numbers: set[int], make: Callable[..., Any]) -> None:
+def _begin_inside(channel: socket.socket, plan: Plan, make: Callable[..., Any]) -> None:
     """As the first process of the namespace: mount /proc, start the restorer, and only reap from then on."""
     try:
         syscall(_UNSHARE, _CLONE_NEWNS)
@@ -98,15 +99,26 @@ def _begin_inside(channel: socket.socket, numbers: set[int], make: Callable[...,
         syscall(_MOUNT, b"proc\0", b"/proc\0", b"proc\0", _MS_NOSUID_NODEV_NOEXEC, 0)
         with suppress(OSError):
             fd = os.open("/proc/sys/kernel/ns_last_pid", os.O_WRONLY | os.O_CLOEXEC)
-            os.write(fd, str(max(numbers) + 100).encode())
+            os.write(fd, str(_free_number(plan) - 1).encode())
             os.close(fd)
         if os.fork() == 0:
             _restore(channel, make)
         channel.close()
         _close_inherited()
-        become_reaper()
+        become_reaper(plan.pid)
+    except CrdError as error:
+        with suppress(OSError):
+            _send(channel, error.to_json())
     finally:
         os._exit(1)
+
+
+def _free_number(plan: Plan) -> int:
+    """Return a number that the image has not, above its own where there is room."""
+    taken = {thread.tid for thread in plan.threads}
+    last = procfs.number("sys", "kernel/pid_max") - 1
+    wanted: Iterable[int] = chain(range(max(taken) + 100, last), range(last, 1, -1))
+    return next(number for number in wanted if number not in taken)
 
 
 def _restore(channel: socket.socket, make: Callable[..., Any]) -> None:
@@ -144,6 +156,7 @@ def _receive(channel: socket.socket) -> dict[str, Any]:
     header = _exactly(channel, 4)
     value: dict[str, Any] = json.loads(_exactly(channel, int.from_bytes(header, "little")))
     if "pids" in value:
+        value["notes"] = tuple(value["notes"])
         value["pids"] = {int(old): new for old, new in value["pids"].items()}
     return value
 

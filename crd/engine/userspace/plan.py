@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from crd.engine.userspace import limits
-from crd.engine.userspace.fds import regular
+from crd.engine.userspace import limits, numbers, scheduling
+from crd.engine.userspace.fds import lock, regular
+from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
-from crd.errors import (
-    AccessDenied,
-    PidInUse,
-    ResourceChanged,
-    RestartUnsupported,
-    TargetError,
-    TargetGone,
-)
+from crd.engine.userspace.timers import posix
+from crd.errors import AccessDenied, ResourceChanged, RestartUnsupported
 from crd.image.profile import (
     FileDescriptor,
     FileLock,
@@ -48,9 +42,6 @@ if TYPE_CHECKING:
 
     from crd.engine.api import RestartOptions
     from crd.image.codec import Record
-
-_PATIENCE_SECONDS = 3.0
-"""A number stays taken until the parent of its zombie has reaped it."""
 
 
 @dataclass(slots=True)
@@ -132,21 +123,32 @@ def check(plan: Plan, options: RestartOptions) -> None:
         RestartUnsupported: another processor or kernel, or limits that we may not set.
         AccessDenied: the image is of another user than the caller, who is not root.
         PidInUse: one of its numbers is taken.
-        ResourceChanged: a file, the working directory or the program is missing or not what it was.
+        ResourceChanged: a file, the working directory or the program is missing or not what it was, or is locked by
+            somebody else.
     """
     _check_host(plan)
     _check_owner(plan)
     limits.check(plan.limits)
+    posix.check(plan.posix_timers)
+    for thread in plan.threads:
+        scheduling.check(thread)
     for record in plan.files.values():
         regular.check(record, must_be_same=bool(record.mapped) or options.files == "fail")
     for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
         if not os.path.isdir(path):
             raise ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
-    if not os.path.isfile(plan.process.exe):
-        raise ResourceChanged(f"the program {plan.process.exe} is missing", path=plan.process.exe)
+    restore.check_program(plan, _stat_program(plan.process))
     if options.pids == "original":
-        for thread in plan.threads:
-            await_free(thread.tid)
+        numbers.await_free([thread.tid for thread in plan.threads])
+    lock.check(plan)
+
+
+def _stat_program(process: Process) -> os.stat_result:
+    try:
+        return os.stat(process.exe)
+    except OSError as error:
+        raise ResourceChanged(f"the program {process.exe}: {error.strerror}", path=process.exe,
+                              hint="Put the file back, or choose another image.") from error
 
 
 def _check_host(plan: Plan) -> None:
@@ -174,43 +176,3 @@ def _check_owner(plan: Plan) -> None:
                 or thread.capabilities.permitted & ~permitted):
             raise AccessDenied(f"the image is of uid {thread.uids[0]} with credentials that you do not have",
                                hint="Restart it as root, or as its owner.")
-
-
-def await_free(number: int) -> None:
-    """Wait until a pid is free; one of a task just killed is so only once its parent has reaped it.
-
-    Raises:
-        PidInUse: it is not, and by whom.
-    """
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while owner := _owner(number):
-        if not owner.startswith("a zombie") or time.monotonic() > deadline:
-            raise PidInUse(f"pid {number} is in use by {owner}", pid=number,
-                           hint="End it, or use --new-pids or --pidns.")
-        time.sleep(0.01)
-
-
-def _owner(number: int) -> str:
-    """Say who has a number; empty if nobody."""
-    try:
-        status = procfs.status(number)
-    except TargetGone:
-        return _group_owner(number)
-    except TargetError:
-        return "a process that cannot be looked at"
-    name = f"{status['Name']} (uid {status['Uid'].split()[0]})"
-    if status["State"].startswith("Z"):
-        return f"a zombie, {name}, that its parent {status['PPid']} has not reaped"
-    return name if int(status["Tgid"]) == number else f"a thread of pid {status['Tgid']}, {name}"
-
-
-def _group_owner(number: int) -> str:
-    for pid in procfs.pids():
-        try:
-            stat = procfs.stat(pid)
-        except TargetError:
-            continue
-        if number in {stat.process_group, stat.session}:
-            zombie = "a zombie of " if stat.state == "Z" else ""
-            return f"{zombie}the process group or session of pid {pid}, {stat.comm}"
-    return ""

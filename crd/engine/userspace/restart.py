@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import struct
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from crd.engine.api import Pids, RestartOptions, RestartResult
+from crd.engine.api import Files, Pids, RestartOptions, RestartResult
 from crd.engine.userspace import credentials, limits, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement
@@ -18,6 +20,7 @@ from crd.engine.userspace.plan import check, read_plan
 from crd.engine.userspace.sig import actions, pending
 from crd.engine.userspace.timers import interval, posix
 from crd.engine.userspace.vessel import Vessel
+from crd.errors import RestartError, TargetError
 from crd.image.reader import ImageReader
 from crd.image.verify import verified
 from crd.native.syscall import NR
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
     from crd.engine.userspace.plan import Plan
     from crd.image.codec import Record
     from crd.image.framing import Source
+    from crd.image.profile import Capabilities
 
 _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_THP_DISABLE = 4, 36, 41
 _DUMPABLE_SETTABLE = {0, 1}
+_AT_FDCWD = -100
 
 
 class Restart:
@@ -46,16 +51,17 @@ class Restart:
         """
         self._started = time.monotonic()
         self._options = options
+        self._notes: list[str] = []
         self._records: Iterator[Record] = verified(ImageReader(source))
-        self.plan, self._first = read_plan(self._records)
-        check(self.plan, options)
+        with _impossible_wishes():
+            self.plan, self._first = read_plan(self._records)
+            check(self.plan, options)
 
     def run(self, confirm: Callable[[RestartResult], None] | None) -> RestartResult:
         """Make the task, in a namespace of its own if asked for, and let it go; see ``make``."""
         if self._options.pids != Pids.NAMESPACE:
             return self.make(confirm)
-        numbers = {thread.tid for thread in self.plan.threads}
-        result = restart_inside(self.plan.profile, numbers, self.make, confirm)
+        result = restart_inside(self.plan, self.make, confirm)
         return replace(result, duration_seconds=time.monotonic() - self._started)  # inside the clock is the image's
 
     def make(self, confirm: Callable[[RestartResult], None] | None) -> RestartResult:
@@ -70,33 +76,75 @@ class Restart:
         """
         plan = self.plan
         same = self._options.pids != Pids.NEW
-        with Broker() as broker, Vessel(plan, plan.pid if same else 0) as vessel:
-            _join_session(plan, vessel)
-            whole = restore.map_areas(plan, vessel, broker)
-            restore.fill(vessel, self._first, self._records, whole)
-            restore.finish(plan, vessel, broker, whole)
-            self._give_files(vessel, broker)
-            numbers = threads.make(plan, vessel, same_numbers=same)
-            _set_up_process(plan, vessel, numbers)
-            for thread in plan.threads:
-                threads.set_up(thread, plan, vessel, numbers[thread.tid])
-            self._finish(vessel, numbers)
+        with Broker(plan.threads[0]) as broker, Vessel(plan, plan.pid if same else 0) as vessel:
+            with _impossible_wishes():
+                numbers = self._build(vessel, broker, same_numbers=same)
             result = RestartResult(root_pid=vessel.pid, start_time=procfs.stat(vessel.pid).start_time, pids=numbers,
-                                   threads=len(plan.threads), duration_seconds=time.monotonic() - self._started)
+                                   threads=len(plan.threads), notes=tuple(self._notes),
+                                   duration_seconds=time.monotonic() - self._started)
             if confirm:
                 confirm(result)
-            vessel.release(plan.process.stopped_by)
+            vessel.release(stopped=_is_stopped(plan))
         return result
 
-    def _give_files(self, vessel: Vessel, broker: Broker) -> None:
-        plan, batch = self.plan, vessel.batch
-        placement.restart(plan, vessel, broker, must_be_same=self._options.files == "fail")
-        if plan.process.root != "/":
-            batch.call(NR.CHROOT, batch.text(plan.process.root), what=f"chroot to {plan.process.root}")
-        inside = plan.process.cwd.removeprefix(plan.process.root) if plan.process.root != "/" else plan.process.cwd
-        batch.call(NR.CHDIR, batch.text(inside or "/"), what=f"chdir to {plan.process.cwd}")
-        batch.call(NR.UMASK, plan.process.umask)
+    def _build(self, vessel: Vessel, broker: Broker, *, same_numbers: bool) -> dict[int, int]:
+        """Make the vessel into the task, ready to be let go; return the number of each thread by the image's."""
+        plan = self.plan
+        self._join_session(vessel)
+        whole = restore.map_areas(plan, vessel, broker)
+        restore.fill(vessel, self._first, self._records, whole)
+        restore.finish(plan, vessel, broker, whole)
+        _write_login_uid(plan, vessel)
+        descriptions = placement.restart(plan, vessel, broker, must_be_same=self._options.files == Files.FAIL)
+        _enter_directories(plan, vessel, broker)
+        numbers = threads.make(plan, vessel, same_numbers=same_numbers)
+        self._notes += placement.restart_owners(plan, descriptions, numbers)
+        self._set_up_process(vessel, numbers)
+        for thread in plan.threads:
+            threads.set_up(thread, plan, vessel, numbers[thread.tid])
+        self._finish(vessel, numbers)
+        return numbers
+
+    def _join_session(self, vessel: Vessel) -> None:
+        """Lead a session or a process group as before; one that somebody else led cannot be joined."""
+        process = self.plan.process
+        if process.session == process.pid:
+            vessel.batch.call(NR.SETSID)
+        else:
+            vessel.batch.call(NR.SETPGID, 0, 0)
+            self._notes.append(f"session {process.session} is led by another process: it is in that of crd now")
+            if process.process_group != process.pid:
+                self._notes.append(f"group {process.process_group} is led by another process: it leads its own now")
         vessel.run()
+
+    def _set_up_process(self, vessel: Vessel, numbers: dict[int, int]) -> None:
+        """Give the process what all its threads share."""
+        plan, batch = self.plan, vessel.batch
+        actions.restart(plan.actions, batch)
+        vessel.run()
+        posix.restart(plan.posix_timers, vessel, numbers, choose=posix.can_choose_numbers())
+        if plan.process.thp_disable:
+            batch.call(NR.PRCTL, _PR_SET_THP_DISABLE, 1, 0, 0, 0)
+        if plan.process.child_subreaper:
+            batch.call(NR.PRCTL, _PR_SET_CHILD_SUBREAPER, 1)
+        registered = plan.threads[0].membarrier
+        for bit in range(registered.bit_length()):
+            if registered >> bit & 1:
+                batch.call(NR.MEMBARRIER, 1 << bit, 0, check=False)
+        vessel.run()
+        self._write(vessel.pid, "oom_score_adj", str(plan.process.oom_score_adj))
+        self._write(vessel.pid, "coredump_filter", hex(plan.process.coredump_filter))
+
+    def _write(self, pid: int, name: str, value: str) -> None:
+        """Write an attribute where we may."""
+        try:
+            fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self._notes.append(f"{name} {value} cannot be set ({error.strerror}): it has that of crd")
 
     def _finish(self, vessel: Vessel, numbers: dict[int, int]) -> None:
         plan = self.plan
@@ -104,11 +152,13 @@ class Restart:
         limits.restart(plan.limits, vessel.batch)
         vessel.run()
         ours = credentials.dump(procfs.status("self")).capabilities
+        parent_stays = self._options.reap and self._options.pids != Pids.NAMESPACE
         for thread in reversed(plan.threads):
-            threads.become_itself(thread, vessel, numbers[thread.tid], ours)
+            threads.become_itself(thread, vessel, numbers[thread.tid], ours, parent_stays=parent_stays)
+        self._notes += _what_is_missing(plan, ours, parent_stays=parent_stays)
         if plan.process.dumpable in _DUMPABLE_SETTABLE:
             vessel.batch.call(NR.PRCTL, _PR_SET_DUMPABLE, plan.process.dumpable)
-        posix.arm(plan.posix_timers, vessel.batch)
+        posix.arm(plan.posix_timers, vessel)
         interval.restart(plan.interval_timers, vessel.batch)
         vessel.run()
         vessel.unmap_scratch()
@@ -116,39 +166,54 @@ class Restart:
             threads.set_registers(thread, numbers[thread.tid])
 
 
-def _join_session(plan: Plan, vessel: Vessel) -> None:
-    """Lead a session or a process group as before; a group that somebody else led becomes one of our own."""
-    if plan.process.session == plan.pid:
-        vessel.batch.call(NR.SETSID)
-    else:
-        vessel.batch.call(NR.SETPGID, 0, 0)
-    vessel.run()
+@contextmanager
+def _impossible_wishes() -> Iterator[None]:
+    """Turn what a well-formed but absurd image runs into, such as a path with a NUL, into an error about the image."""
+    try:
+        yield
+    except OSError as error:
+        raise RestartError(f"making the task: {error}", errno=error.errno) from error
+    except (ValueError, OverflowError, struct.error) as error:
+        raise RestartError(f"the image asks for something that cannot be: {error}") from error
 
 
-def _set_up_process(plan: Plan, vessel: Vessel, numbers: dict[int, int]) -> None:
-    """Give the process what all its threads share."""
+def _is_stopped(plan: Plan) -> bool:
+    """A SIGCONT that is still pending came after the signal that stopped it, and would be lost by stopping it again."""
+    return bool(plan.process.stopped_by) and not any(
+        int.from_bytes(record.siginfo[:4], "little") == signal.SIGCONT for record in plan.pending)
+
+
+def _enter_directories(plan: Plan, vessel: Vessel, broker: Broker) -> None:
     process, batch = plan.process, vessel.batch
-    actions.restart(plan.actions, batch)
+    if process.root != "/":
+        _enter(broker.open_directory(process.root), vessel, broker)
+        batch.call(NR.CHROOT, batch.text("."), what=f"chroot to {process.root}")
+    _enter(broker.open_directory(process.cwd), vessel, broker)
+    batch.call(NR.UMASK, process.umask)
     vessel.run()
-    posix.restart(plan.posix_timers, batch, numbers)
-    if process.thp_disable:
-        batch.call(NR.PRCTL, _PR_SET_THP_DISABLE, 1, 0, 0, 0)
-    if process.child_subreaper:
-        batch.call(NR.PRCTL, _PR_SET_CHILD_SUBREAPER, 1)
-    registered = plan.threads[0].membarrier
-    for bit in range(registered.bit_length()):
-        if registered >> bit & 1:
-            batch.call(NR.MEMBARRIER, 1 << bit, 0, check=False)
-    vessel.run()
-    _write(vessel.pid, "oom_score_adj", str(process.oom_score_adj))
-    _write(vessel.pid, "coredump_filter", hex(process.coredump_filter))
 
 
-def _write(pid: int, name: str, value: str) -> None:
-    """Write an attribute where we may; what the kernel refuses is inherited from us."""
-    with suppress(OSError):
-        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+def _enter(fd: int, vessel: Vessel, broker: Broker) -> None:
+    pulled = broker.pull(vessel.batch, fd)
+    vessel.batch.call(NR.FCHDIR, pulled, what="entering a directory")
+    vessel.batch.call(NR.CLOSE, pulled)
+
+
+def _write_login_uid(plan: Plan, vessel: Vessel) -> None:
+    """Have the task say who logged in, if it is not who started us; only itself may (proc_pid_loginuid(5))."""
+    with suppress(TargetError):  # a kernel without audit
+        if procfs.number("self", "loginuid") != plan.process.login_uid:
+            batch, text = vessel.batch, str(plan.process.login_uid).encode()
+            fd = batch.call(NR.OPENAT, _AT_FDCWD, batch.text("/proc/self/loginuid"), os.O_WRONLY, 0, check=False)
+            batch.call(NR.WRITE, fd, batch.data(text), len(text), check=False)
+            batch.call(NR.CLOSE, fd, check=False)
+            vessel.run()
+
+
+def _what_is_missing(plan: Plan, ours: Capabilities, *, parent_stays: bool) -> Iterator[str]:
+    for thread in plan.threads:
+        if lacking := credentials.missing(thread, ours):
+            yield f"thread {thread.tid} lacks capabilities that crd itself has not: {lacking:#x}"
+        if thread.parent_death_signal and not parent_stays:
+            yield (f"thread {thread.tid} gets no signal {thread.parent_death_signal} when its parent ends: "
+                   "that was another process")

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crd.errors import NativeError, RestartUnsupported
+from crd.errors import NativeError, RestartUnsupported, TargetGone
 from crd.native.syscall import NR, syscall
 from crd.target import procfs
 
@@ -36,25 +36,40 @@ class Scheduling:
 
 
 def dump(pid: int, tid: int) -> Scheduling:
-    """Ask the kernel from outside."""
+    """Ask the kernel from outside.
+
+    Raises:
+        TargetGone, TraceeGone: the thread has ended.
+    """
     buffer = bytearray(_ATTRIBUTES.size)
     syscall(NR.SCHED_GETATTR, tid, buffer, len(buffer), 0)
     _size, policy, flags, nice, priority, *_ = _ATTRIBUTES.unpack(buffer)
-    mask = sum(1 << cpu for cpu in os.sched_getaffinity(tid))
+    try:
+        mask = sum(1 << cpu for cpu in os.sched_getaffinity(tid))
+    except ProcessLookupError as error:
+        raise TargetGone(f"thread {tid} is gone", pid=pid) from error
     return Scheduling(policy, flags, nice, priority, mask.to_bytes((mask.bit_length() + 7) // 8, "little"),
                       syscall(NR.IOPRIO_GET, _IOPRIO_WHO_PROCESS, tid),
                       int(procfs.read(tid, "timerslack_ns")),
                       int(procfs.read(f"{pid}/task/{tid}", "personality"), 16))
 
 
+def check(thread: Thread) -> None:
+    """Make sure that the image has all that the policy needs.
+
+    Raises:
+        RestartUnsupported: it has not.
+    """
+    if thread.policy == _SCHED_DEADLINE:
+        raise RestartUnsupported(f"thread {thread.tid} is scheduled by SCHED_DEADLINE, whose parameters no image has")
+
+
 def restart(thread: Thread, tid: int) -> None:
     """Set it from outside, while the task is still privileged.
 
     Raises:
-        RestartUnsupported: the policy is one whose parameters are not in the image, or may not be set.
+        RestartUnsupported: the policy may not be set.
     """
-    if thread.policy == _SCHED_DEADLINE:
-        raise RestartUnsupported("SCHED_DEADLINE cannot be restarted")
     cpus = {cpu for cpu in range(len(thread.affinity) * 8) if thread.affinity[cpu // 8] >> cpu % 8 & 1}
     with suppress(OSError):  # CPUs that this host does not have
         os.sched_setaffinity(tid, cpus)

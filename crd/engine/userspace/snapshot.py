@@ -12,6 +12,7 @@ from crd.errors import NativeError, TraceeGone
 from crd.native import tracee
 from crd.native.batch import Batch, find_syscall, map_scratch
 from crd.native.memory import Memory
+from crd.native.syscall import NR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _ADDRESS_END = 0x7FFF_FFFF_F000
 _LOWEST = 1 << 20
+_ALL_FDS, _CLOSE_RANGE_UNSHARE = 0xFFFF_FFFF, 2
 
 
 class Snapshot:
@@ -34,11 +36,19 @@ class Snapshot:
         self.memory = Memory(pid)
 
     def asker(self) -> SnapshotAsker:
-        """Return who asks the child; it gets an area of its own for that, where the target has none."""
+        """Return who asks the child; it gets an area of its own for that, where the target has none.
+
+        It lets go of what it shares with the target: of the file table, since locks and pipes are to end with the
+        target, and of session and process group, whose number is then free for a restart.
+        """
         vdso = next(entry for entry in self.entries if entry.path == "[vdso]")
         at = find_syscall(self.memory, vdso.start, vdso.end - vdso.start)
         scratch = gap([(entry.start, entry.end) for entry in self.entries], Batch.SCRATCH_BYTES)
-        return SnapshotAsker(map_scratch(self.memory, self.pid, scratch, at), self.pid)
+        batch = map_scratch(self.memory, self.pid, scratch, at)
+        batch.call(NR.CLOSE_RANGE, 0, _ALL_FDS, _CLOSE_RANGE_UNSHARE)
+        batch.call(NR.SETSID)
+        batch.run(self.pid)
+        return SnapshotAsker(batch, self.pid)
 
     def end(self) -> None:
         """Kill the child, and wait until it is gone."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import credentials, scheduling
+from crd.engine.userspace import credentials, numbers, scheduling
 from crd.engine.userspace.sig import pending
 from crd.errors import NativeError, RestartError
 from crd.native import tracee
@@ -28,19 +29,25 @@ _AT_ONCE = 256
 
 def make(plan: Plan, vessel: Vessel, *, same_numbers: bool) -> dict[int, int]:
     """Make all threads but the leader; return the new number of each by the image's."""
-    numbers = {plan.pid: vessel.pid}
+    made = {plan.pid: vessel.pid}
     others = plan.threads[1:]
     for at in range(0, len(others), _AT_ONCE):
         some = others[at:at + _AT_ONCE]
         for thread in some:
-            tid = vessel.batch.data(struct.pack("<i4x", thread.tid))
+            wanted = vessel.batch.data(struct.pack("<i4x", thread.tid))
             args = vessel.batch.data(_CLONE_ARGS.pack(
-                _THREAD_FLAGS, 0, 0, 0, 0, 0, 0, 0, tid if same_numbers else 0, int(same_numbers), 0))
+                _THREAD_FLAGS, 0, 0, 0, 0, 0, 0, 0, wanted if same_numbers else 0, int(same_numbers), 0))
             vessel.batch.call(NR.CLONE3, args, _CLONE_ARGS.size, what=f"making thread {thread.tid}")
-        for thread, made in zip(some, vessel.run(), strict=True):
-            vessel.adopt(made)
-            numbers[thread.tid] = made
-    return numbers
+        try:
+            tids = vessel.run()
+        except RestartError as error:
+            if error.details.get("errno") == errno.EEXIST:
+                numbers.await_free([thread.tid for thread in some], besides=vessel.pid)  # says who has it
+            raise
+        for thread, tid in zip(some, tids, strict=True):
+            vessel.adopt(tid)
+            made[thread.tid] = tid
+    return made
 
 
 def set_up(thread: Thread, plan: Plan, vessel: Vessel, tid: int) -> None:
@@ -62,11 +69,10 @@ def set_up(thread: Thread, plan: Plan, vessel: Vessel, tid: int) -> None:
     vessel.run(tid)
 
 
-def become_itself(thread: Thread, vessel: Vessel, tid: int, ours: Capabilities) -> None:
+def become_itself(thread: Thread, vessel: Vessel, tid: int, ours: Capabilities, *, parent_stays: bool) -> None:
     """Give a thread its credentials; it can make nothing any more that its image could not."""
     credentials.restart(thread, vessel.batch, ours)
-    if thread.parent_death_signal:
-        vessel.batch.call(NR.PRCTL, _PR_SET_PDEATHSIG, thread.parent_death_signal)
+    vessel.batch.call(NR.PRCTL, _PR_SET_PDEATHSIG, thread.parent_death_signal if parent_stays else 0)
     vessel.run(tid)
 
 

@@ -7,8 +7,10 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace import numbers
+from crd.engine.userspace.processor import COMPONENTS, enabled_components
 from crd.engine.userspace.snapshot import gap
-from crd.errors import NativeError, RestartError, RestartUnsupported
+from crd.errors import NativeError, PidInUse, RestartError, RestartUnsupported
 from crd.native import tracee
 from crd.native.batch import Batch, find_syscall, map_scratch, remote_syscall
 from crd.native.memory import Memory
@@ -43,7 +45,11 @@ class Vessel:
             PidInUse, FeatureMissing: see ``spawn_vessel``.
             RestartUnsupported: this processor has other state than the image's.
         """
-        self.pid = spawn_vessel(pid)
+        try:
+            self.pid = spawn_vessel(pid)
+        except PidInUse:
+            numbers.await_free([pid])  # says who has it
+            raise
         self.threads = [self.pid]
         self._released = False
         try:
@@ -75,10 +81,16 @@ class Vessel:
                     pass
 
     def _check_processor(self, plan: Plan) -> None:
-        ours = len(tracee.get_xstate(self.pid))
-        if {len(thread.xstate) for thread in plan.threads} != {ours}:
-            raise RestartUnsupported(f"the image has {plan.arch.xstate_bytes} bytes of processor state, not {ours}",
+        """The state of a processor must be put back as it is laid out here, and by the same components."""
+        ours = tracee.get_xstate(self.pid)
+        differ = plan.profile.xcr0 ^ enabled_components(ours)
+        if differ:
+            names = ", ".join(COMPONENTS.get(bit, f"component {bit}") for bit in range(64) if differ >> bit & 1)
+            raise RestartUnsupported(f"the image was taken on a processor that differs in {names}",
                                      hint="Restart it on a processor with the same features.")
+        if {len(thread.xstate) for thread in plan.threads} != {len(ours)}:
+            raise RestartUnsupported(f"the image has {plan.arch.xstate_bytes} B of processor state, not {len(ours)}",
+                                     hint="Restart it on a processor of the same make.")
 
     def _make_room(self, plan: Plan) -> None:
         """Unmap all but vdso and vvar, and move these as one unit to where the image has them."""
@@ -87,15 +99,13 @@ class Vessel:
         vdso = next(entry for entry in kept if entry.path == "[vdso]")
         target = plan.memory.vvar_start or plan.memory.vdso_start
         length = plan.memory.vvar_bytes + plan.memory.vdso_bytes
-        taken = [(entry.start, entry.end) for entry in areas] + [(vma.start, vma.end) for vma in plan.vmas]
-        taken.append((target, target + length))
-        scratch = gap(taken, Batch.SCRATCH_BYTES)
-        self.scratch = scratch
-        self._vdso = plan.memory.vdso_start
-        aside = gap([*taken, (scratch, scratch + Batch.SCRATCH_BYTES)], length)
-        batch = map_scratch(self.memory, self.pid, scratch, find_syscall(self.memory, vdso.start,
-                                                                         vdso.end - vdso.start))
-        self.batch = batch
+        self._taken = [(entry.start, entry.end) for entry in areas] + [(vma.start, vma.end) for vma in plan.vmas]
+        self._taken.append((target, target + length))
+        self._scratch = self.reserve(Batch.SCRATCH_BYTES)
+        self._vdso = plan.memory.vdso_start, plan.memory.vdso_bytes
+        aside = self.reserve(length)
+        syscall_at = find_syscall(self.memory, vdso.start, vdso.end - vdso.start)
+        batch = self.batch = map_scratch(self.memory, self.pid, self._scratch, syscall_at)
         batch.call(NR.CLOSE_RANGE, 0, _ALL_FDS, 0)
         for entry in areas:
             if entry not in kept:
@@ -107,6 +117,12 @@ class Vessel:
                 batch.call(NR.MREMAP, base + entry.start - start, size, size, _MREMAP_MAYMOVE_FIXED,
                            place + entry.start - start, what=f"moving {entry.path}")
         batch.run(self.pid)
+
+    def reserve(self, length: int) -> int:
+        """Return an address where ``length`` bytes are free, now and in the image, and will not be given out again."""
+        start = gap(self._taken, length)
+        self._taken.append((start, start + length))
+        return start
 
     def run(self, tid: int = 0) -> list[int]:
         """Execute what is in the batch, in a thread (0: the leader).
@@ -134,13 +150,17 @@ class Vessel:
 
     def unmap_scratch(self) -> None:
         """Remove the last trace of us from the address space; no batch can be run after this."""
-        at = find_syscall(self.memory, self._vdso, 8192)
-        remote_syscall(self.pid, at, NR.MUNMAP, self.scratch, Batch.SCRATCH_BYTES)
+        at = find_syscall(self.memory, *self._vdso)
+        remote_syscall(self.pid, at, NR.MUNMAP, self._scratch, Batch.SCRATCH_BYTES)
 
-    def release(self, stopped_by: int) -> None:
-        """Let all threads go, the leader last; from here on the task is on its own."""
+    def release(self, *, stopped: bool) -> None:
+        """Let all threads go, the leader last; from here on the task is on its own.
+
+        Args:
+            stopped: as after SIGSTOP.
+        """
         self._released = True
-        if stopped_by:
+        if stopped:
             os.kill(self.pid, signal.SIGSTOP)
         for tid in reversed(self.threads):
             tracee.detach(tid)

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,6 +21,14 @@ static int exec_failed(pid_t child, struct crd_error *err)
     return crd_fail(err, "execveat of the vessel", child, 0);
 }
 
+/* Until it is traced nothing else would end it with us. A parent that died before the request shows in getppid. */
+static void die_with(pid_t parent)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(ESRCH);
+}
+
 int crd_vessel_spawn(int vessel_fd, int pid, int *pid_ret, struct crd_error *err)
 {
     pid_t wanted = pid;
@@ -30,6 +39,7 @@ int crd_vessel_spawn(int vessel_fd, int pid, int *pid_ret, struct crd_error *err
         .set_tid_size = pid ? 1 : 0,
     };
     char *const empty[] = {NULL};
+    const pid_t parent = getpid();
     const uint64_t all = UINT64_MAX;
     uint64_t before;
 
@@ -38,6 +48,7 @@ int crd_vessel_spawn(int vessel_fd, int pid, int *pid_ret, struct crd_error *err
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof all);
     long child = syscall(SYS_clone3, &args, sizeof args);
     if (child == 0) {
+        die_with(parent);
         syscall(SYS_execveat, vessel_fd, "", empty, empty, AT_EMPTY_PATH);
         _exit(errno);
     }

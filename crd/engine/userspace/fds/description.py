@@ -37,7 +37,7 @@ def dump_owner(fd: int) -> Owner:
 
 
 def restart_owner(fd: int, owner: Owner) -> None:
-    """Set the owner again; the pids exist by now."""
+    """Set the owner again, which is there by now."""
     if owner.signal:
         fcntl.fcntl(fd, F_SETSIG, owner.signal)
     if owner.pid:

@@ -7,7 +7,6 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds.description import Owner, restart_owner
 from crd.errors import NativeError, RestartUnsupported
 from crd.image.profile import Pipe, PipeData, PipeEnd
 from crd.native.syscall import syscall
@@ -63,7 +62,6 @@ def restart(pipe: Pipe, ends: Sequence[PipeEnd], data: Sequence[PipeData]) -> di
         made = {end.objref: _describe(end, read_end, write_end, first=end.objref in _firsts(ends)) for end in ends}
         for end in ends:
             fcntl.fcntl(made[end.objref], fcntl.F_SETFL, end.flags)
-            restart_owner(made[end.objref], Owner(end.owner_type, end.owner_pid, end.owner_signal))
         return made
     finally:
         os.close(read_end)

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import pipe, regular
+from crd.engine.userspace.fds import lock, pipe, regular
 from crd.engine.userspace.fds.description import Owner, restart_owner
 from crd.errors import RestartError, RestartUnsupported
-from crd.image.profile import LOCK_POSIX, FileLock
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from crd.engine.userspace.broker import Broker
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
 
-_FLOCK = struct.Struct("<hh4xqqi4x")  # struct flock
 _ALL_FDS = 0xFFFF_FFFF
-_TO_THE_END = 2**63 - 1
-_SETLK = 6
-_RDLCK, _WRLCK = 0, 1
+_F_OWNER_PGRP = 2
 
 
-def restart(plan: Plan, vessel: Vessel, broker: Broker, *, must_be_same: bool) -> None:
+def restart(plan: Plan, vessel: Vessel, broker: Broker, *, must_be_same: bool) -> dict[int, int]:
     """Give the vessel its descriptors and locks.
 
+    Returns:
+        Our descriptor of each description, by objref.
+
     Raises:
-        ResourceChanged: a file is missing or not what it was.
-        RestartError: a lock is held by somebody else.
+        ResourceChanged: a file is missing or not what it was, or somebody else has locked it.
         RestartUnsupported: a number is above our limit of open files.
     """
     ours = _open(plan, broker, must_be_same=must_be_same)
-    _flocks(plan, ours)
+    lock.restart_flocks(plan, ours)
     above = max((record.fd for record in plan.descriptors), default=-1) + 1
     if above + len(ours) >= broker.fds_max:
         raise RestartUnsupported(f"descriptor {above - 1} is above the limit of open files, {broker.fds_max}")
@@ -49,11 +47,14 @@ def restart(plan: Plan, vessel: Vessel, broker: Broker, *, must_be_same: bool) -
                           what=f"descriptor {record.fd}")
         vessel.flush()
     vessel.batch.call(NR.CLOSE_RANGE, above, _ALL_FDS, 0)
-    for lock in plan.locks:
-        if lock.kind == LOCK_POSIX:
-            vessel.batch.call(NR.FCNTL, lock.fd, _SETLK, vessel.batch.data(_flock(lock)),
-                              what=f"the lock on descriptor {lock.fd} (held by another process?)")
     vessel.run()
+    lock.restart_posix(plan, vessel.batch)
+    try:
+        vessel.run()
+    except RestartError:
+        lock.check(plan)  # says who has it
+        raise
+    return ours
 
 
 def _open(plan: Plan, broker: Broker, *, must_be_same: bool) -> dict[int, int]:
@@ -62,8 +63,7 @@ def _open(plan: Plan, broker: Broker, *, must_be_same: bool) -> dict[int, int]:
     ours: dict[int, int] = {}
     for objref, record in plan.files.items():
         if objref in wanted:
-            fd = ours[objref] = broker.hold(regular.restart(record, must_be_same=must_be_same))
-            restart_owner(fd, Owner(record.owner_type, record.owner_pid, record.owner_signal))
+            ours[objref] = regular.restart(record, broker, must_be_same=must_be_same)
     for number, made in plan.pipes.items():
         ends = [end for end in plan.pipe_ends.values() if end.pipe == number and end.objref in wanted]
         data = [chunk for chunk in plan.pipe_data if chunk.objref == number]
@@ -72,18 +72,24 @@ def _open(plan: Plan, broker: Broker, *, must_be_same: bool) -> dict[int, int]:
     return ours
 
 
-def _flocks(plan: Plan, ours: dict[int, int]) -> None:
-    by_fd = {record.fd: record.objref for record in plan.descriptors}
-    for lock in plan.locks:
-        if lock.kind != LOCK_POSIX:
-            kind = fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH
-            try:
-                fcntl.flock(ours[by_fd[lock.fd]], kind | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RestartError(f"the lock on descriptor {lock.fd}: {error.strerror}",
-                                   hint="Another process holds it; end that one first.") from error
+def restart_owners(plan: Plan, ours: Mapping[int, int], numbers: Mapping[int, int]) -> Iterator[str]:
+    """Say again who gets SIGIO for each description, now that all threads are there.
 
+    Args:
+        plan: with the owners.
+        ours: descriptors by objref.
+        numbers: of each thread now, by the image's.
 
-def _flock(lock: FileLock) -> bytes:
-    length = 0 if lock.end == _TO_THE_END else lock.end - lock.start + 1
-    return _FLOCK.pack(_WRLCK if lock.exclusive else _RDLCK, os.SEEK_SET, lock.start, length, 0)
+    Yields:
+        What cannot be as it was, a sentence each.
+    """
+    for objref, fd in ours.items():
+        record = plan.files.get(objref) or plan.pipe_ends[objref]
+        pid = 0
+        if record.owner_type != _F_OWNER_PGRP:
+            pid = numbers.get(record.owner_pid, 0)
+        elif record.owner_pid == plan.process.process_group:
+            pid = numbers[plan.pid]  # leads a group now, if it did not before
+        if record.owner_pid and not pid:
+            yield f"nobody gets SIGIO for a descriptor: it went to pid {record.owner_pid}, which is not in the image"
+        restart_owner(fd, Owner(record.owner_type, pid, record.owner_signal))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -10,10 +11,12 @@ from crd.errors import ResourceChanged
 from crd.image.profile import RegularFile
 
 if TYPE_CHECKING:
+    from crd.engine.userspace.broker import Broker
     from crd.engine.userspace.fds.description import Owner
 
-_NOT_REOPENED = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY
 O_PATH = 0o10000000
+_REOPENED = (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC | os.O_ASYNC | os.O_DIRECT
+             | os.O_NOATIME | os.O_DIRECTORY | os.O_NOFOLLOW | O_PATH)
 _SEEKABLE = (stat.S_IFREG, stat.S_IFDIR)
 
 
@@ -57,23 +60,22 @@ def compare(record: RegularFile, found: os.stat_result, *, must_be_same: bool) -
                                   hint="The program had this content mapped or open; put that version back.")
 
 
-def restart(record: RegularFile, *, must_be_same: bool = False) -> int:
+def restart(record: RegularFile, broker: Broker, *, must_be_same: bool = False) -> int:
     """Open the file as the image knew it, and return our descriptor.
 
     Raises:
         ResourceChanged: it cannot be opened, or is not what it was.
     """
-    flags = record.flags & ~_NOT_REOPENED | os.O_CLOEXEC | os.O_NOCTTY
-    try:
-        fd = os.open(record.path, flags)
-    except OSError as error:
-        raise ResourceChanged(f"{record.path}: {error.strerror}", path=record.path,
-                              hint="Put the file back, or choose another image.") from error
-    try:
-        compare(record, os.fstat(fd), must_be_same=must_be_same)
-        if stat.S_IFMT(record.mode) in _SEEKABLE and not record.flags & O_PATH:
+    flags = record.flags & _REOPENED
+    if record.flags & os.O_TMPFILE == os.O_TMPFILE:  # it was made without a name, and got one later (linkat(2))
+        flags &= ~os.O_DIRECTORY
+    path_only = flags & O_PATH
+    wait = 0 if path_only else os.O_NONBLOCK | os.O_NOCTTY  # whatever is there now: opening must not block
+    fd = broker.open(record.path, flags | wait, (record.device, record.inode))
+    compare(record, os.fstat(fd), must_be_same=must_be_same)
+    if not path_only:
+        if not flags & os.O_NONBLOCK:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        if stat.S_IFMT(record.mode) in _SEEKABLE:
             os.lseek(fd, record.position, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
     return fd

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from typing import TYPE_CHECKING
 
-from crd.errors import MemoryFault, RestartError
+from crd.engine.userspace.fds import regular
+from crd.errors import MemoryFault, ResourceChanged, RestartError
 from crd.image.profile import (
     PAGE_BYTES,
     VMA_ANONYMOUS,
+    VMA_PRIVATE_FILE,
     VMA_SHARED_FILE,
     VMA_SHARED_MEMORY,
     Pages,
@@ -26,13 +29,16 @@ if TYPE_CHECKING:
     from crd.engine.userspace.vessel import Vessel
     from crd.image.codec import Record
     from crd.image.profile import Vma
+    from crd.native.batch import Batch
 
 _SHARED, _PRIVATE, _FIXED, _ANONYMOUS, _GROWSDOWN, _NORESERVE, _STACK = 1, 2, 0x10, 0x20, 0x100, 0x4000, 0x20000
-_READ_WRITE = 3
+_FIXED_NOREPLACE = 0x100000
+_WRITE, _READ_WRITE = 2, 3
 _MREMAP_MAYMOVE_FIXED = 3
 _PR_SET_MM, _PR_SET_MM_MAP, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 35, 14, 0x53564D41, 0
 _MM_MAP = struct.Struct("<12QII")
 _EXE_FD = 100
+_MLOCK_ONFAULT = 1
 _ADVICE = {"sr": 2, "rr": 1, "dc": 10, "hg": 14, "nh": 15, "mg": 12, "dd": 16, "wf": 18}
 _ANON_NAME = re.compile(r"\[anon:([^\[\]\\$`]{1,79})\]")
 
@@ -44,16 +50,14 @@ def map_areas(plan: Plan, vessel: Vessel, broker: Broker) -> dict[int, int]:
         Where in the vessel each shared memory object lies as a whole, by objref; ``finish`` takes them away again.
     """
     whole = _map_shared(plan, vessel)
-    for objref, record in plan.files.items():
-        users = [vma for vma in plan.vmas if vma.objref == objref]
-        if users:
-            writable = any(vma.kind == VMA_SHARED_FILE and vma.protection & 2 for vma in users)
-            fd = broker.pull(vessel.batch, broker.open_mapped(record, writable=writable))
-            for vma in users:
-                vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _flags(vma), fd, vma.offset,
-                                  what=f"mapping {record.path}")
-            vessel.batch.call(NR.CLOSE, fd)
-            vessel.run()
+    for (objref, writable), areas in _by_file(plan).items():
+        record = plan.files[objref]
+        fd = broker.pull(vessel.batch, broker.open_mapped(record, writable=writable))
+        for vma in areas:
+            vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _flags(vma), fd, vma.offset,
+                              what=f"mapping {record.path}")
+        vessel.batch.call(NR.CLOSE, fd)
+        vessel.run()
     for vma in plan.vmas:
         if vma.kind == VMA_ANONYMOUS:
             vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _flags(vma), -1, 0,
@@ -67,11 +71,29 @@ def map_areas(plan: Plan, vessel: Vessel, broker: Broker) -> dict[int, int]:
     return whole
 
 
+def _by_file(plan: Plan) -> dict[tuple[int, bool], list[Vma]]:
+    """Return the areas of each file by its objref and whether it must be open for writing.
+
+    A shared area that is or could become writable (VM_MAYWRITE) needs that; any other must not have it.
+    """
+    areas: dict[tuple[int, bool], list[Vma]] = {}
+    for vma in plan.vmas:
+        if vma.kind in {VMA_PRIVATE_FILE, VMA_SHARED_FILE}:
+            may_write = bool(vma.protection & _WRITE) or "mw" in vma.flags.split()
+            areas.setdefault((vma.objref, vma.kind == VMA_SHARED_FILE and may_write), []).append(vma)
+    return areas
+
+
 def _map_shared(plan: Plan, vessel: Vessel) -> dict[int, int]:
-    calls = [vessel.batch.call(NR.MMAP, 0, record.bytes, _READ_WRITE, _SHARED | _ANONYMOUS, -1, 0)
-             for record in plan.shared.values()]
-    results = vessel.run() if calls else []
-    return dict(zip(plan.shared, results, strict=True))
+    """Map each shared memory object as a whole, where no area of the image will be."""
+    whole = {objref: vessel.reserve(record.bytes) for objref, record in plan.shared.items()}
+    unreserved = {vma.objref for vma in plan.vmas if "nr" in vma.flags.split()}
+    for objref, record in plan.shared.items():
+        vessel.batch.call(NR.MMAP, whole[objref], record.bytes, _READ_WRITE, _FIXED_NOREPLACE | _SHARED | _ANONYMOUS
+                          | (_NORESERVE if objref in unreserved else 0), -1, 0, what="making shared memory")
+        vessel.flush()
+    vessel.run()
+    return whole
 
 
 def _flags(vma: Vma) -> int:
@@ -111,6 +133,13 @@ def _write(vessel: Vessel, record: Record, whole: dict[int, int]) -> int:
     return record.data.nbytes
 
 
+def _lock(vma: Vma, batch: Batch) -> None:
+    """Lock an area in memory; where it cannot be touched mlock(2) locks it and says ENOMEM."""
+    on_fault = _MLOCK_ONFAULT if "lf" in vma.flags.split() else 0
+    batch.call(NR.MLOCK2, vma.start, vma.end - vma.start, on_fault, check=bool(vma.protection),
+               what=f"locking {vma.start:#x}")
+
+
 def finish(plan: Plan, vessel: Vessel, broker: Broker, whole: dict[int, int]) -> None:
     """Take away what only filling needed, give advice again, and set the fields of the memory map."""
     batch, memory = vessel.batch, plan.memory
@@ -121,14 +150,13 @@ def finish(plan: Plan, vessel: Vessel, broker: Broker, whole: dict[int, int]) ->
             if flag in _ADVICE:
                 batch.call(NR.MADVISE, vma.start, vma.end - vma.start, _ADVICE[flag], check=False)
             elif flag == "lo":
-                batch.call(NR.MLOCK, vma.start, vma.end - vma.start, what=f"locking {vma.start:#x}")
+                _lock(vma, batch)
         if name := _ANON_NAME.fullmatch(vma.name):
             batch.call(NR.PRCTL, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME, vma.start, vma.end - vma.start,
                        batch.text(name[1]), check=False)
         vessel.flush()
     vessel.run()
-    exe = broker.open_program(plan.process)
-    pulled = broker.pull(batch, exe)
+    pulled = broker.pull(batch, _open_program(plan, broker))
     batch.call(NR.DUP3, pulled, _EXE_FD, 0)
     auxv = batch.data(memory.auxv)
     fields = batch.data(_MM_MAP.pack(
@@ -139,3 +167,25 @@ def finish(plan: Plan, vessel: Vessel, broker: Broker, whole: dict[int, int]) ->
     batch.call(NR.CLOSE, pulled)
     batch.call(NR.CLOSE, _EXE_FD)
     vessel.run()
+
+
+def _open_program(plan: Plan, broker: Broker) -> int:
+    """Open the file that /proc/PID/exe is to show."""
+    process = plan.process
+    fd = broker.open(process.exe, os.O_RDONLY, (process.exe_device, process.exe_inode))
+    check_program(plan, os.fstat(fd))
+    return fd
+
+
+def check_program(plan: Plan, found: os.stat_result) -> None:
+    """Hold what the program's path leads to against what the image knew; a copy of the mapped file is as good.
+
+    Raises:
+        ResourceChanged: it is another file.
+    """
+    process = plan.process
+    mapped = next((record for record in plan.files.values() if record.mapped and record.path == process.exe), None)
+    if mapped:
+        regular.compare(mapped, found, must_be_same=True)
+    elif (found.st_dev, found.st_ino) != (process.exe_device, process.exe_inode):
+        raise ResourceChanged(f"{process.exe} is another file than the image knew", path=process.exe)

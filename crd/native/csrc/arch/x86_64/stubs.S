@@ -210,7 +210,8 @@ crd_vessel_start:
 crd_vessel_end:
 
 # ---- reaper: the first process of a pid namespace ------------------------------------------------------------------------
-# Waits for whatever ends; with the last one gone it exits as that one did.
+# Waits for whatever ends; with the last one gone it exits as the root did.  The number of the root is patched into
+# bytes 12 to 15, which ELF leaves unused; 0: the last one counts.
         .globl crd_reaper_start, crd_reaper_end
         .hidden crd_reaper_start, crd_reaper_end
         .balign 16
@@ -230,6 +231,7 @@ crd_reaper_start:
         .quad   0, 0, 0, 0, 0, 16
 1:      sub     $16, %rsp
         xor     %ebx, %ebx
+        mov     crd_reaper_start+12(%rip), %ebp
 2:      mov     $61, %eax                       # wait4(-1, &status, __WALL, NULL)
         mov     $-1, %rdi
         mov     %rsp, %rsi
@@ -238,7 +240,11 @@ crd_reaper_start:
         syscall
         test    %rax, %rax
         js      4f
-        mov     (%rsp), %eax
+        test    %ebp, %ebp
+        jz      3f
+        cmp     %eax, %ebp
+        jne     2b
+3:      mov     (%rsp), %eax
         movzbl  %ah, %ebx                       # exit status
         and     $0x7f, %eax
         jz      2b

@@ -1,0 +1,112 @@
+"""File locks, taken again: flock(2) by us on the description, POSIX locks by the task itself (fcntl_locking(2))."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crd.errors import ResourceChanged
+from crd.image.profile import LOCK_FLOCK, LOCK_POSIX, FileLock
+from crd.native.syscall import NR
+from crd.target import procfs
+from crd.target.wording import process_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from crd.engine.userspace.plan import Plan
+    from crd.image.profile import RegularFile
+    from crd.native.batch import Batch
+
+_FLOCK = struct.Struct("<hh4xqqi4x")  # struct flock
+_RANGE_END = 2**63 - 1
+_SETLK = 6
+_RDLCK, _WRLCK = 0, 1
+_KINDS = {"POSIX": LOCK_POSIX, "FLOCK": LOCK_FLOCK}
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A line of /proc/locks: what somebody holds."""
+
+    kind: int
+    exclusive: bool
+    pid: int
+    device: int
+    inode: int
+    start: int
+    end: int
+
+    def excludes(self, lock: FileLock) -> bool:
+        """Whether a lock on the same file cannot be had beside this one."""
+        overlap = self.start <= lock.end and lock.start <= self.end
+        return self.kind == lock.kind and overlap and bool(self.exclusive or lock.exclusive)
+
+
+def check(plan: Plan) -> None:
+    """Make sure that nobody holds what the image's task had locked.
+
+    Raises:
+        ResourceChanged: somebody does, and who.
+    """
+    held = list(_held()) if plan.locks else []
+    for lock in plan.locks:
+        record = _file(plan, lock)
+        if record is None:
+            continue
+        found = os.stat(record.path)
+        for other in held:
+            if (other.device, other.inode) == (found.st_dev, found.st_ino) and other.excludes(lock):
+                raise ResourceChanged(f"{record.path} is locked by {process_name(other.pid)}", path=record.path,
+                                      hint="End that process first.")
+
+
+def _file(plan: Plan, lock: FileLock) -> RegularFile | None:
+    return plan.files.get(next(record.objref for record in plan.descriptors if record.fd == lock.fd))
+
+
+def _held() -> Iterator[_Held]:
+    """Parse /proc/locks (proc_locks(5)); a lock that only waits shows an arrow."""
+    for line in procfs.read("locks", "").split("\n"):
+        words = line.split()
+        if len(words) == 8 and words[1] in _KINDS:
+            major, minor, inode = words[5].split(":")
+            device = os.makedev(int(major, 16), int(minor, 16))
+            end = _RANGE_END if words[7] == "EOF" else int(words[7])
+            yield _Held(_KINDS[words[1]], words[3] == "WRITE", int(words[4]), device, int(inode), int(words[6]), end)
+
+
+def restart_flocks(plan: Plan, ours: Mapping[int, int]) -> None:
+    """Lock the descriptions; they keep it when the task has them.
+
+    Args:
+        plan: with the locks.
+        ours: descriptors by objref.
+
+    Raises:
+        ResourceChanged: somebody holds one.
+    """
+    by_fd = {record.fd: record.objref for record in plan.descriptors}
+    for lock in plan.locks:
+        if lock.kind == LOCK_FLOCK:
+            kind = fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH
+            try:
+                fcntl.flock(ours[by_fd[lock.fd]], kind | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                check(plan)
+                raise ResourceChanged(f"the lock on descriptor {lock.fd} is held by another process") from error
+
+
+def restart_posix(plan: Plan, batch: Batch) -> None:
+    """Have the task lock its ranges; closing any descriptor of such a file from here on would give them up."""
+    for lock in plan.locks:
+        if lock.kind == LOCK_POSIX:
+            batch.call(NR.FCNTL, lock.fd, _SETLK, batch.data(_flock(lock)), what=f"the lock on descriptor {lock.fd}")
+
+
+def _flock(lock: FileLock) -> bytes:
+    length = 0 if lock.end == _RANGE_END else lock.end - lock.start + 1
+    return _FLOCK.pack(_WRLCK if lock.exclusive else _RDLCK, os.SEEK_SET, lock.start, length, 0)

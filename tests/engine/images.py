@@ -1,0 +1,73 @@
+"""Images of running programs, taken and restarted in a few words."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crd.engine.api import CheckpointOptions, RestartOptions, RestartResult, checkpoint, restart
+from crd.engine.crid import CridCounter
+from tests.support.daemon import BIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.victims import Program
+
+
+def taken(program: Program, *, kill: bool = True) -> Path:
+    """Take an image by copying, which leaves no child behind that would keep the pid busy; end the program."""
+    path = program.directory / "image"
+    with path.open("wb") as file:
+        checkpoint(program.pid, file.fileno(), crids=CridCounter(path.parent / "crid"),
+                   options=CheckpointOptions(method="copy"))
+    if kill:
+        program.kill()
+    return path
+
+
+def restarted(image: Path, program: Program | None = None, **options: Any) -> RestartResult:
+    """Restart an image here; its task is a child of ours."""
+    with image.open("rb") as file:
+        result = restart(file.fileno(), options=RestartOptions(**options))
+    if program:
+        program.restarted_as(result.root_pid)
+    return result
+
+
+def restarted_elsewhere(image: Path, program: Program, *words: str) -> dict[str, Any]:
+    """Have ``crd restart`` do it, which does not change our own namespaces."""
+    done = subprocess.run([BIN / "crd", "restart", "-i", image, "--json", *words], capture_output=True, check=False,
+                          timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    result: dict[str, Any] = json.loads(done.stdout)
+    program.restarted_as(result["root_pid"])
+    return result
+
+
+@contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    """Be somebody else for a while, on the file system and in permission checks."""
+    os.setegid(uid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def tail_of(function: Callable[[], object]) -> None:
+    """Run in a child of ours whatever must not be done to ourselves; it passes if nothing is raised."""
+    child = os.fork()
+    if not child:
+        status = 1
+        with suppress(BaseException):
+            function()
+            status = 0
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
