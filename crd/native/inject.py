@@ -6,8 +6,8 @@ then on the thread comes home alone, whatever becomes of the tracer.  Rules of a
 
 * Every thread is stopped, and none is inside the room of the stubs (``inside``): if one is, a tracer before us died,
   and the thread will be out in no time; let all go and try again.
-* A signal that is about to be delivered ends the attempt (``InjectionInterrupted``): let go with it, then try again.
-  One that comes once the stub has begun waits until the thread is home, since the stub blocks all signals.
+* A thread that was stopped before the delivery of a signal carries no stub (``InjectionInterrupted``): let go with the
+  signal, then try again.  Signals that are queued wait until the thread is home, since all are blocked meanwhile.
 """
 
 from __future__ import annotations
@@ -216,6 +216,7 @@ class Injector:
         there = original.copy()
         there.rip, there.orig_rax = slot, -1
         tracee.set_registers(tid, there)
+        tracee.set_signal_mask(tid, _WORD)  # not before: from here on it is the stub that puts the mask back
         _pass(tid, original, 1)
         return slot + len(code) - _TASK.size
 

@@ -46,9 +46,9 @@ def read(pid: int | str, name: str) -> str:
 
 
 def read_bytes(pid: int | str, name: str) -> bytes:
-    """Return the content of ``/proc/PID/NAME``."""
-    with _asking(pid, name):
-        return (PROC / str(pid) / name).read_bytes()
+    """Return the content of ``/proc/PID/NAME``, or of ``/proc/PID`` if the name is empty."""
+    with _asking(pid, name), open(f"{PROC}/{pid}/{name}".rstrip("/"), "rb", buffering=0) as file:
+        return file.read()
 
 
 def read_link(pid: int | str, name: str) -> str:

@@ -1,8 +1,8 @@
 """Checkpoints that are killed at random times: ``python -m tests.engine.killer PID DIRECTORY METHOD KILLS SEED``.
 
 A parent that has taken one image, so that all is imported, forks a process that takes images of the target over and
-over; some milliseconds later the parent kills it and forks the next.  Meanwhile it sends SIGRTMIN to the target.  In the
-end it takes one more image, and prints one JSON object: whole images, signals sent, and processes that ended by
+over; some milliseconds later the parent kills it and forks the next.  Meanwhile it sends SIGRTMIN to the target.  In
+the end it takes one more image, and prints one JSON object: whole images, signals sent, and processes that ended by
 themselves.
 """
 

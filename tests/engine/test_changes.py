@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ from crd.engine.stream import DescriptorSink
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.dump import dumped
 from crd.errors import TargetUnsupported
-from crd.image.profile import Pages, Thread, Vma
+from crd.image.profile import MemoryLayout, Pages, Thread, Vma
 from crd.image.reader import ImageReader
 from crd.image.writer import ImageWriter
-from tests.engine.programs import THREADS_COME_AND_GO, compiled, interpreted
+from tests.engine.programs import THREADS_COME_AND_GO, WITHOUT_VDSO, compiled, interpreted
 from tests.support.victims import until
 
 if TYPE_CHECKING:
@@ -161,7 +162,32 @@ def test_threads_that_come_and_go(tmp_path: Path) -> None:
         program.assert_unharmed()
 
 
-def test_locks_end_with_the_target_not_with_the_writing_of_its_image(tmp_path: Path) -> None:
+def test_a_target_that_gets_signals_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with interpreted(tmp_path, """
+import signal
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+rest()
+""") as program:
+        looks = once_after_the_look(monkeypatch, lambda: None)
+        for _ in range(10):
+            take(program)
+        assert len(looks) < 20, "a queued signal is no reason to try again"
+        program.assert_unharmed()
+
+
+def users_of(number: int) -> list[str]:
+    """Return who has the number as process, process group or session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            name, _, fields = path.read_text().rpartition(")")
+            if str(number) in {path.parent.name, *fields.split()[2:4]}:
+                found.append(name)
+    return found
+
+
+def test_nothing_of_the_target_is_kept_by_the_writing_of_its_image(tmp_path: Path) -> None:
     with interpreted(tmp_path, """
 import fcntl
 ballast = [bytes([i]) * 65536 for i in range(1, 200)]
@@ -183,6 +209,7 @@ rest()
             assert os.read(read_end, 1000), "the target runs again, and its image is being written"
             program.assert_untraced()
             program.kill()
+            assert users_of(program.pid) == []
             for name, lock in (("flock", fcntl.flock), ("posix", fcntl.lockf)):
                 with (tmp_path / name).open("r+") as file:
                     lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,3 +238,10 @@ def test_a_sink_above_descriptor_1023_that_is_not_always_ready() -> None:
     os.close(read_end)
     assert got == sent
 
+
+
+def test_a_target_without_a_vdso(tmp_path: Path) -> None:
+    with compiled(tmp_path, WITHOUT_VDSO) as program:
+        image = take(program, "snapshot")
+        assert [record.vdso_bytes for record in records(image, MemoryLayout)] == [0]
+        program.assert_unharmed()

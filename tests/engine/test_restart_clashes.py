@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import crd.engine.userspace.restart  # before somebody tries to who may not read it
+from crd.engine.api import restart
 from crd.engine.userspace import numbers
 from crd.errors import AccessDenied, PidInUse, ResourceChanged
 from crd.native.vessel import spawn_vessel
@@ -206,6 +209,10 @@ def test_somebody_else_has_the_lock(tmp_path: Path, kind: str) -> None:
 
 BECOME_USER = f"""
 import os
+def rest():
+    import time
+    while True: time.sleep(0.01)
+open("ready", "w").close()
 os.mkdir("private", 0o700)
 os.chdir("private")
 secret = os.open("secret", os.O_RDWR | os.O_CREAT, 0o600)
@@ -215,25 +222,29 @@ os.fchown(own, {USER}, {USER})
 os.setgroups([])
 os.setresgid({USER}, {USER}, {USER})
 os.setresuid({USER}, {USER}, {USER})
-open("../ready", "w").close()
-import time
-while True:
-    time.sleep(0.01)
+rest()
 """
 
 
 @pytest.fixture
-def user_program(tmp_path: Path) -> Iterator[Program]:
+def public_path() -> Iterator[Path]:
+    """A directory that everybody may enter, unlike those above tmp_path."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def user_program(public_path: Path) -> Iterator[Program]:
     """A process of USER that was root's: it holds a file and a directory that USER may not enter."""
-    for directory in tmp_path.parents[:2]:
-        directory.chmod(0o755)
-    tmp_path.chmod(0o755)
-    program = interpreted(tmp_path, BECOME_USER)
+    program = interpreted(public_path, BECOME_USER)
     with program:
+        until("the last step", lambda: program.status()["Uid"].split()[0] == str(USER))
         yield program
 
 
-def test_what_was_opened_before_rights_were_dropped_is_opened_again(tmp_path: Path, user_program: Program) -> None:
+def test_what_was_opened_before_rights_were_dropped_is_opened_again(user_program: Program) -> None:
+    tmp_path = user_program.directory
     restarted(taken(user_program), user_program)
     assert user_program.status()["Uid"].split() == [str(USER)] * 4
     links = {os.readlink(path) for path in Path(f"/proc/{user_program.pid}/fd").iterdir()}
@@ -242,8 +253,9 @@ def test_what_was_opened_before_rights_were_dropped_is_opened_again(tmp_path: Pa
 
 
 @pytest.mark.parametrize("how", [os.symlink, os.link])
-def test_an_image_opens_nothing_that_its_user_may_not(tmp_path: Path, user_program: Program, how: object) -> None:
-    treasure = tmp_path.parent / f"treasure-{tmp_path.name}"
+def test_an_image_opens_nothing_that_its_user_may_not(user_program: Program, how: object) -> None:
+    tmp_path = user_program.directory
+    treasure = tmp_path / "treasure"
     treasure.write_text("of root")
     treasure.chmod(0o600)
     image = taken(user_program)
@@ -253,8 +265,9 @@ def test_an_image_opens_nothing_that_its_user_may_not(tmp_path: Path, user_progr
         restarted(image)
 
 
-def test_a_link_leads_to_no_directory_that_the_user_may_not_enter(tmp_path: Path, user_program: Program) -> None:
-    treasury = tmp_path.parent / f"treasury-{tmp_path.name}"
+def test_a_link_leads_to_no_directory_that_the_user_may_not_enter(user_program: Program) -> None:
+    tmp_path = user_program.directory
+    treasury = tmp_path / "treasury"
     treasury.mkdir(0o700)
     image = taken(user_program)
     secret = tmp_path / "private" / "secret"
@@ -274,8 +287,6 @@ def test_only_root_restarts_what_had_more_than_the_caller(tmp_path: Path) -> Non
         def attempt() -> None:
             file = image.open("rb")
             with as_user(USER), pytest.raises(AccessDenied, match="uid 0"):
-                from crd.engine.api import restart
-
                 restart(file.fileno())
 
         with nothing_made(program):

@@ -112,14 +112,17 @@ def test_too_many_calls_are_refused(stubs: Injector, stopped: int) -> None:
         stubs.script(stopped, tracee.get_registers(stopped), [Call(NR.GETPID)] * (CALLS_MAX + 1))
 
 
-def test_a_signal_that_is_due_comes_first(counter: subprocess.Popen[bytes]) -> None:
+def test_a_queued_signal_waits_until_the_thread_is_home(counter: subprocess.Popen[bytes]) -> None:
     with Memory(counter.pid) as memory, frozen(counter.pid) as threads:
         stubs = Injector(memory, [vdso(counter.pid)])
+        mask = tracee.get_signal_mask(counter.pid)
         os.kill(counter.pid, signal.SIGUSR1)
-        with pytest.raises(InjectionInterrupted) as interrupted:
-            stubs.script(counter.pid, threads[counter.pid], [Call(NR.GETPID)])
+        for _ in range(3):
+            assert stubs.script(counter.pid, threads[counter.pid], [Call(NR.GETPID)]).results == (counter.pid,)
+            kill(stubs.snapshot(counter.pid, threads[counter.pid]))
         assert tracee.get_registers(counter.pid) == threads[counter.pid]
-        tracee.detach(counter.pid, interrupted.value.signal)
+        assert tracee.get_signal_mask(counter.pid) == mask
+        assert len(tracee.peek_siginfo(counter.pid, shared=True)) == 1
     assert counter.stdout
     assert counter.stdout.readline() == b"took\n"
 

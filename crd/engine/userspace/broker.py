@@ -86,7 +86,7 @@ class Broker:
             os.close(place)
 
     def open_directory(self, path: str) -> int:
-        """Open a directory that the task was in, and hold it; one may be where one may not go.
+        """Open a directory that the task was in, and hold it; one may be where one could not go (again).
 
         With our rights no symbolic link is followed: a user can lead a path elsewhere only by one.
 
@@ -97,7 +97,7 @@ class Broker:
         try:
             try:
                 with self._as_the_task():
-                    return self.hold(os.open(path, flags))
+                    return self.hold(os.open(path + "/.", flags))  # the dot: may one enter it?
             except PermissionError:
                 how = flags.to_bytes(8, "little") + bytes(8) + _RESOLVE_NO_SYMLINKS.to_bytes(8, "little")
                 return self.hold(syscall(_OPENAT2, _AT_FDCWD, os.fsencode(path) + b"\0", how, len(how)))

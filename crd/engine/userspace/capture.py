@@ -13,6 +13,7 @@ from crd.engine.userspace.interrupted import begin_again
 from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.questions import OUT, Question, TargetAsker
 from crd.engine.userspace.sig import pending
+from crd.engine.userspace.snapshot import stub_places
 from crd.engine.userspace.timers import interval, posix
 from crd.errors import TargetGone, TargetUnsupported, TraceeGone
 from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
@@ -121,10 +122,7 @@ def injector(frozen: Frozen, entries: list[MapEntry]) -> Injector:
     Raises:
         FeatureMissing: there is none.
     """
-    candidates = [entry for entry in entries if entry.permissions == "r-xp" and (entry.is_file or
-                                                                                entry.path == "[vdso]")]
-    candidates.sort(key=lambda entry: entry.path != "[vdso]")
-    return Injector(frozen.memory, [(entry.start, entry.end) for entry in candidates])
+    return Injector(frozen.memory, [(entry.start, entry.end) for entry in stub_places(entries)])
 
 
 def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Known,

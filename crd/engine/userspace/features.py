@@ -8,14 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crd.errors import CrdError
+from crd.errors import CrdError, FeatureMissing
 from crd.native import tracee
+from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap
 from crd.native.syscall import NR, kcmp, pidfd_getfd, syscall
 from crd.native.vessel import spawn_vessel
+from crd.target import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_CAP_SYS_PTRACE = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,16 @@ def _trace() -> None:
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def _trace_others() -> None:
+    if not procfs.status("self").numbers("CapEff", 16)[0] >> _CAP_SYS_PTRACE & 1:
+        raise FeatureMissing
+
+
+def _read_memory() -> None:
+    readable = next(entry for entry in procfs.maps("self") if entry.permissions.startswith("r"))
+    process_read_runs(os.getpid(), [(readable.start, 8)], bytearray(8))
 
 
 def _choose_pid() -> None:
@@ -101,6 +115,9 @@ def _timer_ids() -> None:
 
 _PROBES: list[tuple[str, str, Callable[[], object], str]] = [
     ("ptrace", "tracing processes (PTRACE_SEIZE)", _trace, "nothing can be checkpointed"),
+    ("ptrace_others", "tracing processes of other users (CAP_SYS_PTRACE)", _trace_others,
+     "only processes of the same user, with no privileges of their own, can be checkpointed"),
+    ("process_vm", "reading memory in bulk (process_vm_readv)", _read_memory, "/proc/PID/mem is read instead"),
     ("set_tid", "choosing pids (clone3 with set_tid, 5.5)", _choose_pid, "only restarts with --new-pids"),
     ("pidfd_getfd", "borrowing descriptors (pidfd_getfd, 5.6)", _borrow, "nothing with open files can be checkpointed"),
     ("kcmp", "comparing kernel objects (kcmp)", lambda: kcmp(os.getpid(), os.getpid(), 0, 0, 0),

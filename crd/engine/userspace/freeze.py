@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import struct
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace import unnoticed
 from crd.errors import FreezeTimeout, NativeError, TargetGone, TraceDenied, TraceeGone, TracerBusy
 from crd.native import tracee
 from crd.native.memory import Memory
@@ -25,26 +25,9 @@ if TYPE_CHECKING:
 
 _FIFO_PRIORITY = 10
 _PROCESSOR = 39  # field of stat
-_EINTR = -4
 _LET_GO_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 0.005
 _SEIZE_ATTEMPTS = 3
-_RSEQ_CS = struct.Struct("<IIQQQ")
-
-# Calls that return EINTR to the program because of any stop, though no signal came (engine.md C8).
-_INTERRUPTED_BY_A_STOP = {
-    232,  # epoll_wait
-    281,  # epoll_pwait
-    441,  # epoll_pwait2
-    128,  # rt_sigtimedwait
-    65,  # semop
-    220,  # semtimedop
-    45,  # recvfrom with SO_RCVTIMEO
-    47,  # recvmsg with SO_RCVTIMEO
-    208,  # io_getevents
-    426,  # io_uring_enter
-}
-_IO_URING_ENTER = 426
 
 
 @dataclass(slots=True)
@@ -171,7 +154,7 @@ def frozen(pid: int, seconds: float) -> Iterator[Frozen]:
         _stop_all(state, seconds)
         state.memory = stack.enter_context(Memory(pid))  # not before: an execve(2) would have replaced it
         for thread in state.threads.values():
-            _hide_the_stop(state, thread)
+            unnoticed.hide(state, thread)
         yield state
 
 
@@ -267,42 +250,4 @@ def _is_still_stopped(state: Frozen, tid: int) -> bool:
     except TraceeGone:
         del state.threads[tid]
         return False
-    return True
-
-
-def _hide_the_stop(state: Frozen, thread: FrozenThread) -> None:
-    """Let the program not see that it was stopped: no EINTR out of nothing, no torn rseq critical section."""
-    changed = _restart_interrupted_call(state.pid, thread)
-    if thread.rseq.address:
-        changed |= _abort_critical_section(state.memory, thread)
-    if changed:
-        tracee.set_registers(thread.tid, thread.registers)
-
-
-def _restart_interrupted_call(pid: int, thread: FrozenThread) -> bool:
-    registers = thread.registers
-    if registers.orig_rax not in _INTERRUPTED_BY_A_STOP or registers.result != _EINTR or thread.signal_due:
-        return False
-    if registers.orig_rax == _IO_URING_ENTER and registers.rsi:
-        return False  # it has submitted: a second call would submit again
-    lines = procfs.status(f"{pid}/task/{thread.tid}")
-    pending = int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16)
-    if pending & ~int(lines["SigBlk"], 16):
-        return False
-    registers.rax, registers.rip, registers.orig_rax = registers.orig_rax, registers.rip - 2, -1
-    return True
-
-
-def _abort_critical_section(memory: Memory, thread: FrozenThread) -> bool:
-    """Send a thread inside an rseq critical section to its abort handler, as the kernel would (rseq(2))."""
-    try:
-        section = memory.read_u64(thread.rseq.address + 8)
-        if not section:
-            return False
-        _version, _flags, start, length, abort = _RSEQ_CS.unpack(memory.read(section, _RSEQ_CS.size))
-    except NativeError:
-        return False  # a stale pointer: the kernel would kill a thread that relied on it
-    if not start <= thread.registers.rip < start + length:
-        return False
-    thread.registers.rip, thread.registers.orig_rax = abort, -1
     return True

@@ -54,6 +54,7 @@ def restart_inside(plan: Plan, make: Callable[[Callable[[RestartResult], None]],
     ours, theirs = socket.socketpair()
     reaper = os.fork()
     if reaper == 0:
+        ours.close()  # or the restorer would not see us die
         _begin_inside(theirs, plan, make)
     theirs.close()
     with ours:

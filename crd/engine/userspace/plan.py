@@ -126,8 +126,8 @@ def check(plan: Plan, options: RestartOptions) -> None:
         ResourceChanged: a file, the working directory or the program is missing or not what it was, or is locked by
             somebody else.
     """
-    _check_host(plan)
     _check_owner(plan)
+    _check_host(plan)
     limits.check(plan.limits)
     posix.check(plan.posix_timers)
     for thread in plan.threads:

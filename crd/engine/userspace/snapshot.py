@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _ADDRESS_END = 0x7FFF_FFFF_F000
 _LOWEST = 1 << 20
+STUB_BYTES_MAX = 8192
+"""Stubs lie that far from the end of their mapping (``crd.native.room``)."""
 _ALL_FDS, _CLOSE_RANGE_UNSHARE = 0xFFFF_FFFF, 2
 
 
@@ -41,14 +43,21 @@ class Snapshot:
         It lets go of what it shares with the target: of the file table, since locks and pipes are to end with the
         target, and of session and process group, whose number is then free for a restart.
         """
-        vdso = next(entry for entry in self.entries if entry.path == "[vdso]")
-        at = find_syscall(self.memory, vdso.start, vdso.end - vdso.start)
+        at = self._syscall_instruction()
         scratch = gap([(entry.start, entry.end) for entry in self.entries], Batch.SCRATCH_BYTES)
         batch = map_scratch(self.memory, self.pid, scratch, at)
         batch.call(NR.CLOSE_RANGE, 0, _ALL_FDS, _CLOSE_RANGE_UNSHARE)
         batch.call(NR.SETSID)
         batch.run(self.pid)
         return SnapshotAsker(batch, self.pid)
+
+    def _syscall_instruction(self) -> int:
+        """Return the address of one: in the vdso, or in the stub that made the child where there is none."""
+        for entry in stub_places(self.entries):
+            start = max(entry.start, entry.end - STUB_BYTES_MAX)
+            with suppress(NativeError):
+                return find_syscall(self.memory, start, entry.end - start)
+        raise NativeError("the snapshot child has no code to make system calls with")
 
     def end(self) -> None:
         """Kill the child, and wait until it is gone."""
@@ -58,6 +67,13 @@ class Snapshot:
         with suppress(NativeError, TraceeGone):
             while (stop := tracee.wait(self.pid)) and not stop.ended:
                 pass
+
+
+def stub_places(entries: Sequence[MapEntry]) -> list[MapEntry]:
+    """Return the code that may have room for stubs at its end, the vdso first."""
+    places = [entry for entry in entries
+              if entry.permissions == "r-xp" and (entry.is_file or entry.path == "[vdso]")]
+    return sorted(places, key=lambda entry: entry.path != "[vdso]")
 
 
 @contextmanager

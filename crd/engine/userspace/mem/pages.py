@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.layout import is_kernel_area
-from crd.errors import EngineError, MemoryFault
+from crd.errors import EngineError, NativeError
 from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PageRun, Pages, SharedPages
 from crd.native.memory import Memory, nonzero_pages, process_read_runs
 from crd.native.pagemap import PageMap
@@ -156,7 +156,7 @@ def copy(memory: Memory, runs: Sequence[Run]) -> memoryview:
     content = _room(sum(length for _, length in runs))
     try:
         process_read_runs(memory.pid, runs, content)
-    except MemoryFault:  # PROT_NONE
+    except NativeError:  # PROT_NONE, or a kernel without process_vm_readv
         memory.read_runs(runs, content)
     return content
 
