@@ -167,7 +167,7 @@ int main(void)
 
 
 @pytest.mark.parametrize("choose", [True, False], ids=["chosen", "in turn"])
-def test_numbers_of_posix_timers(tmp_path: Path, choose: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_of_posix_timers(tmp_path: Path, *, choose: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if choose and not posix.can_choose_numbers():
         pytest.skip("this kernel has no PR_TIMER_CREATE_RESTORE_IDS (6.15)")
     monkeypatch.setattr(posix, "can_choose_numbers", lambda: choose)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import crd.engine.userspace.restart  # before somebody tries to who may not read it
 from crd.engine.api import restart
 from crd.engine.userspace import numbers
 from crd.errors import AccessDenied, PidInUse, ResourceChanged
@@ -159,7 +158,7 @@ def test_the_working_directory_is_missing(tmp_path: Path) -> None:
         until("the change", lambda: os.readlink(f"/proc/{program.pid}/cwd").endswith("place"))
         image = taken(program)
         shutil.rmtree(tmp_path / "place")
-        with nothing_made(program), pytest.raises(ResourceChanged, match="working directory .*place is missing"):
+        with nothing_made(program), pytest.raises(ResourceChanged, match=r"working directory .*place is missing"):
             restarted(image)
 
 
@@ -191,7 +190,8 @@ def test_the_program_was_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["flock", "posix"])
 def test_somebody_else_has_the_lock(tmp_path: Path, kind: str) -> None:
     lock = {"flock": "fcntl.flock(fd, fcntl.LOCK_EX)", "posix": "fcntl.lockf(fd, fcntl.LOCK_EX, 10, 5)"}[kind]
-    with interpreted(tmp_path, f"import fcntl, os\nfd = os.open('data', os.O_RDWR | os.O_CREAT)\n{lock}\nrest()") as program:
+    source = f"import fcntl, os\nfd = os.open('data', os.O_RDWR | os.O_CREAT)\n{lock}\nrest()"
+    with interpreted(tmp_path, source) as program:
         image = taken(program)
         with (tmp_path / "data").open("r+") as file:
             if kind == "flock":
@@ -261,7 +261,7 @@ def test_an_image_opens_nothing_that_its_user_may_not(user_program: Program, how
     image = taken(user_program)
     (tmp_path / "own").unlink()
     how(treasure, tmp_path / "own")  # type: ignore[operator]
-    with nothing_made(user_program), pytest.raises(ResourceChanged, match="own is another file .* may not open it"):
+    with nothing_made(user_program), pytest.raises(ResourceChanged, match=r"own is another file .* may not open it"):
         restarted(image)
 
 

@@ -42,7 +42,7 @@ _PROCESS_QUESTIONS = [Question(NR.PRCTL, (PR_GET_CHILD_SUBREAPER, OUT)), *interv
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What was read before the stop, since it is dear and hardly ever changes; ``holds`` says whether it has.
+    """What may be read before the stop, since it is dear and hardly ever changes; ``holds`` says whether it has.
 
     Attributes:
         flags: VmFlags by start of the area.
@@ -78,6 +78,7 @@ class Known:
 class Capture:
     """Everything but the pages that a snapshot has."""
 
+    known: Known
     stat: Stat
     status: Status
     entries: list[MapEntry]
@@ -96,7 +97,7 @@ class Capture:
 
 
 def know(pid: int) -> Known:
-    """Read what may be read while the target runs; threads may come and go meanwhile.
+    """Read it; while the target runs, threads may come and go meanwhile.
 
     Raises:
         TargetGone: it has ended.
@@ -140,7 +141,7 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
     _refuse_what_came_since(pid, statuses)
     about_process = asker.ask(_PROCESS_QUESTIONS)
     found = Capture(
-        stat=procfs.stat(pid), status=statuses[pid], entries=entries, files=table.dump(pid, objects),
+        known=known, stat=procfs.stat(pid), status=statuses[pid], entries=entries, files=table.dump(pid, objects),
         subreaper=bool(about_process[0].number(0, 4)),
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
         state="S" if frozen.leader.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),

@@ -50,6 +50,10 @@ class _TryAgainError(Exception):
     """The target was let go unharmed, and could not be captured this time."""
 
 
+class _ChangedError(_TryAgainError):
+    """What was read before the stop did not hold in it."""
+
+
 @dataclass(slots=True)
 class Attributes:
     """What the memory's owner or its snapshot child knows of it."""
@@ -121,12 +125,14 @@ def dumped(pid: int, writer: ImageWriter, options: CheckpointOptions, *, hold: b
         TargetUnsupported: it opened or mapped something meanwhile that cannot be restarted.
         ImageError, EngineError: the image could not be written.
     """
+    known: Known | None = capturing.know(pid)
     for _ in range(_ATTEMPTS):
-        known = capturing.know(pid)
         try:
             with frozen(pid, options.freeze_seconds) as state, _taken(state, known, options) as taken:
                 yield _written(state, taken, writer, known, hold=hold)
                 return
+        except _ChangedError:
+            known = None  # it changes all the time: what is read in the stop holds
         except _TryAgainError:
             time.sleep(_PAUSE_SECONDS)
         except TraceeGone as error:
@@ -151,7 +157,7 @@ class _Taken:
 
 
 @contextmanager
-def _taken(state: Frozen, known: Known, options: CheckpointOptions) -> Iterator[_Taken]:
+def _taken(state: Frozen, before: Known | None, options: CheckpointOptions) -> Iterator[_Taken]:
     """Capture the stopped target, and make its snapshot child or copy its memory."""
     entries = procfs.maps(state.pid)
     stubs = capturing.injector(state, entries)
@@ -160,11 +166,11 @@ def _taken(state: Frozen, known: Known, options: CheckpointOptions) -> Iterator[
     with ExitStack() as stack:
         try:
             objects = ObjectNumbers()
-            captured = capturing.capture(state, entries, stubs, known, objects)
+            captured = capturing.capture(state, entries, stubs, before or capturing.know(state.pid), objects)
             reason = _why_copy(state.pid, captured, options)
             taken = None
             if not reason:
-                taken = _snapshot(stack, state, stubs, captured, known, objects, must=options.method == "snapshot")
+                taken = _snapshot(stack, state, stubs, captured, objects, must=options.method == "snapshot")
             taken = taken or _copy(state, stubs, captured, objects, reason or "the kernel makes no snapshot child")
         except InjectionInterrupted as interrupted:
             state.threads[interrupted.tid].signal_due = interrupted.signal
@@ -181,8 +187,8 @@ def _why_copy(pid: int, captured: Capture, options: CheckpointOptions) -> str:
     return ""
 
 
-def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, known: Known,
-              objects: ObjectNumbers, *, must: bool) -> _Taken | None:
+def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, objects: ObjectNumbers,
+              *, must: bool) -> _Taken | None:
     """Make the snapshot child; None if the kernel makes none."""
     entries = captured.entries
     try:
@@ -192,7 +198,7 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
             raise
         return None
     copied = [(runs, pages.copy(state.memory, runs))
-              for entry in _lacking(state.pid, child.pid, entries, known.wiped)
+              for entry in _lacking(state.pid, child.pid, entries, captured.known.wiped)
               if (runs := pages.private_runs(state.pid, [entry]))]
     return _Taken(captured, objects, Memories(copied, child), "snapshot", "the target runs on while its memory is read")
 
@@ -201,7 +207,7 @@ def _lacking(pid: int, child: int, entries: list[MapEntry], wiped: set[int]) -> 
     """Return the areas that the child does not have, or sees empty.
 
     Raises:
-        _TryAgainError: it lacks one that it would have had when ``wiped`` was found.
+        _ChangedError: it lacks one that it would have had when ``wiped`` was found.
     """
     private = [entry for entry in entries if not entry.shared and not is_kernel_area(entry)]
     if not wiped and procfs.read_bytes(pid, "maps") == procfs.read_bytes(child, "maps"):
@@ -209,7 +215,7 @@ def _lacking(pid: int, child: int, entries: list[MapEntry], wiped: set[int]) -> 
     has = {(entry.start, entry.end) for entry in procfs.maps(child)}
     lacking = [entry for entry in private if entry.start in wiped or (entry.start, entry.end) not in has]
     if any(entry.start not in wiped for entry in lacking):
-        raise _TryAgainError
+        raise _ChangedError
     return lacking
 
 
@@ -224,11 +230,11 @@ def _copy(state: Frozen, stubs: Injector, captured: Capture, objects: ObjectNumb
     return _Taken(captured, objects, memories, "copy", reason, attributes, flags)
 
 
-def _written(state: Frozen, taken: _Taken, writer: ImageWriter, known: Known, *, hold: bool) -> Dumped:
+def _written(state: Frozen, taken: _Taken, writer: ImageWriter, before: Known | None, *, hold: bool) -> Dumped:
     """Let the target go unless it is to be held, and write the image.
 
     Raises:
-        _TryAgainError: what was known before the stop no longer held in it; nothing was written.
+        _ChangedError: what was known before the stop did not hold in it; nothing was written.
     """
     pid, captured = state.pid, taken.capture
     stop_seconds = time.monotonic() - state.frozen_at
@@ -239,16 +245,16 @@ def _written(state: Frozen, taken: _Taken, writer: ImageWriter, known: Known, *,
         stop_seconds = state.stop_seconds
     if child := taken.memories.child:
         taken.attributes = Attributes.ask(child.asker())
-        taken.flags = _flags(known, procfs.vm_flags(child.pid))
+        taken.flags = _flags(captured.known, procfs.vm_flags(child.pid))
     assert taken.attributes is not None  # noqa: S101
     assert taken.flags is not None  # noqa: S101
-    if not known.holds(pid):
-        raise _TryAgainError
+    if before and not before.holds(pid):
+        raise _ChangedError
     header = current_header()
     writer.header(header)
     space = layout.dump(pid, captured.entries, captured.stat, taken.attributes.brk, taken.flags, captured.shared,
                         taken.objects)
-    write_records(writer, pid, captured, space, taken.attributes, known)
+    write_records(writer, pid, captured, space, taken.attributes)
     pump = pages.PagePump(writer)
     for identity, record in space.shared.items():
         pump.shared(record.objref, captured.shared[identity])
@@ -262,12 +268,12 @@ def _flags(known: Known, inherited: dict[int, str]) -> dict[int, str]:
     """Return the VmFlags of all areas: those of the child's, with what a fork drops, and of those that it lacks.
 
     Raises:
-        _TryAgainError: an area is wiped in the child that was not yet so before the stop, and was not copied.
+        _ChangedError: an area is wiped in the child that was not yet so before the stop, and was not copied.
     """
     flags = dict(known.flags)
     for start, words in inherited.items():
         if "wf" in words.split() and start not in known.wiped:
-            raise _TryAgainError
+            raise _ChangedError
         dropped = _DROPPED_BY_FORK & set(flags.get(start, "").split())
         flags[start] = " ".join([words, *sorted(dropped)])
     return flags

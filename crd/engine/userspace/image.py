@@ -13,7 +13,7 @@ from crd.native.memory import Memory
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from crd.engine.userspace.capture import Capture, Known
+    from crd.engine.userspace.capture import Capture
     from crd.engine.userspace.dump import Attributes
     from crd.engine.userspace.mem.layout import Layout
     from crd.image.writer import ImageWriter
@@ -24,8 +24,7 @@ _STATES = {"R": 0, "S": 1, "T": 4}
 """TASK_RUNNING, TASK_INTERRUPTIBLE, __TASK_STOPPED of include/linux/sched.h."""
 
 
-def write_records(writer: ImageWriter, pid: int, captured: Capture, space: Layout, attributes: Attributes,
-                  known: Known) -> None:
+def write_records(writer: ImageWriter, pid: int, captured: Capture, space: Layout, attributes: Attributes) -> None:
     """Write what stands between the header and the memory of an image.
 
     Args:
@@ -34,7 +33,6 @@ def write_records(writer: ImageWriter, pid: int, captured: Capture, space: Layou
         captured: during the stop.
         space: its address space.
         attributes: asked of the target or its snapshot child.
-        known: before the stop.
     """
     leader = captured.threads[0][0]
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(leader.xstate)))
@@ -45,12 +43,12 @@ def write_records(writer: ImageWriter, pid: int, captured: Capture, space: Layou
     state = "T" if captured.stopped_by else captured.state
     writer.write(Task(state=_STATES[state], exit_state=0, exit_code=0, exit_signal=stat.field(38)))
     writer.write(comm_string(stat.comm))
-    writer.write(_process(pid, captured, attributes, known))
+    writer.write(_process(pid, captured, attributes))
     writer.write(space.memory)
     for vma in space.vmas:
         writer.write(vma)
     for record in (*captured.files.descriptors, *captured.files.locks, attributes.actions, *captured.pending,
-                   *captured.interval_timers, *captured.posix_timers, *known.limits):
+                   *captured.interval_timers, *captured.posix_timers, *captured.known.limits):
         writer.write(record)
     leader.membarrier = attributes.membarrier
     for thread, queue in captured.threads:
@@ -72,8 +70,8 @@ def _profile(captured: Capture, space: Layout, xstate: bytes) -> Profile:
         crd_version=version("crd"))
 
 
-def _process(pid: int, captured: Capture, attributes: Attributes, known: Known) -> Process:
-    stat, status = captured.stat, captured.status
+def _process(pid: int, captured: Capture, attributes: Attributes) -> Process:
+    stat, status, known = captured.stat, captured.status, captured.known
     stopped_by = captured.stopped_by
     return Process(
         pid=pid, parent_pid=stat.parent_pid, process_group=stat.process_group, session=stat.session,
