@@ -191,11 +191,11 @@ def _send(pid: int, number: int) -> None:
 
 
 def _result(pid: int, image: Dumped, crids: CridCounter, duration_seconds: float) -> CheckpointResult:
-    leader = image.capture.threads[0][0]
+    leader = image.capture.status(pid)
     return CheckpointResult(
         crid=crids.next(), pid=pid, uid=leader.uids[0], comm=leader.comm, taken_at=image.taken_at_ns / 1e9,
         engine=USERSPACE, method=image.method, method_reason=image.method_reason, tasks=1,
-        threads=len(image.capture.threads), image_bytes=image.image_bytes, memory_bytes=image.memory_bytes,
+        threads=len(image.capture.group), image_bytes=image.image_bytes, memory_bytes=image.memory_bytes,
         stop_seconds=image.stop_seconds, duration_seconds=duration_seconds, header=image.header)
 
 

@@ -13,41 +13,37 @@ then on the thread comes home alone, whatever becomes of the tracer.  Rules of a
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import struct
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.errors import FeatureMissing, InjectionInterrupted, NativeError, TraceeGone
 from crd.native import tracee
 from crd.native.ffi import ffi, lib
-from crd.native.room import claim, find_room
+from crd.native.room import NO_AREA, Area, claim, claimed_area, find_room
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from crd.native.memory import Memory
     from crd.native.tracee import Registers, Stop
 
-_HOME = struct.Struct("<14Q3B5x2Q")
+_HOME_BYTES = lib.CRD_HOME_BYTES
 _TASK = struct.Struct("<2Q")
 _CALL = struct.Struct("<7Q")
+CALL_BYTES = _CALL.size
 _GENERATION = struct.Struct("<Q")
 CALLS_MAX = 4
 SCRATCH_BYTES = 4096
 
-_SYSCALL_BYTES = 2
-_CODE_64_BIT = 0x33  # __USER_CS
-_FLAG_CF_TO_SF, _FLAG_TF, _FLAG_DF, _FLAG_OF, _FLAG_NT, _FLAG_AC = 0xD5, 0x100, 0x400, 0x800, 0x4000, 0x40000
 _WORD = (1 << 64) - 1
 _ERRNO_MAX = 4095
-
-# arch/x86/include/asm/syscall.h and include/linux/errno.h: what a call shows that the kernel would start again.
-RESTART_WHOLE = {-512, -513, -514}  # ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND
-RESTART_BLOCK = -516  # ERESTART_RESTARTBLOCK
+_MAP_FIXED_NOREPLACE = 0x100000
 
 _CLONE_VM, _CLONE_FS, _CLONE_FILES, _CLONE_VFORK, _CLONE_PARENT = 0x100, 0x200, 0x400, 0x4000, 0x8000
 _FOLLOW = tracee.OPTION_TRACESYSGOOD | tracee.OPTION_TRACEVFORK | tracee.OPTION_TRACECLONE
@@ -67,11 +63,15 @@ class Call:
     number: int
     arguments: tuple[int | Scratch, ...] = ()
 
-    def encode(self, scratch: int) -> bytes:
-        """Return the words of the stub's table, with the scratch area at this address."""
+    def words(self, scratch: int) -> list[int]:
+        """Return the seven words of the stub's table, with the scratch area at this address."""
         words = [scratch + argument.offset if isinstance(argument, Scratch) else argument & _WORD
                  for argument in self.arguments]
-        return _CALL.pack(self.number, *words, *[0] * (6 - len(words)))
+        return [self.number, *words, *[0] * (6 - len(words))]
+
+    def relative(self) -> list[bool]:
+        """Say of each of the words whether it is an address in the scratch area."""
+        return [False, *(isinstance(argument, Scratch) for argument in self.arguments), *[False] * 6][:7]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,9 @@ def home_registers(registers: Registers) -> Registers:
 
     A call that is to be started again is wound back to its ``syscall`` instruction.
     """
-    home = registers.copy()
-    if registers.in_syscall and registers.result in RESTART_WHOLE:
-        home.rax, home.rip = registers.orig_rax, registers.rip - _SYSCALL_BYTES
-    elif registers.in_syscall and registers.result == RESTART_BLOCK:
-        home.rax, home.rip = NR.RESTART_SYSCALL, registers.rip - _SYSCALL_BYTES
-    home.orig_rax = -1
-    return home
+    home = bytearray(registers.to_bytes())
+    lib.crd_home_registers(ffi.from_buffer(home))
+    return type(registers).from_bytes(bytes(home))
 
 
 class Injector:
@@ -114,15 +110,16 @@ class Injector:
         self._snapshot = bytes(ffi.buffer(snapshot.start, snapshot.length))
         longest = max(len(self._script) + CALLS_MAX * _CALL.size, len(self._snapshot))
         self._slot_bytes = (longest + _GENERATION.size + 15) & ~15
-        self._memory = memory
+        self.memory = memory
         self._room = find_room(memory, candidates, 2 * self._slot_bytes)
-        claim(memory, self._room)
+        self._leftover = claimed_area(memory, self._room)
+        claim(memory, self._room, self._leftover)
         self._slots = range(self._room.start, self._room.end - self._slot_bytes + 1, self._slot_bytes)
         self._generations = [memory.read_u64(slot + self._slot_bytes - _GENERATION.size) for slot in self._slots]
 
-    def inside(self, registers: Registers) -> bool:
-        """Whether a thread is inside a stub that a tracer before us began."""
-        return self._room.start <= registers.rip < self._room.end
+    def inside(self, address: int) -> bool:
+        """Whether a thread that is at this address is inside a stub that a tracer before us began."""
+        return address in range(self._room.start, self._room.end) or address in self._leftover
 
     def script(self, tid: int, original: Registers, calls: Sequence[Call]) -> ScriptResult:
         """Make up to CALLS_MAX system calls in a thread; it ends where it was, stopped.
@@ -146,10 +143,10 @@ class Injector:
         mapped = not -_ERRNO_MAX <= scratch < 0
         content = b""
         if mapped:
-            self._memory.write(task, _TASK.pack(SCRATCH_BYTES, len(calls)) + b"".join(
-                call.encode(scratch) for call in calls))
+            self.memory.write(task, _TASK.pack(SCRATCH_BYTES, len(calls)) + b"".join(
+                _CALL.pack(*call.words(scratch)) for call in calls))
             _pass(tid, original, 2 * len(calls) + 1)  # to the entry of munmap
-            content = self._memory.read(scratch, SCRATCH_BYTES)
+            content = self.memory.read(scratch, SCRATCH_BYTES)
             _pass(tid, original, 1)
         _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
         _come_home(tid, original)
@@ -157,6 +154,69 @@ class Injector:
             raise NativeError(f"the target cannot map a page: {os.strerror(-scratch)}", operation="mmap",
                               errno=-scratch, tid=tid)
         return ScriptResult(struct.unpack_from(f"<{len(calls)}q", content), content)
+
+    def plain(self, tid: int, original: Registers, calls: Sequence[Call]) -> list[int]:
+        """Make up to CALLS_MAX system calls that need no scratch area, and return what they returned.
+
+        Args, Raises: as ``script``.
+        """
+        self._send(tid, original, self._script, _TASK.pack(0, len(calls)) + b"".join(
+            _CALL.pack(*call.words(0)) for call in calls))
+        results = []
+        for index in range(len(calls)):
+            _pass(tid, original, 3 if index == 0 else 2)  # to its exit
+            results.append(tracee.get_registers(tid).result)
+        _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
+        _come_home(tid, original)
+        return results
+
+    @contextmanager
+    def area(self, tid: int, original: Registers, area: Area, writable_bytes: int) -> Iterator[None]:
+        """Map an area for as long as the context lasts; it stays, and is noted in the room, if that ends by an error.
+
+        Args:
+            tid: a stopped tracee with TRACESYSGOOD, whose every thread is stopped and outside of stubs.
+            original: its registers.
+            area: free addresses, whole pages.
+            writable_bytes: of its beginning, whole pages; the rest can be executed.
+
+        Raises:
+            FeatureMissing: the target cannot map it.
+        """
+        claim(self.memory, self._room, area)
+        parts = [(area.start, writable_bytes, mmap.PROT_READ | mmap.PROT_WRITE),
+                 (area.start + writable_bytes, area.length - writable_bytes, mmap.PROT_READ | mmap.PROT_EXEC)]
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE
+        mapped = self.plain(tid, original, [Call(NR.MMAP, (start, length, rights, flags, _WORD, 0))
+                                            for start, length, rights in parts])
+        if mapped != [start for start, _, _ in parts]:
+            self._unmap(tid, original, [Area(start, length) for start, length, _ in parts if start in mapped])
+            raise FeatureMissing("the target can map no area for stubs", hint=os.strerror(-min(mapped)))
+        yield
+        self._unmap(tid, original, [area])
+
+    def remove_leftover(self, tid: int, original: Registers, areas: Iterable[tuple[int, int, str]]) -> bool:
+        """Unmap what a tracer before us has left, and return whether there was anything.
+
+        Args:
+            tid: as ``area``.
+            original: as ``area``.
+            areas: (start, end, permissions) of the private anonymous mappings of the target.  Nothing is unmapped but
+                two of them that lie exactly as ours did.
+        """
+        left, self._leftover = self._leftover, NO_AREA
+        there = [(start, end, rights) for start, end, rights in areas if start in left]
+        match there:
+            case [(start, middle, "rw-p"), (also_middle, end, "r-xp")] if (
+                    (start, end, middle) == (left.start, left.start + left.length, also_middle)):
+                self._unmap(tid, original, [left])
+                return True
+        return False
+
+    def _unmap(self, tid: int, original: Registers, areas: Sequence[Area]) -> None:
+        if areas:
+            self.plain(tid, original, [Call(NR.MUNMAP, (area.start, area.length)) for area in areas[:CALLS_MAX]])
+        claim(self.memory, self._room)
 
     def snapshot(self, tid: int, original: Registers, *, child_of_target: bool = False) -> int:
         """Make a copy-on-write child of the target that stays stopped, is our tracee, and dies with us.
@@ -209,10 +269,9 @@ class Injector:
         oldest = self._generations.index(min(self._generations))
         slot = self._slots[oldest]
         self._generations[oldest] = max(self._generations) + 1 & _WORD
-        home = _home_data(home_registers(original), tracee.get_signal_mask(tid))
-        content = code[:-_HOME.size - _TASK.size] + home + task
+        content = code[:-_HOME_BYTES - _TASK.size] + _home_data(original, tracee.get_signal_mask(tid)) + task
         generation = _GENERATION.pack(self._generations[oldest])
-        self._memory.write(slot, content.ljust(self._slot_bytes - _GENERATION.size, b"\0") + generation)
+        self.memory.write(slot, content.ljust(self._slot_bytes - _GENERATION.size, b"\0") + generation)
         there = original.copy()
         there.rip, there.orig_rax = slot, -1
         tracee.set_registers(tid, there)
@@ -286,10 +345,8 @@ def _go_on(tid: int) -> Stop:
 
 
 def _check_can_carry(tid: int, registers: Registers) -> None:
-    if registers.cs != _CODE_64_BIT:
-        raise FeatureMissing(f"thread {tid} runs 32-bit code", tid=tid)
-    if registers.eflags & (_FLAG_TF | _FLAG_NT | _FLAG_AC):
-        raise FeatureMissing(f"thread {tid} has a trap, nested-task or alignment flag set", tid=tid)
+    if not lib.crd_stub_carries(registers.to_bytes()):
+        raise FeatureMissing(f"no stub can bring thread {tid} home: 32-bit code, or an odd flag", tid=tid)
 
 
 def _signal_due(tid: int) -> int:
@@ -329,10 +386,7 @@ def _interrupted(tid: int, number: int) -> InjectionInterrupted:
     return InjectionInterrupted(f"signal {number} is due for task {tid}", signal=number, tid=tid)
 
 
-def _home_data(home: Registers, signal_mask: int) -> bytes:
-    flags = home.eflags
-    return _HOME.pack(
-        *[word & _WORD for word in (
-            home.rip, home.rax, home.rcx, home.rdx, home.rsi, home.rdi, home.r8, home.r9, home.r10, home.r11, home.r12,
-            home.r13, home.r14, home.r15)],
-        bool(flags & _FLAG_OF), flags & _FLAG_CF_TO_SF | 2, bool(flags & _FLAG_DF), signal_mask, _WORD)
+def _home_data(original: Registers, signal_mask: int) -> bytes:
+    home = ffi.new("unsigned char[]", _HOME_BYTES)
+    lib.crd_stub_home(original.to_bytes(), signal_mask, home)
+    return bytes(home)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from crd.native.memory import Memory
 
-_CLAIM = struct.Struct("<Q8s")  # at the very end: bytes of the room, claim included, and who took it
+_CLAIM = struct.Struct("<2QQ8s")
+"""At the very end: start and bytes of an area; bytes of the room, claim included; who took it."""
 _OWNER = b"crdstubs"
 _TAIL_BYTES_MAX = 8192
 _MARGIN_BYTES = 32
@@ -27,6 +28,20 @@ class Room:
 
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """Memory that was mapped for stubs, for as long as the target is stopped."""
+
+    start: int
+    length: int
+
+    def __contains__(self, address: int) -> bool:
+        return self.start <= address < self.start + self.length
+
+
+NO_AREA = Area(0, 0)
 
 
 def find_room(memory: Memory, candidates: Sequence[tuple[int, int]], wanted_bytes: int) -> Room:
@@ -50,13 +65,25 @@ def find_room(memory: Memory, candidates: Sequence[tuple[int, int]], wanted_byte
                          hint="crd copies such a target while it is stopped (--method copy).")
 
 
-def claim(memory: Memory, room: Room) -> None:
-    """Mark the room, so that a later tracer knows what is in it."""
-    memory.write(room.end, _CLAIM.pack(room.end + _CLAIM.size - room.start, _OWNER))
+def claim(memory: Memory, room: Room, area: Area = NO_AREA) -> None:
+    """Mark the room, so that a later tracer knows what is in it, and what else there is of ours in the target.
+
+    Args:
+        memory: of the target.
+        room: the room.
+        area: that is mapped, or is about to be.
+    """
+    memory.write(room.end, _CLAIM.pack(area.start, area.length, room.end + _CLAIM.size - room.start, _OWNER))
+
+
+def claimed_area(memory: Memory, room: Room) -> Area:
+    """Return the area that whoever claimed the room has left mapped, or was about to map."""
+    start, length, _room_bytes, owner = _CLAIM.unpack(memory.read(room.end, _CLAIM.size))
+    return Area(start, length) if owner == _OWNER else NO_AREA
 
 
 def _room_bytes(tail: bytes) -> int:
-    claimed_bytes, owner = _CLAIM.unpack_from(tail, len(tail) - _CLAIM.size)
+    _start, _length, claimed_bytes, owner = _CLAIM.unpack_from(tail, len(tail) - _CLAIM.size)
     if owner == _OWNER:
         return int(claimed_bytes) if claimed_bytes <= len(tail) else 0
     used_bytes = len(tail.rstrip(b"\0")) + _MARGIN_BYTES

@@ -51,6 +51,7 @@ class NR:
     DUP3 = 292
     RT_TGSIGQUEUEINFO = 297
     OPENAT = 257
+    WAITID = 247
     KCMP = 312
     MREMAP = 25
     MEMBARRIER = 324

@@ -98,6 +98,11 @@ class Status(dict[str, str]):
         return tuple(int(word, base) for word in self[key].split())
 
     @property
+    def comm(self) -> str:
+        """The name, in which the kernel has escaped newlines and backslashes."""
+        return self["Name"].replace("\\\\", "\0").replace("\\n", "\n").replace("\0", "\\")
+
+    @property
     def state(self) -> str:
         """One letter: R running, S sleeping, D in an uninterruptible wait, T stopped, t traced, Z zombie, X dead."""
         return self["State"][:1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from crd.target.model import END_OF_FILE, FdInfo, Lock, MapEntry, PosixTimerEntr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
 
 __all__ = ["LIMIT_NAMES", "PROC", "FdInfo", "Lock", "MapEntry", "PosixTimerEntry", "Stat", "Status"]
 
@@ -27,17 +28,33 @@ PROC = Path("/proc")
 _NO_LIMIT = 2**64 - 1
 
 
-@contextmanager
-def _asking(pid: int | str, name: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise TargetGone(f"process {pid} is gone ({name})", pid=pid) from error
-    except OSError as error:
-        raise TargetError(f"/proc/{pid}/{name}: {error.strerror}", pid=pid,
-                          hint="Run crd as root, or as the user of the process.") from error
-    except (ValueError, LookupError, struct.error) as error:
-        raise TargetError(f"/proc/{pid}/{name} is not what proc(5) says", pid=pid) from error
+class _asking:  # noqa: N801  (a class, since a generator takes five times as long, and much is asked in a stop)
+    """A context in which errors are told as what they mean for a file of a process."""
+
+    __slots__ = ("name", "pid")
+
+    def __init__(self, pid: int | str, name: str) -> None:
+        self.pid = pid
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        pid, name = self.pid, self.name
+        match error:
+            case FileNotFoundError() | ProcessLookupError():
+                raise TargetGone(f"process {pid} is gone ({name})", pid=pid) from error
+            case OSError():
+                raise TargetError(f"/proc/{pid}/{name}: {error.strerror}", pid=pid,
+                                  hint="Run crd as root, or as the user of the process.") from error
+            case ValueError() | LookupError() | struct.error():
+                raise TargetError(f"/proc/{pid}/{name} is not what proc(5) says", pid=pid) from error
+
+
+def _path(pid: int | str, name: str) -> str:
+    return f"{PROC}/{pid}/{name}".rstrip("/")
 
 
 def read(pid: int | str, name: str) -> str:
@@ -47,19 +64,19 @@ def read(pid: int | str, name: str) -> str:
 
 def read_bytes(pid: int | str, name: str) -> bytes:
     """Return the content of ``/proc/PID/NAME``, or of ``/proc/PID`` if the name is empty."""
-    with _asking(pid, name), open(f"{PROC}/{pid}/{name}".rstrip("/"), "rb", buffering=0) as file:
+    with _asking(pid, name), open(_path(pid, name), "rb", buffering=0) as file:
         return file.read()
 
 
 def read_link(pid: int | str, name: str) -> str:
     """Return where the link ``/proc/PID/NAME`` points."""
     with _asking(pid, name):
-        return os.readlink(PROC / str(pid) / name)
+        return os.readlink(_path(pid, name))
 
 
 def _numbered_entries(pid: int | str, directory: str) -> list[int]:
     with _asking(pid, directory):
-        return sorted(int(name) for name in os.listdir(PROC / str(pid) / directory))
+        return sorted(int(name) for name in os.listdir(_path(pid, directory)))
 
 
 # --- processes and threads -----------------------------------------------------------------------------------
@@ -82,13 +99,24 @@ def stat(pid: int | str) -> Stat:
 
 def status(pid: int | str) -> Status:
     """Parse status into its lines: key and value, both without blanks around."""
-    return Status((key, value.strip(" \t")) for key, _, value in
-                  (line.partition(":") for line in read(pid, "status").split("\n")[:-1]))
+    return parsed_status(read(pid, "status"))
+
+
+def parsed_status(text: str) -> Status:
+    """Parse the text of a status file; the name stays as it is there."""
+    lines = (line.partition(":") for line in text.split("\n")[:-1])
+    return Status((key, value[1:] if key == "Name" else value.strip(" \t")) for key, _, value in lines)
 
 
 def threads(pid: int) -> list[int]:
     """Return the tids of a process in ascending order, as they are at this moment."""
     return _numbered_entries(pid, "task")
+
+
+def n_threads(pid: int) -> int:
+    """Return how many threads a process has, with those that are just ending (proc_task_getattr in fs/proc/base.c)."""
+    with _asking(pid, "task"):
+        return os.stat(_path(pid, "task")).st_nlink - 2
 
 
 def children(pid: int) -> list[int]:
@@ -204,14 +232,18 @@ def _posix_timer(entry: dict[str, str]) -> PosixTimerEntry:
 def exe_stat(pid: int) -> os.stat_result:
     """Return stat of the program file, whatever its name is now."""
     with _asking(pid, "exe"):
-        return (PROC / str(pid) / "exe").stat()
+        return os.stat(_path(pid, "exe"))
 
 
 def maps(pid: int | str) -> list[MapEntry]:
     """Parse maps; empty for a zombie leader, whose threads have to be asked instead."""
-    lines = read(pid, "maps").split("\n")[:-1]
+    return parsed_maps(pid, read(pid, "maps"))
+
+
+def parsed_maps(pid: int | str, text: str) -> list[MapEntry]:
+    """Parse the text of the maps of a process."""
     with _asking(pid, "maps"):
-        return [_map_entry(line) for line in lines]
+        return [_map_entry(line) for line in text.split("\n")[:-1]]
 
 
 def _map_entry(line: str) -> MapEntry:
@@ -236,7 +268,7 @@ def map_file_stat(pid: int | str, entry: MapEntry) -> os.stat_result:
     """Return fstat of the mapped file, whatever its name is now; needs CAP_CHECKPOINT_RESTORE."""
     name = f"map_files/{entry.start:x}-{entry.end:x}"
     with _asking(pid, name):
-        return (PROC / str(pid) / name).stat()
+        return os.stat(_path(pid, name))
 
 
 def vm_flags(pid: int | str) -> dict[int, str]:
@@ -265,7 +297,7 @@ def fd_numbers(pid: int) -> list[int]:
 def fd_stat(pid: int, fd: int) -> os.stat_result:
     """Return fstat of an open file."""
     with _asking(pid, f"fd/{fd}"):
-        return (PROC / str(pid) / "fd" / str(fd)).stat()
+        return os.stat(_path(pid, f"fd/{fd}"))
 
 
 def fdinfo(pid: int, fd: int) -> FdInfo:

@@ -137,7 +137,7 @@ replace()
 """) as program:
         for _ in range(60):
             with frozen(program.pid, 5) as state:
-                assert state.memory.read(state.leader.registers.rsp, 8)
+                assert state.memory.read(state.registers.rsp, 8)
         program.assert_unharmed()
 
 

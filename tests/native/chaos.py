@@ -108,7 +108,7 @@ def inject_once(pid: int, variant: str, chance: random.Random) -> bool:
     try:
         with Memory(pid) as memory, frozen(pid) as threads:
             stubs = Injector(memory, [vdso(pid)])
-            if any(stubs.inside(registers) for registers in threads.values()):
+            if any(stubs.inside(registers.rip) for registers in threads.values()):
                 return False
             tid = chance.choice(sorted(threads))
             VARIANTS[variant](stubs, pid, tid, threads[tid])

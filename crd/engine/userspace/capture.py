@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace import credentials, limits, scheduling
 from crd.engine.userspace.fds import table
 from crd.engine.userspace.interrupted import begin_again
+from crd.engine.userspace.interview import Interview, interview
 from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.questions import OUT, Question, TargetAsker
 from crd.engine.userspace.sig import pending
@@ -17,19 +20,21 @@ from crd.engine.userspace.snapshot import stub_places
 from crd.engine.userspace.timers import interval, posix
 from crd.errors import TargetGone, TargetUnsupported, TraceeGone
 from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
-from crd.native import tracee
 from crd.native.inject import Injector
 from crd.native.syscall import NR
 from crd.target import procfs, task_obstacles
 
 if TYPE_CHECKING:
-    from crd.engine.userspace.freeze import Frozen, FrozenThread
+    from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.objects import ObjectNumbers
-    from crd.engine.userspace.questions import Answer
     from crd.engine.userspace.scheduling import Scheduling
+    from crd.native.memory import Memory
+    from crd.native.threads import ThreadGroup
     from crd.target.procfs import MapEntry, Stat, Status
 
 PR_GET_PDEATHSIG, PR_GET_SECUREBITS, PR_GET_CHILD_SUBREAPER, PR_GET_TID_ADDRESS = 2, 27, 37, 40
+
+_WALL = 0x4000_0000
 
 _THREAD_QUESTIONS = [
     Question(NR.SIGALTSTACK, (0, OUT)),
@@ -37,6 +42,7 @@ _THREAD_QUESTIONS = [
     Question(NR.PRCTL, (PR_GET_PDEATHSIG, OUT)),
     Question(NR.PRCTL, (PR_GET_SECUREBITS,)),
 ]
+_ANY_CHILD = Question(NR.WAITID, (0, 0, OUT, os.WNOHANG | os.WEXITED | os.WNOWAIT | _WALL, 0))
 _PROCESS_QUESTIONS = [Question(NR.PRCTL, (PR_GET_CHILD_SUBREAPER, OUT)), *interval.QUESTIONS]
 
 
@@ -46,11 +52,16 @@ class Known:
 
     Attributes:
         flags: VmFlags by start of the area.
+        wiped: areas that a snapshot child does not have or sees empty (MADV_DONTFORK, MADV_WIPEONFORK).
+        maps, entries: text and areas.
         scheduling: by tid.
         limits: of the process; and the other attributes that administrators set.
     """
 
     flags: dict[int, str] = field(compare=False)
+    wiped: set[int] = field(compare=False)
+    maps: str = field(compare=False)
+    entries: list[MapEntry] = field(compare=False)
     scheduling: dict[int, Scheduling]
     limits: list[ResourceLimit]
     exe: str
@@ -60,14 +71,13 @@ class Known:
     coredump_filter: int
     login_uid: int
 
-    @property
-    def wiped(self) -> set[int]:
-        """Areas that a snapshot child does not have or sees empty (MADV_DONTFORK, MADV_WIPEONFORK)."""
-        return {start for start, flags in self.flags.items() if {"dc", "wf"} & set(flags.split())}
+    def areas(self, pid: int, maps: str) -> list[MapEntry]:
+        """Return the areas of maps, which hardly ever change."""
+        return list(self.entries) if maps == self.maps else procfs.parsed_maps(pid, maps)
 
     def holds(self, pid: int) -> bool:
-        """Whether all but the flags still is as it was; of threads, those that there were and are."""
-        now = _know(pid, {})
+        """Whether all but the areas still is as it was; of threads, those that there were and are."""
+        now = _know(pid)
         there = self.scheduling.keys() & now.scheduling.keys()
         now, before = (replace(known, scheduling={tid: known.scheduling[tid] for tid in there})
                        for known in (now, self))
@@ -80,7 +90,10 @@ class Capture:
 
     known: Known
     stat: Stat
-    status: Status
+    statuses: dict[int, Status]  # of some threads; of the others their text is in the group
+    group: ThreadGroup
+    told: Interview
+    scheduling: dict[int, Scheduling]
     entries: list[MapEntry]
     files: table.FileTable
     subreaper: bool
@@ -88,12 +101,21 @@ class Capture:
     state: str
     cwd: str
     root: str
-    pending: list[PendingSignal] = field(default_factory=list)
-    threads: list[tuple[Thread, list[PendingSignal]]] = field(default_factory=list)
-    interval_timers: list[IntervalTimer] = field(default_factory=list)
+    pending: list[PendingSignal]
+    queues: dict[int, list[PendingSignal]]
+    interval_timers: list[IntervalTimer]
+    clocks_ns: tuple[int, int, int]
     posix_timers: list[PosixTimer] = field(default_factory=list)
     shared: dict[tuple[int, int], pages.Copied] = field(default_factory=dict)
-    clocks_ns: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def private_entries(self) -> list[MapEntry]:
+        """The areas whose content is the process's own."""
+        return [entry for entry in self.entries if not entry.shared and not layout.is_kernel_area(entry)]
+
+    def status(self, tid: int) -> Status:
+        """Return the status of a thread in the stop."""
+        return self.statuses.get(tid) or procfs.parsed_status(self.group.status(tid))
 
 
 def know(pid: int) -> Known:
@@ -102,17 +124,21 @@ def know(pid: int) -> Known:
     Raises:
         TargetGone: it has ended.
     """
-    return _know(pid, procfs.vm_flags(pid))
+    maps = procfs.read(pid, "maps")
+    flags = procfs.vm_flags(pid)
+    wiped = {start for start, words in flags.items() if {"dc", "wf"} & set(words.split())}
+    return replace(_know(pid), flags=flags, wiped=wiped, maps=maps, entries=procfs.parsed_maps(pid, maps))
 
 
-def _know(pid: int, flags: dict[int, str]) -> Known:
+def _know(pid: int) -> Known:
     threads = {}
     for tid in procfs.threads(pid):
         with suppress(TargetGone, TraceeGone):
             threads[tid] = scheduling.dump(pid, tid)
     exe = procfs.exe_stat(pid)
     return Known(
-        flags=flags, scheduling=threads, limits=limits.dump(pid), exe=procfs.read_link(pid, "exe"),
+        flags={}, wiped=set(), maps="", entries=[], scheduling=threads, limits=limits.dump(pid),
+        exe=procfs.read_link(pid, "exe"),
         exe_device=exe.st_dev, exe_inode=exe.st_ino, oom_score_adj=procfs.number(pid, "oom_score_adj"),
         coredump_filter=procfs.hexadecimal(pid, "coredump_filter"), login_uid=procfs.number(pid, "loginuid"))
 
@@ -135,59 +161,77 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         InjectionInterrupted: a signal came; let go and try again.
     """
     pid = frozen.pid
-    asker = TargetAsker(stubs, pid, frozen.leader.registers)
-    stats = {tid: procfs.stat(f"{pid}/task/{tid}") for tid in frozen.threads}
-    statuses = {tid: procfs.status(f"{pid}/task/{tid}") for tid in frozen.threads}
-    _refuse_what_came_since(pid, statuses)
-    about_process = asker.ask(_PROCESS_QUESTIONS)
+    statuses = _refuse_confined(frozen)
+    told = _interview(frozen, stubs, entries)
     found = Capture(
-        known=known, stat=procfs.stat(pid), status=statuses[pid], entries=entries, files=table.dump(pid, objects),
-        subreaper=bool(about_process[0].number(0, 4)),
+        known=known, stat=procfs.stat(pid), statuses=statuses, group=frozen.group, told=told, entries=entries,
+        scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
+        files=table.dump(pid, objects), subreaper=bool(told.of_process[0].number(0, 4)),
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
-        state="S" if frozen.leader.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),
-        root=procfs.read_link(pid, "root"),
-        pending=pending.dump_process(pid), interval_timers=interval.dump(about_process[1:]),
+        state="S" if frozen.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),
+        root=procfs.read_link(pid, "root"), pending=pending.dump_process(pid),
+        queues={tid: pending.dump_thread(thread, queued=frozen.group.is_queued(tid))
+                for tid, thread in frozen.threads.items()},
+        interval_timers=interval.dump(told.of_process[1:4]),
         clocks_ns=(time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
                    time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
     if timers := procfs.posix_timers(pid):
-        found.posix_timers = posix.dump(timers, asker)
+        found.posix_timers = posix.dump(timers, TargetAsker(stubs, pid, frozen.registers))
     for entry in entries:
         if layout.kind(entry) == VMA_SHARED_MEMORY and (entry.device, entry.inode) not in found.shared:
             where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
             found.shared[entry.device, entry.inode] = pages.copy_shared(where)
-    for thread in frozen.threads.values():
-        frozen.follow(stats[thread.tid])
-        answers = TargetAsker(stubs, thread.tid, thread.registers).ask(_THREAD_QUESTIONS)
-        record = _thread(frozen, thread, stats[thread.tid].comm, statuses[thread.tid], answers, known)
-        found.threads.append((record, pending.dump_thread(thread)))
-    frozen.follow(stats[pid])
     return found
 
 
-def _refuse_what_came_since(pid: int, statuses: dict[int, Status]) -> None:
+def _refuse_confined(frozen: Frozen) -> dict[int, Status]:
     """Look again at what may have changed since the preflight, before any stub is run.
 
+    Returns:
+        The statuses that had to be looked at closely.
+
     Raises:
-        TargetUnsupported: a child, which the image would lack, or a seccomp filter, which would kill the target.
+        TargetUnsupported: a thread has a seccomp filter, which would kill it in a stub.
     """
-    if found := [*task_obstacles.confinement(statuses), *task_obstacles.family(pid)]:
-        raise TargetUnsupported(reasons=found, pid=pid)
+    suspects = {tid: frozen.status(tid) for tid in frozen.group.confined()}
+    if found := [*task_obstacles.confinement(suspects)]:
+        raise TargetUnsupported(reasons=found, pid=frozen.pid)
+    return suspects
 
 
-def _thread(frozen: Frozen, thread: FrozenThread, comm: str, status: Status, answers: list[Answer],
-            known: Known) -> Thread:
-    tid = thread.tid
+def _interview(frozen: Frozen, stubs: Injector, entries: list[MapEntry]) -> Interview:
+    """Ask the threads, and refuse a child that came since the preflight, which the image would lack."""
+    many = len(frozen.threads) > 1  # then it is quicker to ask for children than to look for them
+    told = interview(frozen, stubs, entries, _THREAD_QUESTIONS, [*_PROCESS_QUESTIONS, *([_ANY_CHILD] if many else [])])
+    may_have_children = not many or told.of_process[-1].result != -errno.ECHILD
+    if may_have_children and (found := [*task_obstacles.family(frozen.pid)]):
+        raise TargetUnsupported(reasons=found, pid=frozen.pid)
+    return told
+
+
+def threads(captured: Capture, memory: Memory) -> list[Thread]:
+    """Return the records of all threads, the leader's first; the target may run again by now.
+
+    Args:
+        captured: in the stop.
+        memory: of the target, for the code around calls that were interrupted.
+    """
+    return [_thread(captured, tid, memory) for tid in captured.group.tids]
+
+
+def _thread(captured: Capture, tid: int, memory: Memory) -> Thread:
+    state = captured.group.state(tid)
+    status = captured.status(tid)
     who = credentials.dump(status)
-    how = known.scheduling.get(tid) or scheduling.dump(frozen.pid, tid)
-    altstack, clear_tid, death_signal, secure_bits = answers
-    robust_list, robust_list_bytes = tracee.robust_list(tid)
+    how = captured.scheduling[tid]
+    altstack, clear_tid, death_signal, secure_bits = captured.told.of_thread(tid)
     return Thread(
-        tid=tid, comm=comm, registers=begin_again(thread.registers, frozen.memory).to_bytes(),
-        xstate=tracee.get_xstate(tid), signal_mask=tracee.get_signal_mask(tid),
+        tid=tid, comm=status.comm, registers=begin_again(captured.group.registers(tid), memory).to_bytes(),
+        xstate=state.xstate, signal_mask=state.signal_mask,
         altstack_address=altstack.number(0), altstack_flags=altstack.number(8, 4),
-        altstack_bytes=altstack.number(16), robust_list=robust_list, robust_list_bytes=robust_list_bytes,
-        clear_child_tid=clear_tid.number(), rseq_address=thread.rseq.address, rseq_bytes=thread.rseq.bytes,
-        rseq_signature=thread.rseq.signature, parent_death_signal=death_signal.number(0, 4),
+        altstack_bytes=altstack.number(16), robust_list=state.robust_list, robust_list_bytes=state.robust_list_bytes,
+        clear_child_tid=clear_tid.number(), rseq_address=state.rseq.address, rseq_bytes=state.rseq.bytes,
+        rseq_signature=state.rseq.signature, parent_death_signal=death_signal.number(0, 4),
         uids=who.uids, gids=who.gids, groups=who.groups, capabilities=who.capabilities,
         secure_bits=max(0, secure_bits.result), no_new_privileges=who.no_new_privileges,
         personality=how.personality, timer_slack_ns=how.timer_slack_ns, policy=how.policy, policy_flags=how.flags,

@@ -11,7 +11,6 @@ from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.freeze import frozen
 from crd.engine.userspace.image import write_records
 from crd.engine.userspace.mem import layout, pages
-from crd.engine.userspace.mem.layout import is_kernel_area
 from crd.engine.userspace.objects import ObjectNumbers
 from crd.engine.userspace.questions import Question, TargetAsker
 from crd.engine.userspace.sig import actions
@@ -159,10 +158,14 @@ class _Taken:
 @contextmanager
 def _taken(state: Frozen, before: Known | None, options: CheckpointOptions) -> Iterator[_Taken]:
     """Capture the stopped target, and make its snapshot child or copy its memory."""
-    entries = procfs.maps(state.pid)
+    maps = procfs.read(state.pid, "maps")
+    entries = before.areas(state.pid, maps) if before else procfs.parsed_maps(state.pid, maps)
     stubs = capturing.injector(state, entries)
-    if any(stubs.inside(thread.registers) for thread in state.threads.values()):
+    if any(map(stubs.inside, state.group.addresses())):
         raise _TryAgainError
+    if stubs.remove_leftover(state.pid, state.registers, [(entry.start, entry.end, entry.permissions)
+                                                          for entry in entries if not entry.path]):
+        entries = procfs.maps(state.pid)
     with ExitStack() as stack:
         try:
             objects = ObjectNumbers()
@@ -190,38 +193,21 @@ def _why_copy(pid: int, captured: Capture, options: CheckpointOptions) -> str:
 def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, objects: ObjectNumbers,
               *, must: bool) -> _Taken | None:
     """Make the snapshot child; None if the kernel makes none."""
-    entries = captured.entries
     try:
-        child = stack.enter_context(snapshot(state, stubs, entries))
+        child = stack.enter_context(snapshot(state, stubs, captured.entries))
     except NativeError as error:
         if error.operation != "clone" or must:
             raise
         return None
     copied = [(runs, pages.copy(state.memory, runs))
-              for entry in _lacking(state.pid, child.pid, entries, captured.known.wiped)
-              if (runs := pages.private_runs(state.pid, [entry]))]
+              for entry in captured.private_entries
+              if entry.start in captured.known.wiped and (runs := pages.private_runs(state.pid, [entry]))]
     return _Taken(captured, objects, Memories(copied, child), "snapshot", "the target runs on while its memory is read")
-
-
-def _lacking(pid: int, child: int, entries: list[MapEntry], wiped: set[int]) -> list[MapEntry]:
-    """Return the areas that the child does not have, or sees empty.
-
-    Raises:
-        _ChangedError: it lacks one that it would have had when ``wiped`` was found.
-    """
-    private = [entry for entry in entries if not entry.shared and not is_kernel_area(entry)]
-    if not wiped and procfs.read_bytes(pid, "maps") == procfs.read_bytes(child, "maps"):
-        return []
-    has = {(entry.start, entry.end) for entry in procfs.maps(child)}
-    lacking = [entry for entry in private if entry.start in wiped or (entry.start, entry.end) not in has]
-    if any(entry.start not in wiped for entry in lacking):
-        raise _ChangedError
-    return lacking
 
 
 def _copy(state: Frozen, stubs: Injector, captured: Capture, objects: ObjectNumbers, reason: str) -> _Taken:
     """Copy all private memory now; needs as much of ours."""
-    attributes = Attributes.ask(TargetAsker(stubs, state.pid, state.leader.registers))
+    attributes = Attributes.ask(TargetAsker(stubs, state.pid, state.registers))
     state.relax()
     flags = procfs.vm_flags(state.pid)
     runs = pages.private_runs(state.pid, captured.entries)
@@ -245,16 +231,17 @@ def _written(state: Frozen, taken: _Taken, writer: ImageWriter, before: Known | 
         stop_seconds = state.stop_seconds
     if child := taken.memories.child:
         taken.attributes = Attributes.ask(child.asker())
-        taken.flags = _flags(captured.known, procfs.vm_flags(child.pid))
+        taken.flags = _flags(captured, procfs.vm_flags(child.pid))
     assert taken.attributes is not None  # noqa: S101
     assert taken.flags is not None  # noqa: S101
     if before and not before.holds(pid):
         raise _ChangedError
+    threads = capturing.threads(captured, state.memory)
     header = current_header()
     writer.header(header)
     space = layout.dump(pid, captured.entries, captured.stat, taken.attributes.brk, taken.flags, captured.shared,
                         taken.objects)
-    write_records(writer, pid, captured, space, taken.attributes)
+    write_records(writer, pid, captured, threads, space, taken.attributes)
     pump = pages.PagePump(writer)
     for identity, record in space.shared.items():
         pump.shared(record.objref, captured.shared[identity])
@@ -264,16 +251,20 @@ def _written(state: Frozen, taken: _Taken, writer: ImageWriter, before: Known | 
                   captured.clocks_ns[0], header.to_json())
 
 
-def _flags(known: Known, inherited: dict[int, str]) -> dict[int, str]:
+def _flags(captured: Capture, inherited: dict[int, str]) -> dict[int, str]:
     """Return the VmFlags of all areas: those of the child's, with what a fork drops, and of those that it lacks.
 
     Raises:
-        _ChangedError: an area is wiped in the child that was not yet so before the stop, and was not copied.
+        _ChangedError: the child lacks an area or sees it empty (MADV_DONTFORK, MADV_WIPEONFORK) that was not yet so
+            before the stop, and was not copied.
     """
+    known = captured.known
     flags = dict(known.flags)
     for start, words in inherited.items():
         if "wf" in words.split() and start not in known.wiped:
             raise _ChangedError
         dropped = _DROPPED_BY_FORK & set(flags.get(start, "").split())
         flags[start] = " ".join([words, *sorted(dropped)])
+    if {entry.start for entry in captured.private_entries} - inherited.keys() - known.wiped:
+        raise _ChangedError
     return flags

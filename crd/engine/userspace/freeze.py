@@ -14,17 +14,17 @@ from crd.engine.userspace import unnoticed
 from crd.errors import FreezeTimeout, NativeError, TargetGone, TraceDenied, TraceeGone, TracerBusy
 from crd.native import tracee
 from crd.native.memory import Memory
+from crd.native.threads import Room, ThreadGroup
 from crd.target import procfs
 from crd.target.wording import process_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crd.native.tracee import Registers, RseqConfiguration, Stop
-    from crd.target.procfs import Stat
+    from crd.native.tracee import Registers, Stop
+    from crd.target.procfs import Status
 
 _FIFO_PRIORITY = 10
-_PROCESSOR = 39  # field of stat
 _LET_GO_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 0.005
 _SEIZE_ATTEMPTS = 3
@@ -37,18 +37,14 @@ class FrozenThread:
     Attributes:
         tid: its number.
         stop: how it stopped first.
-        registers: with which it goes on.
         signal_due: the signal whose delivery the stop came before, 0 = none; delivered when it is let go.
         siginfo: of that signal.
-        rseq: what it registered.
     """
 
     tid: int
     stop: Stop
-    registers: Registers
     signal_due: int = 0
     siginfo: bytes = b""
-    rseq: RseqConfiguration = field(default_factory=lambda: tracee.RseqConfiguration(0, 0, 0, 0))
 
 
 @dataclass(slots=True)
@@ -59,6 +55,7 @@ class Frozen:
         pid: of the process.
         memory: of the process; open while it is frozen.
         threads: by tid.
+        group: all threads, the leader first, with what was read of them.
         seized: the tids that are our tracees, stopped or not yet.
         frozen_at: time.monotonic() before the first thread was seized.
         stop_seconds: from there to the last detach; set by thaw.
@@ -67,66 +64,75 @@ class Frozen:
     pid: int
     memory: Memory = field(init=False)
     threads: dict[int, FrozenThread] = field(default_factory=dict)
+    group: ThreadGroup = field(init=False)
     seized: set[int] = field(default_factory=set)
     frozen_at: float = 0.0
     stop_seconds: float = 0.0
-    _before: tuple[int, os.sched_param, set[int], bool] | None = None
+    _latency_request: int = -1
+    _before: tuple[int, os.sched_param, bool] | None = None
 
     @property
     def leader(self) -> FrozenThread:
         """The thread whose tid is the pid."""
         return self.threads[self.pid]
 
+    @property
+    def registers(self) -> Registers:
+        """Those of the leader."""
+        return self.group.registers(self.pid)
+
+    def status(self, tid: int) -> Status:
+        """Return the status of a thread, as it was read in the stop."""
+        text = self.group.status(tid)
+        return procfs.parsed_status(text) if text else procfs.status(f"{self.pid}/task/{tid}")
+
     def hurry(self) -> None:
         """Lose no time until ``relax``.
 
-        That is SCHED_FIFO, since every thread let go competes with the tracer; no garbage collection; and the processor
-        of the main thread, since handing over to another one takes an interrupt and its waking up.
+        That is SCHED_FIFO, since whoever is let go competes with us; no garbage collection; and idle processors that
+        stay awake (a latency request, admin-guide/pm/cpuidle of the kernel), since to wake one takes longer than what
+        it is wanted for.
         """
-        self._before = (os.sched_getscheduler(0), os.sched_getparam(0), os.sched_getaffinity(0), gc.isenabled())
+        with suppress(OSError):
+            self._latency_request = os.open("/dev/cpu_dma_latency", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(self._latency_request, bytes(4))
+        self._before = (os.sched_getscheduler(0), os.sched_getparam(0), gc.isenabled())
         gc.disable()
-        self.follow(procfs.stat(self.pid))
         with suppress(PermissionError):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_FIFO_PRIORITY))
-
-    def follow(self, stat: Stat) -> None:
-        """Run on the processor of a thread, for as long as we hurry."""
-        if self._before:
-            with suppress(OSError):
-                os.sched_setaffinity(0, {stat.field(_PROCESSOR)})
 
     def relax(self) -> None:
         """Run as before; called by thaw, or earlier where the target is to stay stopped for long."""
         if self._before:
-            (policy, parameter, processors, collecting), self._before = self._before, None
+            (policy, parameter, collecting), self._before = self._before, None
             with suppress(PermissionError):
                 os.sched_setscheduler(0, policy, parameter)
-            with suppress(OSError):
-                os.sched_setaffinity(0, processors)
             if collecting:
                 gc.enable()
+        if self._latency_request >= 0:
+            os.close(self._latency_request)
+            self._latency_request = -1
 
     def thaw(self) -> None:
         """Let every thread go; a signal that was about to be delivered is.
 
         A thread in an uninterruptible wait cannot be let go by anything but the end of this process (ptrace(2)).
         """
-        deadline = time.monotonic() + _LET_GO_SECONDS
-        for tid in sorted(self.seized, key=self.pid.__eq__):  # the main thread last: it ends after the others
-            _let_go(tid, self.threads.get(tid), deadline)
         if self.threads:
+            group = ThreadGroup(list(self.threads))
+            failed = group.detach({tid: thread.signal_due for tid, thread in self.threads.items() if thread.signal_due})
             self.stop_seconds = time.monotonic() - self.frozen_at
+            self.seized.difference_update(self.threads.keys() - failed.keys())
+        deadline = time.monotonic() + _LET_GO_SECONDS
+        for tid in self.seized:
+            _let_go(tid, deadline)
         self.threads.clear()
         self.seized.clear()
         self.relax()
 
 
-def _let_go(tid: int, thread: FrozenThread | None, deadline: float) -> None:
-    """Detach a thread, which may be on its way to a stop, or have been killed in it."""
-    if thread:
-        with suppress(TraceeGone):
-            tracee.detach(tid, thread.signal_due)
-            return
+def _let_go(tid: int, deadline: float) -> None:
+    """Detach a thread that is on its way to a stop, or has been killed in it."""
     with suppress(NativeError):  # ECHILD: it is no tracee any more
         stop = tracee.wait(tid, deadline=deadline)
         if stop and stop.stopped:
@@ -149,37 +155,97 @@ def frozen(pid: int, seconds: float) -> Iterator[Frozen]:
     """
     state = Frozen(pid)
     with ExitStack() as stack:
+        room = stack.enter_context(Room(pid, procfs.threads(pid)))
         stack.callback(state.thaw)
         state.hurry()
-        _stop_all(state, seconds)
+        _stop_all(state, room, seconds)
         state.memory = stack.enter_context(Memory(pid))  # not before: an execve(2) would have replaced it
-        for thread in state.threads.values():
-            unnoticed.hide(state, thread)
+        for tid in state.group.noticing():
+            unnoticed.hide(state, state.threads[tid])
         yield state
 
 
-def _stop_all(state: Frozen, seconds: float) -> None:
-    """Seize and interrupt threads until a pass over them finds no new one, and all that have stopped are still there.
+def _stop_all(state: Frozen, room: Room, seconds: float) -> None:
+    """Stop threads until a pass over them finds no new one, and all that have stopped are still there.
 
     An execve(2) in one thread ends those that have stopped before it, and gives it the number of the main thread.
     """
     state.frozen_at = time.monotonic()
     deadline = state.frozen_at + seconds
     passed: set[int] = set()
-    while new := [tid for tid in procfs.threads(state.pid) if tid not in passed]:
-        asked = [tid for tid in new if _seize(state, tid)]
-        passed.update(new)
-        passed.difference_update([tid for tid in asked if not _await_stop(state, tid, deadline)])
-        passed.difference_update([tid for tid in list(state.threads) if not _is_still_stopped(state, tid)])
+    new = list(room.tids)
+    while True:
+        if new:
+            passed.update(new)
+            passed -= _stop(state, new, deadline)
+        elif gone := _read(state, room):
+            passed -= gone
+        else:
+            return
+        new = [] if procfs.n_threads(state.pid) == len(state.threads) else [
+            tid for tid in procfs.threads(state.pid) if tid not in passed]
         if time.monotonic() > deadline:
             raise FreezeTimeout(f"process {state.pid} makes threads faster than they can be stopped", pid=state.pid)
+
+
+def _stop(state: Frozen, tids: list[int], deadline: float) -> set[int]:
+    """Stop threads; return those that ended meanwhile, whose numbers may be those of others now."""
+    state.seized.update(tids)
+    group = ThreadGroup(tids)
+    for tid, error in group.seize(tracee.OPTION_TRACESYSGOOD).items():
+        if error == errno.ESRCH or not _seize(state, tid):
+            state.seized.discard(tid)
+    waiting, ended = [tid for tid in tids if tid in state.seized], set()
+    while waiting:
+        late = []
+        group = ThreadGroup(waiting)
+        for tid, stop in zip(waiting, group.stops(min(deadline, time.monotonic() + _LOOK_AGAIN_SECONDS)), strict=True):
+            if stop and stop.stopped:
+                siginfo = _siginfo(stop)
+                state.threads[tid] = FrozenThread(tid, stop, stop.signal if siginfo else 0, siginfo)
+            elif stop or tid in group.errors():
+                state.seized.discard(tid)
+                ended.add(tid)
+            else:
+                late.append(tid)
+        _remind(state.pid, late, deadline)
+        waiting = late
+    return ended
+
+
+def _siginfo(stop: Stop) -> bytes:
+    """Return that of a signal whose delivery a thread was stopped before."""
+    if stop.is_signal:
+        with suppress(TraceeGone):
+            return tracee.get_siginfo(stop.tid)
+    return b""
+
+
+def _remind(pid: int, late: list[int], deadline: float) -> None:
+    """Interrupt threads again: a number may have become another thread's, which was not interrupted."""
+    for tid in late:
+        if time.monotonic() > deadline:
+            raise FreezeTimeout(
+                f"thread {tid} of process {pid} did not stop in time", pid=pid, tid=tid,
+                hint="It waits in the kernel for something that does not come, such as a dead file server.")
+        with suppress(TraceeGone):
+            tracee.interrupt(tid)
+
+
+def _read(state: Frozen, room: Room) -> set[int]:
+    """Read all threads, which have stopped; return those that have ended nevertheless, and forget them."""
     if state.pid not in state.threads:
         raise TargetGone(f"the main thread of process {state.pid} has ended", pid=state.pid)
     state.threads = {state.pid: state.leader, **state.threads}
+    state.group = ThreadGroup(list(state.threads), [thread.stop for thread in state.threads.values()])
+    gone = set(state.group.read(room))
+    for tid in gone:
+        del state.threads[tid]
+    return gone
 
 
 def _seize(state: Frozen, tid: int) -> bool:
-    """Begin to trace and to stop a thread; false if it has ended."""
+    """Try again to trace and to stop a thread that refused; false if it has ended."""
     for attempt in range(_SEIZE_ATTEMPTS):
         try:
             tracee.seize(tid, tracee.OPTION_TRACESYSGOOD)
@@ -198,7 +264,6 @@ def _seize(state: Frozen, tid: int) -> bool:
                 raise
         else:
             break
-    state.seized.add(tid)
     with suppress(TraceeGone):
         tracee.interrupt(tid)
     return True
@@ -211,43 +276,3 @@ def _tracer(pid: int, tid: int) -> int | None:
     except TargetGone:
         return None
     return None if status.state in "ZX" else status.tracer_pid
-
-
-def _await_stop(state: Frozen, tid: int, deadline: float) -> bool:
-    """Wait until a thread has stopped; false if it has ended."""
-    try:
-        stop = _next_stop(state, tid, deadline)
-        if not stop.ended:
-            thread = FrozenThread(tid, stop, tracee.get_registers(tid))
-            if stop.is_signal:
-                thread.signal_due, thread.siginfo = stop.signal, tracee.get_siginfo(tid)
-            state.threads[tid] = thread
-            return True
-    except TraceeGone:
-        return False
-    except NativeError as error:
-        if error.errno != errno.ECHILD:
-            raise
-    state.seized.discard(tid)
-    return False
-
-
-def _next_stop(state: Frozen, tid: int, deadline: float) -> Stop:
-    """Wait; look again now and then, since a number may become another thread's, which was not interrupted."""
-    while not (stop := tracee.wait(tid, deadline=min(deadline, time.monotonic() + _LOOK_AGAIN_SECONDS))):
-        if time.monotonic() > deadline:
-            raise FreezeTimeout(
-                f"thread {tid} of process {state.pid} did not stop in time", pid=state.pid, tid=tid,
-                hint="It waits in the kernel for something that does not come, such as a dead file server.")
-        tracee.interrupt(tid)
-    return stop
-
-
-def _is_still_stopped(state: Frozen, tid: int) -> bool:
-    """Read what a stopped thread has registered with rseq(2); false, and forget it, if it has ended."""
-    try:
-        state.threads[tid].rseq = tracee.rseq_configuration(tid)
-    except TraceeGone:
-        del state.threads[tid]
-        return False
-    return True

@@ -13,9 +13,12 @@ from crd.native.memory import Memory
 from crd.target import procfs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crd.engine.userspace.capture import Capture
     from crd.engine.userspace.dump import Attributes
     from crd.engine.userspace.mem.layout import Layout
+    from crd.image.profile import Thread
     from crd.image.writer import ImageWriter
 
 _XCR0_OFFSET = 464
@@ -24,17 +27,19 @@ _STATES = {"R": 0, "S": 1, "T": 4}
 """TASK_RUNNING, TASK_INTERRUPTIBLE, __TASK_STOPPED of include/linux/sched.h."""
 
 
-def write_records(writer: ImageWriter, pid: int, captured: Capture, space: Layout, attributes: Attributes) -> None:
+def write_records(writer: ImageWriter, pid: int, captured: Capture, threads: Sequence[Thread], space: Layout,
+                  attributes: Attributes) -> None:
     """Write what stands between the header and the memory of an image.
 
     Args:
         writer: of the image.
         pid: of the process.
         captured: during the stop.
+        threads: their records, the leader's first.
         space: its address space.
         attributes: asked of the target or its snapshot child.
     """
-    leader = captured.threads[0][0]
+    leader = threads[0]
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(leader.xstate)))
     writer.write(_profile(captured, space, leader.xstate))
     for shared_object in (*captured.files.objects, *space.files, *space.shared.values()):
@@ -51,9 +56,9 @@ def write_records(writer: ImageWriter, pid: int, captured: Capture, space: Layou
                    *captured.interval_timers, *captured.posix_timers, *captured.known.limits):
         writer.write(record)
     leader.membarrier = attributes.membarrier
-    for thread, queue in captured.threads:
+    for thread in threads:
         writer.write(thread)
-        for signal in queue:
+        for signal in captured.queues[thread.tid]:
             writer.write(signal)
 
 
@@ -63,7 +68,7 @@ def _profile(captured: Capture, space: Layout, xstate: bytes) -> Profile:
         vdso = next((entry for entry in procfs.maps("self") if entry.path == "[vdso]"), None)
         digest = vdso_digest(ours, vdso.start, vdso.end - vdso.start) if vdso and space.memory.vdso_start else b""
     return Profile(
-        version=PROFILE_VERSION, page_bytes=PAGE_BYTES, processes=1, threads=len(captured.threads),
+        version=PROFILE_VERSION, page_bytes=PAGE_BYTES, processes=1, threads=len(captured.group),
         taken_realtime_ns=realtime, taken_monotonic_ns=monotonic, taken_boottime_ns=boottime,
         boot_id=procfs.read("sys", "kernel/random/boot_id").strip(), host=os.uname().nodename, engine="userspace",
         xcr0=int.from_bytes(xstate[_XCR0_OFFSET:_XCR0_OFFSET + 8], "little"), vdso_digest=digest,
@@ -71,7 +76,7 @@ def _profile(captured: Capture, space: Layout, xstate: bytes) -> Profile:
 
 
 def _process(pid: int, captured: Capture, attributes: Attributes) -> Process:
-    stat, status, known = captured.stat, captured.status, captured.known
+    stat, status, known = captured.stat, captured.status(pid), captured.known
     stopped_by = captured.stopped_by
     return Process(
         pid=pid, parent_pid=stat.parent_pid, process_group=stat.process_group, session=stat.session,

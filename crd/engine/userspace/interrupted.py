@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crd.errors import NativeError
-from crd.native.inject import RESTART_BLOCK, home_registers
+from crd.native.inject import home_registers
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from crd.native.tracee import Registers
 
 _POLL, _NANOSLEEP, _FUTEX, _CLOCK_NANOSLEEP = 7, 35, 202, 230
+_RESTART_BLOCK = -516  # ERESTART_RESTARTBLOCK (include/linux/errno.h)
 _TIMER_ABSTIME = 1
 _CLOCKS = 16
 _FUTEX_WAITS = {0x80, 0x89, 0x109, 0x189, 0x8B, 0x18B}  # FUTEX_WAIT, WAIT_BITSET, WAIT_REQUEUE_PI, with flags
@@ -32,7 +33,7 @@ def begin_again(registers: Registers, memory: Memory) -> Registers:
         memory: of its process.
     """
     again = home_registers(registers)
-    if not (registers.in_syscall and registers.result == RESTART_BLOCK):
+    if not (registers.in_syscall and registers.result == _RESTART_BLOCK):
         return again
     again.rax = registers.orig_rax
     if again.rax == NR.RESTART_SYSCALL:

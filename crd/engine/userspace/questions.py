@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crd.native.batch import Batch
-    from crd.native.inject import Injector
+    from crd.native.inject import Injector, ScriptResult
     from crd.native.tracee import Registers
 
-_OUT = 64
+_OUT = 128
+"""Behind the results of 16 questions."""
 _OUT_BYTES = 128
 
 
@@ -66,13 +67,26 @@ class TargetAsker:
         """Put the questions, a few a stub; raises as ``Injector.script``."""
         answers = []
         for at in range(0, len(questions), CALLS_MAX):
-            calls = [Call(question.number, tuple(
-                Scratch(_OUT + index * _OUT_BYTES) if isinstance(argument, Out) else argument
-                for argument in question.arguments)) for index, question in enumerate(questions[at:at + CALLS_MAX])]
-            done = self._injector.script(self._tid, self._registers, calls)
-            answers += [Answer(result, done.scratch[_OUT + index * _OUT_BYTES:_OUT + (index + 1) * _OUT_BYTES])
-                        for index, result in enumerate(done.results)]
+            answers += answered(self._injector.script(self._tid, self._registers, calls(questions[at:at + CALLS_MAX])))
         return answers
+
+
+def calls(questions: Sequence[Question]) -> list[Call]:
+    """Return the questions as calls of a stub, whose scratch area has ``scratch_bytes``."""
+    return [Call(question.number, tuple(Scratch(_OUT + index * _OUT_BYTES) if isinstance(argument, Out) else argument
+                                        for argument in question.arguments))
+            for index, question in enumerate(questions)]
+
+
+def scratch_bytes(n_questions: int) -> int:
+    """Return how large the scratch area has to be."""
+    return _OUT + n_questions * _OUT_BYTES
+
+
+def answered(done: ScriptResult) -> list[Answer]:
+    """Return the answers of calls that were made by ``calls``."""
+    return [Answer(result, done.scratch[_OUT + index * _OUT_BYTES:_OUT + (index + 1) * _OUT_BYTES])
+            for index, result in enumerate(done.results)]
 
 
 class SnapshotAsker:

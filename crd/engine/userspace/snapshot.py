@@ -84,7 +84,7 @@ def snapshot(frozen: Frozen, stubs: Injector, entries: Sequence[MapEntry]) -> It
         NativeError: the kernel makes no child of it (EAGAIN, ENOMEM).
         InjectionInterrupted: a signal came; let go and try again.
     """
-    child = Snapshot(stubs.snapshot(frozen.pid, frozen.leader.registers), entries)
+    child = Snapshot(stubs.snapshot(frozen.pid, frozen.registers), entries)
     try:
         yield child
     finally:

@@ -6,12 +6,11 @@ import struct
 from typing import TYPE_CHECKING
 
 from crd.errors import NativeError
-from crd.native import tracee
-from crd.target import procfs
 
 if TYPE_CHECKING:
     from crd.engine.userspace.freeze import Frozen, FrozenThread
     from crd.native.memory import Memory
+    from crd.native.tracee import Registers
 
 _EINTR = -4
 _RSEQ_CS = struct.Struct("<IIQQQ")
@@ -34,20 +33,20 @@ _IO_URING_ENTER = 426
 
 def hide(state: Frozen, thread: FrozenThread) -> None:
     """Change the registers of a stopped thread where the program would see that it was stopped."""
-    changed = _restart_interrupted_call(state.pid, thread)
-    if thread.rseq.address:
-        changed |= _abort_critical_section(state.memory, thread)
+    registers = state.group.registers(thread.tid)
+    changed = not thread.signal_due and _restart_interrupted_call(state, thread.tid, registers)
+    if section := state.group.state(thread.tid).rseq_section:
+        changed |= _abort_critical_section(state.memory, section, registers)
     if changed:
-        tracee.set_registers(thread.tid, thread.registers)
+        state.group.set_registers(thread.tid, registers)
 
 
-def _restart_interrupted_call(pid: int, thread: FrozenThread) -> bool:
-    registers = thread.registers
-    if registers.orig_rax not in _INTERRUPTED_BY_A_STOP or registers.result != _EINTR or thread.signal_due:
+def _restart_interrupted_call(state: Frozen, tid: int, registers: Registers) -> bool:
+    if registers.orig_rax not in _INTERRUPTED_BY_A_STOP or registers.result != _EINTR:
         return False
     if registers.orig_rax == _IO_URING_ENTER and registers.rsi:
         return False  # it has submitted: a second call would submit again
-    lines = procfs.status(f"{pid}/task/{thread.tid}")
+    lines = state.status(tid)
     pending = int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16)
     if pending & ~int(lines["SigBlk"], 16):
         return False
@@ -55,16 +54,13 @@ def _restart_interrupted_call(pid: int, thread: FrozenThread) -> bool:
     return True
 
 
-def _abort_critical_section(memory: Memory, thread: FrozenThread) -> bool:
+def _abort_critical_section(memory: Memory, section: int, registers: Registers) -> bool:
     """Send a thread inside an rseq critical section to its abort handler, as the kernel would (rseq(2))."""
     try:
-        section = memory.read_u64(thread.rseq.address + 8)
-        if not section:
-            return False
         _version, _flags, start, length, abort = _RSEQ_CS.unpack(memory.read(section, _RSEQ_CS.size))
     except NativeError:
         return False  # a stale pointer: the kernel would kill a thread that relied on it
-    if not start <= thread.registers.rip < start + length:
+    if not start <= registers.rip < start + length:
         return False
-    thread.registers.rip, thread.registers.orig_rax = abort, -1
+    registers.rip, registers.orig_rax = abort, -1
     return True

@@ -16,6 +16,7 @@
 #include "../cdef/pagemap.h"
 #include "../cdef/stubs.h"
 #include "../cdef/syscall.h"
+#include "../cdef/threads.h"
 #include "../cdef/tracee.h"
 
 /* Fill in *err from errno and return -1. */

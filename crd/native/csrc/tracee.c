@@ -13,6 +13,7 @@
 #include "core.h"
 
 #define NANOSECONDS 1000000000LL
+#define GLANCES 100 /* at a tracee that runs on another processor: soon done, and quicker than to sleep in between */
 
 int crd_ptrace(int request, int tid, uint64_t address, uint64_t data, const char *operation, struct crd_error *err)
 {
@@ -128,8 +129,8 @@ static int await_stop(int tid, int *status_ret, struct crd_error *err)
 {
     int found = 0;
 
-    while (!found)
-        if (reap(tid, 0, &found, status_ret) && errno != EINTR)
+    for (int i = 0; !found; i++)
+        if (reap(tid, i < GLANCES ? WNOHANG : 0, &found, status_ret) && errno != EINTR)
             return crd_fail(err, "waitid", tid, 0);
     return 0;
 }

@@ -14,6 +14,7 @@ __asm__(".pushsection .rodata.crd_code, \"a\", @progbits\n"
     }
 
 CODE(stub_script)
+CODE(stub_survey)
 CODE(stub_snapshot)
 CODE(batch)
 CODE(vessel)

@@ -47,27 +47,9 @@
         jmp     *\slot+0(%rip)
         .endm
 
-# ---- script: a scratch area, system calls that may point into it, no scratch area -------------------------------------
-# 136 bytes of scratch  144 number of calls  152 calls of 7 words: number, six arguments.  The tracer fills in the calls
-# once it knows where the scratch area is.  The result of call i goes to word i of the scratch.
-        .globl  crd_stub_script_start, crd_stub_script_slot, crd_stub_script_end
-        .hidden crd_stub_script_start, crd_stub_script_slot, crd_stub_script_end
-crd_stub_script_start:
-        SIGNALS crd_stub_script_slot+128
-        mov     $9, %eax                        # mmap(NULL, bytes, READ|WRITE, PRIVATE|ANONYMOUS, -1, 0)
-        xor     %edi, %edi
-        mov     crd_stub_script_slot+136(%rip), %rsi
-        mov     $3, %edx
-        mov     $0x22, %r10d
-        mov     $-1, %r8
-        xor     %r9d, %r9d
-        syscall
-        cmp     $-4096, %rax
-        ja      4f
-        mov     %rax, %r14
-        mov     %rax, %r15
-        lea     crd_stub_script_slot+152(%rip), %r12
-        mov     crd_stub_script_slot+144(%rip), %r13
+# The calls of a table from (r12) on, r13 of them, 7 words each: number, six arguments.  Their results go to (r15) and
+# so on, or nowhere if that is NULL.
+        .macro CALLS
 1:      test    %r13, %r13
         jz      3f
         mov     0(%r12), %rax
@@ -78,12 +60,45 @@ crd_stub_script_start:
         mov     40(%r12), %r8
         mov     48(%r12), %r9
         syscall
+        test    %r15, %r15
+        jz      2f
         mov     %rax, (%r15)
         add     $8, %r15
-        add     $56, %r12
+2:      add     $56, %r12
         dec     %r13
         jmp     1b
-3:      mov     $11, %eax                       # munmap(scratch, bytes)
+3:
+        .endm
+
+# ---- script: a scratch area, system calls that may point into it, no scratch area -------------------------------------
+# 136 bytes of scratch  144 number of calls  152 calls.  The tracer fills in the calls once it knows where the scratch area
+# is.  The results are its first words.  If it is to have no bytes there is none, and the tracer sees the results itself.
+        .globl  crd_stub_script_start, crd_stub_script_slot, crd_stub_script_end
+        .hidden crd_stub_script_start, crd_stub_script_slot, crd_stub_script_end
+crd_stub_script_start:
+        SIGNALS crd_stub_script_slot+128
+        xor     %r14d, %r14d
+        xor     %r15d, %r15d
+        mov     crd_stub_script_slot+136(%rip), %rsi
+        test    %rsi, %rsi
+        jz      5f
+        mov     $9, %eax                        # mmap(NULL, bytes, READ|WRITE, PRIVATE|ANONYMOUS, -1, 0)
+        xor     %edi, %edi
+        mov     $3, %edx
+        mov     $0x22, %r10d
+        mov     $-1, %r8
+        xor     %r9d, %r9d
+        syscall
+        cmp     $-4096, %rax
+        ja      4f
+        mov     %rax, %r14
+        mov     %rax, %r15
+5:      lea     crd_stub_script_slot+152(%rip), %r12
+        mov     crd_stub_script_slot+144(%rip), %r13
+        CALLS
+        test    %r14, %r14
+        jz      4f
+        mov     $11, %eax                       # munmap(scratch, bytes)
         mov     %r14, %rdi
         mov     crd_stub_script_slot+136(%rip), %rsi
         syscall
@@ -92,6 +107,33 @@ crd_stub_script_start:
 crd_stub_script_slot:
         .fill   152, 1, 0
 crd_stub_script_end:
+
+# ---- survey: system calls in many threads at once, which lie with their results in an area that all share ---------------
+# 136 the calls  144 number of calls  152 where the results go  160 where 4 bytes become 1 when that is done
+# 168 how long to wait then for a tracer (struct timespec).
+# The area stays until a tracer that has stopped all threads, none of them in here, removes it.
+        .globl  crd_stub_survey_start, crd_stub_survey_slot, crd_stub_survey_end
+        .hidden crd_stub_survey_start, crd_stub_survey_slot, crd_stub_survey_end
+crd_stub_survey_start:
+        SIGNALS crd_stub_survey_slot+128
+        mov     crd_stub_survey_slot+136(%rip), %r12
+        mov     crd_stub_survey_slot+144(%rip), %r13
+        mov     crd_stub_survey_slot+152(%rip), %r15
+        CALLS
+        mov     crd_stub_survey_slot+160(%rip), %rax
+        movl    $1, (%rax)
+        mov     $271, %eax                      # ppoll(NULL, 0, timeout, NULL, 0): leaves the restart block alone
+        xor     %edi, %edi
+        xor     %esi, %esi
+        lea     crd_stub_survey_slot+168(%rip), %rdx
+        xor     %r10d, %r10d
+        xor     %r8d, %r8d
+        syscall
+        HOME    crd_stub_survey_slot
+        .balign 8
+crd_stub_survey_slot:
+        .fill   184, 1, 0
+crd_stub_survey_end:
 
 # ---- snapshot: a copy-on-write child that stays stopped ---------------------------------------------------------------
 # 136 flags of the clone that makes the middle task, 144 flags of the clone that makes the child.

@@ -1,0 +1,71 @@
+/* Many threads of a process that are stopped, asked and let go together. A thread whose error is set has ended, or was
+ * refused something; nothing more is done with it. */
+struct crd_thread {
+    int tid;
+    int error;                    /* errno of the request that failed, 0 = none */
+    int status;                   /* wait status of its last stop, 0 = none yet */
+    int queued;                   /* whether signals are queued for this thread alone */
+    int unconfined;               /* whether its status says that no seccomp is on */
+    uint64_t mask;                /* blocked signals */
+    uint64_t robust_list;
+    uint64_t robust_list_bytes;
+    uint64_t rseq_address;        /* 0 = none is registered */
+    uint64_t rseq_section;        /* its rseq_cs: the critical section it may be in, 0 = none */
+    uint32_t rseq_bytes;
+    uint32_t rseq_signature;
+    unsigned char registers[216]; /* struct user_regs_struct */
+};
+
+/* PTRACE_SEIZE and PTRACE_INTERRUPT. */
+void crd_threads_seize(struct crd_thread *threads, size_t n, uint64_t options);
+
+/* Wait for up to timeout_ns until each has stopped or ended; status stays 0 for those that have not. error ECHILD: it is
+ * no tracee of ours. Waits as crd_wait does. */
+int crd_threads_wait(struct crd_thread *threads, size_t n, int64_t timeout_ns, struct crd_error *err);
+
+/* Where crd_threads_read puts what has no fixed size; each thread's `stride` bytes further. */
+struct crd_thread_room {
+    unsigned char *xstates;
+    size_t xstate_stride;
+    size_t xstate_bytes;          /* how large they were */
+    unsigned char *statuses;      /* /proc/PID/task/TID/status, then a zero byte; empty if it is too long */
+    size_t status_stride;
+    const int *status_fds;
+};
+
+/* Read all that struct crd_thread holds of stopped threads of `pid`, and fill the room: the files with the help of a
+ * thread of our own, since the other processors are idle now. */
+int crd_threads_read(struct crd_thread *threads, size_t n, int pid, struct crd_thread_room *room, struct crd_error *err);
+
+/* Whether the program would notice the stop: its call returned EINTR, or it is in a critical section of rseq. */
+int crd_thread_notices(const struct crd_thread *thread);
+
+/* The first of n stopped threads that cannot be sent into a stub, since it was stopped before the delivery of a signal or no
+ * stub could bring it home; n if all can. */
+size_t crd_threads_obstructed(const struct crd_thread *threads, size_t n);
+
+/* PTRACE_DETACH with signals[i], the first thread last. */
+void crd_threads_detach(struct crd_thread *threads, size_t n, const int *signals);
+
+/* What threads are asked by survey stubs. */
+struct crd_survey {
+    uint64_t slots;               /* address of the first stub in the target */
+    size_t slot_bytes;
+    uint64_t data;                /* address of 4 bytes a thread that say whether it has done, and then of the data */
+    size_t head_bytes;            /* from there to the first thread's data */
+    size_t data_bytes;            /* of each thread: calls, then 8 bytes a result, then whatever the calls point to */
+    const uint64_t *calls;        /* 7 words each: number, six arguments */
+    const unsigned char *relative; /* 7 a call: whether the word is an offset into what comes after the calls */
+    size_t n_calls;               /* of the first thread */
+    size_t n_calls_others;        /* the first so many are for the others, too */
+    int64_t patience_ns;          /* how long a thread waits before it goes home alone */
+};
+
+/* Fill in stubs and data of n threads for an area, all zero, as the survey says. */
+void crd_survey_fill(const struct crd_survey *survey, const struct crd_thread *threads, size_t n, unsigned char *slots,
+                     unsigned char *data);
+
+/* Send stopped threads into their stubs, by one SETREGSET each and with all signals blocked; when each has done stop it
+ * again, and put back its registers and its mask. status is then that of the new stop. Returns how many are back: the others
+ * have ended, or gone home alone because we were too slow. */
+size_t crd_survey_run(const struct crd_survey *survey, struct crd_thread *threads, size_t n, int pid);

@@ -1,0 +1,139 @@
+#define _GNU_SOURCE
+#include <elf.h>
+#include <linux/ptrace.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <time.h>
+
+#include "core.h"
+
+#define NANOSECONDS 1000000000LL
+#define LOOK_AGAIN_NS 20000
+#define GLANCES 100 /* before we sleep in between */
+#define LAG 16      /* threads under way at once */
+#define WORDS 7     /* of a call */
+
+/* The end of the stub's slot (arch/x86_64/stubs.S), behind the way home. */
+struct task {
+    uint64_t calls, n_calls, results, done;
+    int64_t seconds, nanoseconds;
+};
+
+static void fill_data(const struct crd_survey *survey, size_t n_calls, uint64_t scratch, unsigned char *data)
+{
+    uint64_t call[WORDS];
+
+    for (size_t i = 0; i < n_calls; i++) {
+        for (size_t j = 0; j < WORDS; j++)
+            call[j] = survey->calls[i * WORDS + j] + (survey->relative[i * WORDS + j] ? scratch : 0);
+        memcpy(data + i * sizeof call, call, sizeof call);
+    }
+}
+
+void crd_survey_fill(const struct crd_survey *survey, const struct crd_thread *threads, size_t n, unsigned char *slots,
+                     unsigned char *data)
+{
+    struct crd_code code = crd_stub_survey_code();
+
+    for (size_t i = 0; i < n; i++) {
+        size_t n_calls = i ? survey->n_calls_others : survey->n_calls;
+        size_t offset = survey->head_bytes + i * survey->data_bytes;
+        uint64_t calls = survey->data + offset;
+        uint64_t scratch = calls + survey->n_calls * WORDS * sizeof(uint64_t);
+        unsigned char *end = slots + i * survey->slot_bytes + code.length;
+        struct task task = {calls, n_calls, scratch, survey->data + i * sizeof(uint32_t),
+                            survey->patience_ns / NANOSECONDS, survey->patience_ns % NANOSECONDS};
+
+        memcpy(end - code.length, code.start, code.length);
+        memcpy(end - sizeof task, &task, sizeof task);
+        crd_stub_home(threads[i].registers, threads[i].mask, end - sizeof task - CRD_HOME_BYTES);
+        fill_data(survey, n_calls, scratch, data + offset);
+    }
+}
+
+static int set_registers(const struct crd_thread *thread, const void *registers, struct crd_error *err)
+{
+    return crd_regset_set(thread->tid, NT_PRSTATUS, registers, sizeof thread->registers, err);
+}
+
+static int set_mask(const struct crd_thread *thread, uint64_t mask, struct crd_error *err)
+{
+    return crd_ptrace_buffer(PTRACE_SETSIGMASK, thread->tid, sizeof mask, &mask, "ptrace SETSIGMASK", err);
+}
+
+/* Have a stopped thread run its stub. The one SETREGSET is the moment from which on it comes home alone. */
+static int send(const struct crd_survey *survey, const struct crd_thread *thread, size_t i, struct crd_error *err)
+{
+    struct user_regs_struct there;
+
+    memcpy(&there, thread->registers, sizeof there);
+    there.rip = survey->slots + i * survey->slot_bytes;
+    there.orig_rax = UINT64_MAX;
+    /* The mask not before the registers: from there on it is the stub that puts it back. */
+    return set_registers(thread, &there, err) || set_mask(thread, UINT64_MAX, err) ||
+                   crd_ptrace(PTRACE_CONT, thread->tid, 0, 0, "ptrace CONT", err)
+               ? -1
+               : 0;
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * NANOSECONDS + now.tv_nsec;
+}
+
+/* Wait until a thread says that it has done, or no longer. */
+static void await_done(const struct crd_survey *survey, int pid, size_t i, int64_t deadline)
+{
+    uint32_t done = 0;
+    struct iovec local = {&done, sizeof done};
+    struct iovec remote = {(void *)(uintptr_t)(survey->data + i * sizeof done), sizeof done};
+    const struct timespec pause = {0, LOOK_AGAIN_NS};
+
+    for (int glances = 0; process_vm_readv(pid, &local, 1, &remote, 1, 0) == sizeof done && !done; glances++) {
+        if (now_ns() > deadline)
+            return;
+        if (glances > GLANCES)
+            nanosleep(&pause, NULL);
+    }
+}
+
+/* Wait for the stop of a thread that was interrupted, and put it back to where it was. Whether it had not ended, nor gone
+ * home alone, after which it may be anywhere. */
+static bool bring_home(const struct crd_survey *survey, struct crd_thread *thread, size_t n, struct crd_error *err)
+{
+    uint64_t rip;
+    int found;
+
+    return !crd_wait(thread->tid, survey->patience_ns, &found, &thread->status, err) && found &&
+           (thread->status & 0xff) == 0x7f &&
+           !crd_ptrace_buffer(PTRACE_PEEKUSR, thread->tid, offsetof(struct user, regs.rip), &rip, "ptrace PEEKUSR",
+                              err) &&
+           rip - survey->slots < n * survey->slot_bytes && !set_registers(thread, thread->registers, err) &&
+           !set_mask(thread, thread->mask, err);
+}
+
+size_t crd_survey_run(const struct crd_survey *survey, struct crd_thread *threads, size_t n, int pid)
+{
+    struct crd_error err;
+    size_t home = 0;
+    int64_t deadline = now_ns() + survey->patience_ns / 2; /* while the first still waits for us */
+
+    /* Each thread is on its way while those before and after it are seen to. */
+    for (size_t i = 0; i < n + 2 * LAG; i++) {
+        if (i < n && send(survey, &threads[i], i, &err))
+            threads[i].error = err.error_number;
+        if (i >= LAG && i - LAG < n && !threads[i - LAG].error) {
+            await_done(survey, pid, i - LAG, deadline);
+            crd_ptrace(PTRACE_INTERRUPT, threads[i - LAG].tid, 0, 0, "ptrace INTERRUPT", &err); /* the wait will say */
+        }
+        if (i >= 2 * LAG && !threads[i - 2 * LAG].error)
+            home += bring_home(survey, &threads[i - 2 * LAG], n, &err);
+    }
+    return home;
+}

@@ -1,0 +1,183 @@
+#define _GNU_SOURCE
+#include <elf.h>
+#include <errno.h>
+#include <linux/ptrace.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core.h"
+
+#define NANOSECONDS 1000000000LL
+#define RSEQ_CS 8 /* offset into struct rseq */
+
+static long request(int what, const struct crd_thread *thread, uint64_t address, const void *data)
+{
+    return syscall(SYS_ptrace, (long)what, (long)thread->tid, address, data);
+}
+
+/* Note the error of a request; whether there was none. */
+static int note(struct crd_thread *thread, long result)
+{
+    if (result < 0)
+        thread->error = errno;
+    return result >= 0;
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * NANOSECONDS + now.tv_nsec;
+}
+
+void crd_threads_seize(struct crd_thread *threads, size_t n, uint64_t options)
+{
+    for (size_t i = 0; i < n; i++)
+        note(&threads[i], request(PTRACE_SEIZE, &threads[i], 0, (void *)(uintptr_t)options));
+    for (size_t i = 0; i < n; i++)
+        if (!threads[i].error)
+            request(PTRACE_INTERRUPT, &threads[i], 0, NULL); /* ESRCH: it has ended, as the wait will say */
+}
+
+int crd_threads_wait(struct crd_thread *threads, size_t n, int64_t timeout_ns, struct crd_error *err)
+{
+    int64_t deadline = now_ns() + timeout_ns;
+
+    for (size_t i = 0; i < n; i++) {
+        int64_t left = deadline - now_ns();
+        int found;
+        if (threads[i].error)
+            continue;
+        if (crd_wait(threads[i].tid, left > 0 ? left : 0, &found, &threads[i].status, err)) {
+            if (err->error_number != ECHILD)
+                return -1;
+            threads[i].error = ECHILD;
+        }
+    }
+    return 0;
+}
+
+static void read_rseq(struct crd_thread *thread, int pid)
+{
+    struct ptrace_rseq_configuration rseq;
+    struct iovec local = {&thread->rseq_section, sizeof thread->rseq_section};
+
+    if (request(PTRACE_GET_RSEQ_CONFIGURATION, thread, sizeof rseq, &rseq) < 0)
+        return; /* a kernel before 5.13, or without rseq */
+    thread->rseq_address = rseq.rseq_abi_pointer;
+    thread->rseq_bytes = rseq.rseq_abi_size;
+    thread->rseq_signature = rseq.signature;
+    struct iovec remote = {(void *)(uintptr_t)(rseq.rseq_abi_pointer + RSEQ_CS), sizeof thread->rseq_section};
+    if (rseq.rseq_abi_pointer && process_vm_readv(pid, &local, 1, &remote, 1, 0) != sizeof thread->rseq_section)
+        thread->rseq_section = 0; /* a stale pointer: the kernel would kill a thread that relied on it */
+}
+
+static void read_thread(struct crd_thread *thread, int pid, unsigned char *xstate, size_t *xstate_bytes)
+{
+    struct iovec registers = {thread->registers, sizeof thread->registers};
+    struct iovec extended = {xstate, *xstate_bytes};
+    struct ptrace_peeksiginfo_args queue = {.nr = 1};
+    unsigned char siginfo[128];
+    long queued = 0;
+
+    if (note(thread, request(PTRACE_GETREGSET, thread, NT_PRSTATUS, &registers)) &&
+        note(thread, request(PTRACE_GETREGSET, thread, NT_X86_XSTATE, &extended)) &&
+        note(thread, request(PTRACE_GETSIGMASK, thread, sizeof thread->mask, &thread->mask)) &&
+        note(thread, queued = request(PTRACE_PEEKSIGINFO, thread, (uint64_t)(uintptr_t)&queue, siginfo)) &&
+        note(thread, syscall(SYS_get_robust_list, thread->tid, &thread->robust_list, &thread->robust_list_bytes))) {
+        thread->queued = queued > 0;
+        read_rseq(thread, pid);
+        *xstate_bytes = extended.iov_len;
+    }
+}
+
+/* Status files that are read by two threads of ours: from the first one on, and from the last one back. */
+struct files {
+    const struct crd_thread_room *room;
+    struct crd_thread *threads;
+    atomic_size_t left;
+    size_t n;
+};
+
+static void read_file(const struct files *files, size_t i)
+{
+    const struct crd_thread_room *room = files->room;
+    char *text = (char *)room->statuses + i * room->status_stride;
+    ssize_t length = pread(room->status_fds[i], text, room->status_stride - 1, 0);
+
+    /* A file that fills the room may have been cut off. */
+    text[length > 0 && (size_t)length < room->status_stride - 1 ? length : 0] = 0;
+    files->threads[i].unconfined = strstr(text, "\nSeccomp:\t0\n") != NULL;
+}
+
+static void *read_from_the_last(void *of)
+{
+    struct files *files = of;
+    size_t i = files->n;
+
+    while (atomic_fetch_sub(&files->left, 1) - 1 < files->n)
+        read_file(files, --i);
+    return NULL;
+}
+
+static void read_from_the_first(struct files *files)
+{
+    size_t i = 0;
+
+    while (atomic_fetch_sub(&files->left, 1) - 1 < files->n)
+        read_file(files, i++);
+}
+
+int crd_threads_read(struct crd_thread *threads, size_t n, int pid, struct crd_thread_room *room, struct crd_error *err)
+{
+    struct files files = {room, threads, n, n};
+    pthread_t helper;
+    bool alone = n == 1;
+
+    if (!alone && (errno = pthread_create(&helper, NULL, read_from_the_last, &files)))
+        return crd_fail(err, "pthread_create", 0, 0);
+    for (size_t i = 0; i < n; i++) {
+        size_t bytes = room->xstate_stride;
+        if (!threads[i].error)
+            read_thread(&threads[i], pid, room->xstates + i * room->xstate_stride, &bytes);
+        if (!threads[i].error)
+            room->xstate_bytes = bytes;
+    }
+    read_from_the_first(&files);
+    if (!alone)
+        pthread_join(helper, NULL);
+    return 0;
+}
+
+int crd_thread_notices(const struct crd_thread *thread)
+{
+    struct user_regs_struct registers;
+
+    memcpy(&registers, thread->registers, sizeof registers);
+    return thread->rseq_section || ((int64_t)registers.orig_rax >= 0 && (int64_t)registers.rax == -EINTR);
+}
+
+size_t crd_threads_obstructed(const struct crd_thread *threads, size_t n)
+{
+    size_t i = 0;
+
+    while (i < n && threads[i].status >> 8 > SIGRTMAX && crd_stub_carries(threads[i].registers))
+        i++;
+    return i;
+}
+
+void crd_threads_detach(struct crd_thread *threads, size_t n, const int *signals)
+{
+    for (size_t i = n; i-- > 0;)
+        if (!threads[i].error)
+            note(&threads[i], request(PTRACE_DETACH, &threads[i], 0, (void *)(uintptr_t)signals[i]));
+}
