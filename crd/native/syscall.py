@@ -21,6 +21,7 @@ class NR:
     GETITIMER = 36
     SETITIMER = 38
     GETPID = 39
+    GETPPID = 110
     CLONE = 56
     WAIT4 = 61
     FCNTL = 72

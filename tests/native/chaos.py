@@ -20,16 +20,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from crd.engine.userspace.snapshot import gap
 from crd.errors import InjectionInterrupted, TraceeGone
 from crd.native import tracee
 from crd.native.inject import Call, Injector, Scratch
 from crd.native.memory import Memory
+from crd.native.room import Area
+from crd.native.survey import Survey
 from crd.native.syscall import NR
+from crd.native.threads import Room, ThreadGroup
+from crd.target import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from crd.native.tracee import Registers
+    from crd.native.tracee import Registers, Stop
 
 LONGEST_LIFE_SECONDS = 0.012
 LONGEST_SILENCE_SECONDS = 0.004
@@ -46,18 +51,27 @@ def vdso(pid: int) -> tuple[int, int]:
     raise AssertionError(f"{pid} has no vdso")
 
 
+class Threads(dict[int, "Registers"]):
+    """Registers of stopped threads by tid, and how they stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stops: dict[int, Stop] = {}
+
+
 @contextmanager
-def frozen(pid: int) -> Iterator[dict[int, Registers]]:
+def frozen(pid: int) -> Iterator[Threads]:
     """Stop all threads; a signal whose delivery was stopped is delivered at the end."""
-    threads: dict[int, Registers] = {}
+    threads = Threads()
     due: dict[int, int] = {}
     try:
-        for tid in map(int, os.listdir(f"/proc/{pid}/task")):
+        for tid in sorted(map(int, os.listdir(f"/proc/{pid}/task"))):
             tracee.seize(tid, tracee.OPTION_TRACESYSGOOD)
             tracee.interrupt(tid)
             stop = tracee.wait(tid)
             assert stop
             due[tid] = stop.signal if stop.is_signal else 0
+            threads.stops[tid] = stop
             threads[tid] = tracee.get_registers(tid)
         yield threads
     except InjectionInterrupted as interrupted:
@@ -69,27 +83,47 @@ def frozen(pid: int) -> Iterator[dict[int, Registers]]:
                 tracee.detach(tid, due[tid])
 
 
-def ask_nothing(stubs: Injector, pid: int, tid: int, registers: Registers) -> None:
-    done = stubs.script(tid, registers, [Call(NR.GETPID)])
+def ask_nothing(stubs: Injector, pid: int, tid: int, threads: Threads) -> None:
+    done = stubs.script(tid, threads[tid], [Call(NR.GETPID)])
     assert done.results == (pid,)
 
 
-def ask_for_output(stubs: Injector, pid: int, tid: int, registers: Registers) -> None:
-    done = stubs.script(tid, registers, [
+def ask_for_output(stubs: Injector, pid: int, tid: int, threads: Threads) -> None:
+    done = stubs.script(tid, threads[tid], [
         Call(NR.GETPID), Call(NR.PRCTL, (PR_GET_TID_ADDRESS, Scratch(64))), Call(NR.SIGALTSTACK, (0, Scratch(128)))])
     assert done.results == (pid, 0, 0)
     assert struct.unpack_from("<Q", done.scratch, 64) > (0,)
 
 
-def make_snapshot(stubs: Injector, pid: int, tid: int, registers: Registers) -> None:
-    end(stubs.snapshot(tid, registers))
+def ask_everyone(stubs: Injector, pid: int, _tid: int, threads: Threads) -> None:
+    with Room(pid, list(threads)) as room:
+        group = ThreadGroup(list(threads), list(threads.stops.values()))
+        assert not group.read(room)
+        survey = Survey(group, [Call(NR.GETPID), Call(NR.PRCTL, (PR_GET_TID_ADDRESS, Scratch(64))), Call(NR.GETPPID)],
+                        2, 128)
+        survey.check()
+        maps = procfs.maps(pid)
+        stubs.remove_leftover(pid, threads[pid], [(entry.start, entry.end, entry.permissions) for entry in maps
+                                                  if not entry.path])
+        area = Area(gap([(entry.start, entry.end) for entry in maps], survey.area_bytes + 8192) + 4096,
+                    survey.area_bytes)
+        with stubs.area(pid, threads[pid], area, survey.data_bytes):
+            survey.carry_out(stubs.memory, area.start)
+        for index in range(len(threads)):
+            done = survey.result(index)
+            assert done.results == (pid, 0, procfs.stat(pid).parent_pid)[:2 if index else 3]
+            assert struct.unpack_from("<Q", done.scratch, 64) > (0,)
 
 
-def make_own_child(stubs: Injector, pid: int, tid: int, registers: Registers) -> None:
+def make_snapshot(stubs: Injector, pid: int, tid: int, threads: Threads) -> None:
+    end(stubs.snapshot(tid, threads[tid]))
+
+
+def make_own_child(stubs: Injector, pid: int, tid: int, threads: Threads) -> None:
     """A tracer that dies in here leaves a dead child to the target, so it is not among the variants that are killed."""
-    child = stubs.snapshot(tid, registers, child_of_target=True)
+    child = stubs.snapshot(tid, threads[tid], child_of_target=True)
     end(child)
-    assert stubs.script(tid, registers, [Call(NR.WAIT4, (child, 0, WALL, 0))]).results == (child,)
+    assert stubs.script(tid, threads[tid], [Call(NR.WAIT4, (child, 0, WALL, 0))]).results == (child,)
 
 
 def end(child: int) -> None:
@@ -99,8 +133,9 @@ def end(child: int) -> None:
     assert stop.ended
 
 
-VARIANTS: dict[str, Callable[[Injector, int, int, Registers], None]] = {
-    "getpid": ask_nothing, "output": ask_for_output, "snapshot": make_snapshot, "child": make_own_child}
+VARIANTS: dict[str, Callable[[Injector, int, int, Threads], None]] = {
+    "getpid": ask_nothing, "output": ask_for_output, "survey": ask_everyone, "snapshot": make_snapshot,
+    "child": make_own_child}
 
 
 def inject_once(pid: int, variant: str, chance: random.Random) -> bool:
@@ -111,7 +146,7 @@ def inject_once(pid: int, variant: str, chance: random.Random) -> bool:
             if any(stubs.inside(registers.rip) for registers in threads.values()):
                 return False
             tid = chance.choice(sorted(threads))
-            VARIANTS[variant](stubs, pid, tid, threads[tid])
+            VARIANTS[variant](stubs, pid, tid, threads)
     except InjectionInterrupted:
         return False
     return True
