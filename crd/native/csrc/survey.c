@@ -114,8 +114,8 @@ static bool bring_home(const struct crd_survey *survey, struct crd_thread *threa
            (thread->status & 0xff) == 0x7f &&
            !crd_ptrace_buffer(PTRACE_PEEKUSR, thread->tid, offsetof(struct user, regs.rip), &rip, "ptrace PEEKUSR",
                               err) &&
-           rip - survey->slots < n * survey->slot_bytes && !set_registers(thread, thread->registers, err) &&
-           !set_mask(thread, thread->mask, err);
+           rip - survey->slots < n * survey->slot_bytes && !set_mask(thread, thread->mask, err) &&
+           !set_registers(thread, thread->registers, err); /* last: from here on no stub puts the mask back */
 }
 
 size_t crd_survey_run(const struct crd_survey *survey, struct crd_thread *threads, size_t n, int pid)
