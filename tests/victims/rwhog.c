@@ -1,6 +1,7 @@
 /*
  * Writes to random pages of ARGUMENT MiB (default 64), at most ARGUMENT2 pages a second (default 0: as many as it can),
- * checks what it wrote there before, and measures the longest time it was not allowed to run.
+ * checks what it wrote there before, and measures the longest time it was not allowed to run.  ARGUMENT3 more threads
+ * (default 0) are busy with nothing.
  *
  * When PREFIX.mark appears it writes the longest gap since the last mark, in nanoseconds, to PREFIX.gap and removes the
  * mark.
@@ -8,6 +9,7 @@
 #define _GNU_SOURCE
 #include "victim.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -46,6 +48,22 @@ static void answer_mark(void)
 	longest_gap = 0;
 }
 
+static void *spin(void *count)
+{
+	for (volatile uint64_t *mine = count;; ++*mine)
+		;
+	return NULL;
+}
+
+static void start_spinning(unsigned long threads)
+{
+	static uint64_t counts[256];
+	while (threads-- > 0) {
+		pthread_t thread;
+		MUST(-pthread_create(&thread, NULL, spin, &counts[threads % 256]));
+	}
+}
+
 static uint64_t note_time(uint64_t last)
 {
 	uint64_t now = victim_now();
@@ -65,6 +83,7 @@ int main(int argc, char **argv)
 	uint64_t *memory = MUST(mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	for (size_t page = 0; page < pages; page++)
 		memory[page * PAGE_WORDS] = memory[page * PAGE_WORDS + PAGE_WORDS - 1] = (uint64_t)page << 32;
+	start_spinning(argc > 4 ? strtoul(argv[4], NULL, 10) : 0);
 	victim_ready();
 	uint64_t now = victim_now(), start = now, poll = now, done = 0;
 	while (true) {
