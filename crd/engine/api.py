@@ -158,7 +158,6 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
     """
     from crd.engine.stream import DescriptorSink
     from crd.engine.userspace.dump import dumped
-    from crd.image.writer import ImageWriter
     from crd.native.syscall import kcmp
     from crd.target.preflight import obstacles
 
@@ -171,8 +170,7 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
     if found := obstacles(pid, kcmp=kcmp):
         raise TargetUnsupported(reasons=found, pid=pid)
     crids.check()
-    writer = ImageWriter(DescriptorSink(fd))
-    with dumped(pid, writer, options, hold=options.after != After.RUN) as image:
+    with dumped(pid, DescriptorSink(fd), options, hold=options.after != After.RUN) as image:
         result = _result(pid, image, crids, time.monotonic() - started)
         if commit:
             commit(result)

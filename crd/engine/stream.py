@@ -58,6 +58,36 @@ class DescriptorSink:
                 views[0] = views[0][written:]
 
 
+    def splice(self, pipe: int, length: int) -> int:
+        """Move what is in a pipe, without copying it if we write to a pipe, too; wait for something to be in it.
+
+        Args:
+            pipe: the end to read.
+            length: how many bytes at most.
+
+        Returns:
+            How many bytes were moved.
+
+        Raises:
+            EngineError: nobody writes to the pipe any more; or as ``write``.
+        """
+        while True:
+            try:
+                moved = os.splice(pipe, self._fd, length)
+            except BlockingIOError:
+                _await(self._fd, select.POLLOUT)
+                continue
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise _write_error(error) from error
+                content = os.read(pipe, length)  # a file that is only appended to, for example
+                self.write(content)
+                moved = len(content)
+            if not moved:
+                raise EngineError("the image ended before its end")
+            return moved
+
+
 class DescriptorSource:
     """Reads what is there."""
 

@@ -10,6 +10,8 @@ from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, Pages, SharedPag
 from crd.image.records import Tail
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crd.image.codec import Record
     from crd.image.fields import BytesLike
     from crd.image.header import Header
@@ -55,14 +57,27 @@ class ImageWriter:
         Raises:
             ImageError: there are no pages or too many, or their bytes do not fit the runs.
         """
+        self.write_bulk_from(record, sum(memoryview(buffer).nbytes for buffer in pages),
+                             lambda: self._sink.write(*pages))
+
+    def write_bulk_from(self, record: Pages | SharedPages, data_bytes: int, write: Callable[[], object]) -> None:
+        """Write a memory record, whose pages somebody else puts into the sink.
+
+        Args:
+            record: with its runs; ``data`` stays empty.
+            data_bytes: of its pages.
+            write: puts them there.
+
+        Raises:
+            ImageError: there are no pages or too many, or their bytes do not fit the runs.
+        """
         n_pages = sum(run.pages for run in record.runs)
-        data_bytes = sum(memoryview(buffer).nbytes for buffer in pages)
         if not 0 < n_pages <= PAGES_PER_RECORD_MAX or data_bytes != n_pages * PAGE_BYTES or record.data.nbytes:
             raise ImageError(f"{record.record_name}: {data_bytes} bytes for {n_pages} pages", offset=self.offset,
                              record=record.record_name)
         self._gather(record, record.encode(), data_bytes)
-        gathered, self._gathered = self._gathered, bytearray()
-        self._sink.write(gathered, *pages)
+        self.flush()
+        write()
         self.offset += data_bytes
 
     def finish(self) -> None:

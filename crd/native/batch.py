@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TABLE_OFFSET = 4096
 _CALLS_MAX = 1024
 _CALL = struct.Struct("<8Q")
-_UNCHECKED = 1 << 38
+_UNCHECKED, _LOOK, _HAND_OVER = 1 << 38, 1 << 39, 1 << 40
 _WORD = (1 << 64) - 1
 _FROM_OUTSIDE = {signal.SIGSTOP, signal.SIGTRAP}  # not blocked
 _SI_TKILL = -6
@@ -41,6 +41,9 @@ class Result:
     index: int
 
 
+_Call = tuple[int, tuple[int | Result, ...], bool, str]
+
+
 class Batch:
     """A table of system calls, their data, and the results.
 
@@ -53,7 +56,7 @@ class Batch:
         """Prepare an empty batch for the process whose memory this is."""
         self._memory = memory
         self._scratch = scratch
-        self._calls: list[tuple[int, tuple[int | Result, ...], bool, str]] = []
+        self._calls: list[_Call] = []
         self._data = bytearray()
 
     def __len__(self) -> int:
@@ -70,6 +73,26 @@ class Batch:
         """
         self._calls.append((number, arguments, check, what))
         return Result(len(self._calls) - 1)
+
+    def look(self, start: int, pages: int, found: int) -> Result:
+        """Have the process look which of its pages hold anything but zeros; one that it may not read ends the batch.
+
+        Args:
+            start: of the pages.
+            pages: how many.
+            found: address of a byte for each, zero at first, which becomes 1.
+        """
+        return self.call(_LOOK, start, pages, found, what="looking through memory")
+
+    def hand_over(self, pipe: int, start: int, length: int) -> Result:
+        """Have the process put pages of its own into a pipe by reference (vmsplice(2)), as its reader makes room.
+
+        Args:
+            pipe: descriptor of the process.
+            start: of the pages.
+            length: of them in bytes.
+        """
+        return self.call(_HAND_OVER, pipe, start, length, what="handing over memory")
 
     def data(self, content: bytes | bytearray, align: int = 8) -> int:
         """Add bytes for a call to point to; return their address in the process."""
@@ -98,42 +121,73 @@ class Batch:
             NativeError: a checked call failed; none after it was made.
             TraceeGone: the process ended.
         """
+        return self.start(tid).finish()
+
+    def start(self, tid: int) -> Running:
+        """Begin to execute all calls in the thread; afterwards the batch is empty."""
         calls, self._calls = self._calls, []
         data, self._data = self._data, bytearray()
-        if not calls:
-            return []
         if len(calls) > _CALLS_MAX:
             raise ValueError("too many calls for a batch")
         table = self._scratch + TABLE_OFFSET
-        self._memory.write(table, b"".join(_encode(*call[:3]) for call in calls))
-        if data:
-            self._memory.write(self._scratch + DATA_OFFSET, data)
-        self._execute(tid, table, len(calls))
-        words = struct.unpack(f"<{len(calls) * 8}Q", self._memory.read(table, len(calls) * _CALL.size))
-        results = [signed(word) for word in words[7::8]]
-        for (number, arguments, check, what), result in zip(calls, results, strict=True):
-            if check and -4096 < result < 0:
-                raise _failure(number, arguments, what, -result, tid)
-        return results
+        if calls:
+            self._memory.write(table, b"".join(_encode(*call[:3]) for call in calls))
+            if data:
+                self._memory.write(self._scratch + DATA_OFFSET, data)
+            registers = tracee.get_registers(tid)
+            registers.rip, registers.rbx, registers.rbp, registers.orig_rax = self._scratch, table, len(calls), -1
+            tracee.set_registers(tid, registers)
+            tracee.cont(tid)
+        return Running(self._memory, tid, table, calls)
 
     def read(self, address: int, length: int) -> bytes:
         """Return what a call left at an address from ``data``."""
         return self._memory.read(address, length)
 
-    def _execute(self, tid: int, table: int, n: int) -> None:
-        registers = tracee.get_registers(tid)
-        registers.rip, registers.rbx, registers.rbp, registers.orig_rax = self._scratch, table, n, -1
-        tracee.set_registers(tid, registers)
-        tracee.cont(tid)
-        while True:
-            stop = tracee.wait(tid)
-            if stop is None or stop.ended:
+
+class Running:
+    """A batch that is being executed."""
+
+    def __init__(self, memory: Memory, tid: int, table: int, calls: list[_Call]) -> None:
+        """Follow it; ``Batch.start`` makes these."""
+        self._memory = memory
+        self._tid = tid
+        self._table = table
+        self._calls = calls
+        self._ended = not calls
+
+    def has_ended(self, deadline: float | None = None) -> bool:
+        """Wait until it has ended, or until time.monotonic() is ``deadline``.
+
+        Raises:
+            NativeError: a signal hit the thread.
+            TraceeGone: it ended.
+        """
+        tid = self._tid
+        while not self._ended:
+            stop = tracee.wait(tid, deadline=deadline)
+            if stop is None:
+                return False
+            if stop.ended:
                 raise TraceeGone(f"task {tid} ended inside a batch", tid=tid)
             if stop.is_signal and _is_end(tid):
-                return
-            if stop.is_signal and stop.signal not in _FROM_OUTSIDE:
+                self._ended = True
+            elif stop.is_signal and stop.signal not in _FROM_OUTSIDE:
                 raise NativeError(f"task {tid} was hit by signal {stop.signal} inside a batch", tid=tid)
-            tracee.cont(tid)  # the event stop of an INTERRUPT before, or somebody's kill(2)
+            else:
+                tracee.cont(tid)  # the event stop of an INTERRUPT before, or somebody's kill(2)
+        return True
+
+    def finish(self) -> list[int]:
+        """Return what ``Batch.run`` does, and raise as it."""
+        self.has_ended()
+        calls, tid = self._calls, self._tid
+        words = struct.unpack(f"<{len(calls) * 8}Q", self._memory.read(self._table, len(calls) * _CALL.size))
+        results = [signed(word) for word in words[7::8]]
+        for (number, arguments, check, what), result in zip(calls, results, strict=True):
+            if check and -4096 < result < 0:
+                raise _failure(number, arguments, what, -result, tid)
+        return results
 
 
 def _is_end(tid: int) -> bool:

@@ -53,6 +53,7 @@ class NR:
     RT_TGSIGQUEUEINFO = 297
     OPENAT = 257
     WAITID = 247
+    PIPE2 = 293
     KCMP = 312
     MREMAP = 25
     MEMBARRIER = 324

@@ -116,7 +116,7 @@ def stop_time(home: Path, mebibytes: int, n: int) -> None:
 
 
 def stop_of_threads(home: Path, n: int) -> None:
-    """Measure how much longer a stop takes with many threads, from the freeze to the thaw: each sees that and its turn."""
+    """Measure how much longer a stop takes with many threads, from freeze to thaw: a thread sees that, and its turn."""
     crids = CridCounter(home / "crid")
     medians = []
     for threads in (0, 63):

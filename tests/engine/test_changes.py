@@ -20,7 +20,6 @@ from crd.engine.userspace.dump import dumped
 from crd.errors import TargetUnsupported
 from crd.image.profile import MemoryLayout, Pages, Thread, Vma
 from crd.image.reader import ImageReader
-from crd.image.writer import ImageWriter
 from tests.engine.programs import THREADS_COME_AND_GO, WITHOUT_VDSO, compiled, interpreted
 from tests.support.victims import until
 
@@ -140,8 +139,8 @@ def test_locked_memory_is_known_as_such(tmp_path: Path, method: str) -> None:
 
 
 def dump_without_preflight(program: Program) -> None:
-    with open(os.devnull, "wb") as null, dumped(program.pid, ImageWriter(DescriptorSink(null.fileno())),
-                                                CheckpointOptions(), hold=False):
+    with open(os.devnull, "wb") as null, dumped(program.pid, DescriptorSink(null.fileno()), CheckpointOptions(),
+                                                hold=False):
         pass
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.freeze import frozen
 from crd.engine.userspace.image import write_records
-from crd.engine.userspace.mem import layout, pages
+from crd.engine.userspace.mem import handover, layout, pages
 from crd.engine.userspace.objects import ObjectNumbers
 from crd.engine.userspace.questions import Question, TargetAsker
 from crd.engine.userspace.sig import actions
 from crd.engine.userspace.snapshot import Snapshot, snapshot
 from crd.errors import FreezeTimeout, InjectionInterrupted, NativeError, TargetGone, TraceeGone
 from crd.image.header import current_header
+from crd.image.writer import ImageWriter
 from crd.native.syscall import NR
 from crd.target import procfs
 
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from crd.engine.api import CheckpointOptions
+    from crd.engine.stream import DescriptorSink
     from crd.engine.userspace.capture import Capture, Known
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.questions import Asker
     from crd.image.profile import SignalActions
-    from crd.image.writer import ImageWriter
     from crd.native.inject import Injector
     from crd.target.procfs import MapEntry
 
@@ -77,21 +78,30 @@ class Memories:
     copied: list[tuple[list[pages.Run], memoryview]] = field(default_factory=list)
     child: Snapshot | None = None
 
-    def pump(self, pump: pages.PagePump, pid: int, entries: list[MapEntry]) -> None:
+    def pump(self, pump: pages.PagePump, pid: int, entries: list[MapEntry], sink: DescriptorSink) -> None:
         """Write all private pages, in ascending order."""
-        left: list[pages.Run] = []
-        if self.child:
-            copied = [(runs[0][0], runs[-1][0] + runs[-1][1]) for runs, _ in self.copied]
-            left = [run for run in pages.private_runs(self.child.pid, entries)
-                    if not any(start <= run[0] < end for start, end in copied)]
-        for runs, content in sorted(self.copied, key=lambda copy: copy[0]):
-            below = [run for run in left if run[0] < runs[0][0]]
-            if self.child:
-                pump.private(pid, self.child.memory, below)
-            left = left[len(below):]
-            pump.copied(pid, runs, content)
-        if self.child:
-            pump.private(pid, self.child.memory, left)
+        if self.child is None:
+            for copied in self.copied:
+                pump.copied(pid, *copied)
+            return
+        memory = self.child.memory
+        readable, closed = ([run for run in pages.private_runs(self.child.pid, [
+            entry for entry in entries if entry.permissions.startswith("r") == can_be_read])
+            if not self._has_copy(run)] for can_be_read in (True, False))
+        others: list[tuple[list[pages.Run], memoryview | None]] = [*self.copied, *(([run], None) for run in closed)]
+        with handover.opened(self.child, pump.writer, sink) as given:
+            for runs, content in sorted(others, key=lambda other: other[0]):
+                below = [run for run in readable if run[0] < runs[0][0]]
+                readable = readable[len(below):]
+                pump.given(pid, memory, below, given)
+                if content is None:
+                    pump.private(pid, memory, runs)
+                else:
+                    pump.copied(pid, runs, content)
+            pump.given(pid, memory, readable, given)
+
+    def _has_copy(self, run: pages.Run) -> bool:
+        return any(runs[0][0] <= run[0] < runs[-1][0] + runs[-1][1] for runs, _ in self.copied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +119,12 @@ class Dumped:
 
 
 @contextmanager
-def dumped(pid: int, writer: ImageWriter, options: CheckpointOptions, *, hold: bool) -> Iterator[Dumped]:
+def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, *, hold: bool) -> Iterator[Dumped]:
     """Write the image of a process.
 
     Args:
         pid: of the process, which the preflight has found without obstacles.
-        writer: of the image.
+        sink: of the image.
         options: of the checkpoint.
         hold: keep the target stopped for as long as the context lasts.
 
@@ -128,7 +138,7 @@ def dumped(pid: int, writer: ImageWriter, options: CheckpointOptions, *, hold: b
     for _ in range(_ATTEMPTS):
         try:
             with frozen(pid, options.freeze_seconds) as state, _taken(state, known, options) as taken:
-                yield _written(state, taken, writer, known, hold=hold)
+                yield _written(state, taken, sink, known, hold=hold)
                 return
         except _ChangedError:
             known = None  # it changes all the time: what is read in the stop holds
@@ -216,7 +226,7 @@ def _copy(state: Frozen, stubs: Injector, captured: Capture, objects: ObjectNumb
     return _Taken(captured, objects, memories, "copy", reason, attributes, flags)
 
 
-def _written(state: Frozen, taken: _Taken, writer: ImageWriter, before: Known | None, *, hold: bool) -> Dumped:
+def _written(state: Frozen, taken: _Taken, sink: DescriptorSink, before: Known | None, *, hold: bool) -> Dumped:
     """Let the target go unless it is to be held, and write the image.
 
     Raises:
@@ -230,7 +240,8 @@ def _written(state: Frozen, taken: _Taken, writer: ImageWriter, before: Known | 
         state.thaw()
         stop_seconds = state.stop_seconds
     if child := taken.memories.child:
-        taken.attributes = Attributes.ask(child.asker())
+        child.detach_itself()
+        taken.attributes = Attributes.ask(child.asker)
         taken.flags = _flags(captured, procfs.vm_flags(child.pid))
     assert taken.attributes is not None  # noqa: S101
     assert taken.flags is not None  # noqa: S101
@@ -238,6 +249,7 @@ def _written(state: Frozen, taken: _Taken, writer: ImageWriter, before: Known | 
         raise _ChangedError
     threads = capturing.threads(captured, state.memory)
     header = current_header()
+    writer = ImageWriter(sink)
     writer.header(header)
     space = layout.dump(pid, captured.entries, captured.stat, taken.attributes.brk, taken.flags, captured.shared,
                         taken.objects)
@@ -245,7 +257,7 @@ def _written(state: Frozen, taken: _Taken, writer: ImageWriter, before: Known | 
     pump = pages.PagePump(writer)
     for identity, record in space.shared.items():
         pump.shared(record.objref, captured.shared[identity])
-    taken.memories.pump(pump, pid, captured.entries)
+    taken.memories.pump(pump, pid, captured.entries, sink)
     writer.finish()
     return Dumped(captured, taken.method, taken.reason, pump.memory_bytes, writer.offset, stop_seconds,
                   captured.clocks_ns[0], header.to_json())

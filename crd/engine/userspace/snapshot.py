@@ -29,7 +29,7 @@ _ALL_FDS, _CLOSE_RANGE_UNSHARE = 0xFFFF_FFFF, 2
 
 
 class Snapshot:
-    """The child: ``pid``, ``memory``, and ``asker`` to put questions to it."""
+    """The child: ``pid``, ``memory``."""
 
     def __init__(self, pid: int, entries: Sequence[MapEntry]) -> None:
         """Prepare a child that was made from a process with these areas."""
@@ -37,19 +37,20 @@ class Snapshot:
         self.entries = entries
         self.memory = Memory(pid)
 
-    def asker(self) -> SnapshotAsker:
-        """Return who asks the child; it gets an area of its own for that, where the target has none.
+    def detach_itself(self) -> None:
+        """Make it a process of ours: ``batch`` makes system calls in it, ``asker`` asks it; needs the target no longer.
 
-        It lets go of what it shares with the target: of the file table, since locks and pipes are to end with the
-        target, and of session and process group, whose number is then free for a restart.
+        It gets an area of its own for that, where the target has none.  It lets go of what it shares with the target:
+        of the file table, since locks and pipes are to end with the target, and of session and process group, whose
+        number is then free for a restart.
         """
         at = self._syscall_instruction()
         scratch = gap([(entry.start, entry.end) for entry in self.entries], Batch.SCRATCH_BYTES)
-        batch = map_scratch(self.memory, self.pid, scratch, at)
-        batch.call(NR.CLOSE_RANGE, 0, _ALL_FDS, _CLOSE_RANGE_UNSHARE)
-        batch.call(NR.SETSID)
-        batch.run(self.pid)
-        return SnapshotAsker(batch, self.pid)
+        self.batch = map_scratch(self.memory, self.pid, scratch, at)
+        self.batch.call(NR.CLOSE_RANGE, 0, _ALL_FDS, _CLOSE_RANGE_UNSHARE)
+        self.batch.call(NR.SETSID)
+        self.batch.run(self.pid)
+        self.asker = SnapshotAsker(self.batch, self.pid)
 
     def _syscall_instruction(self) -> int:
         """Return the address of one: in the vdso, or in the stub that made the child where there is none."""

@@ -17,6 +17,7 @@ from crd.native.pagemap import PageMap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from crd.engine.userspace.mem.handover import Handover
     from crd.image.writer import ImageWriter
     from crd.target.procfs import MapEntry
 
@@ -73,15 +74,23 @@ class PagePump:
     """Moves pages into an image in records of up to 1 MiB, without those that hold only zeros.
 
     Attributes:
+        writer: of the image.
         memory_bytes: pages read so far.
     """
 
     def __init__(self, writer: ImageWriter) -> None:
         """Pump into an image."""
-        self._writer = writer
+        self.writer = writer
         self._buffers = [memoryview(bytearray(_RECORD_BYTES)) for _ in range(_BUFFERS)]
         self._turn = 0
         self.memory_bytes = 0
+
+    def given(self, pid: int, memory: Memory, runs: Sequence[Run], child: Handover | None) -> None:
+        """Write pages that a snapshot child can hand over itself, or through ``memory`` if it cannot."""
+        if child:
+            self.memory_bytes += child.private(pid, runs)
+        else:
+            self.private(pid, memory, runs)
 
     def private(self, pid: int, memory: Memory, runs: Iterable[Run]) -> None:
         """Write pages of a process, read through ``memory`` (its own, or its snapshot's)."""
@@ -109,7 +118,7 @@ class PagePump:
         self.memory_bytes += length
         runs, parts = _without_zeros(batch, buffer)
         if runs:
-            self._writer.write_bulk(record(runs), *parts)
+            self.writer.write_bulk(record(runs), *parts)
 
 
 def _reader(content: memoryview) -> Callable[[list[Run], memoryview], None]:

@@ -181,7 +181,10 @@ crd_stub_snapshot_end:
 # Entered with rbx = table, rbp = number of calls; ends with SIGTRAP sent to itself, which a breakpoint would not leave as
 # it is: that resets the action of a blocked or ignored SIGTRAP.  A call is 8 words: number with, in bits 32 to 37, a bit
 # for each argument that is the index of an earlier call whose result is meant, and in bit 38 "go on if it fails"; six
-# arguments; the result.  rbp counts what was left when it ended.
+# arguments; the result.  rbp counts what was left when it ended.  Two things are no single system call.  Bit 39: of the
+# pages from the first argument on, as many as the second one says, each that holds anything makes 1 of a byte from the
+# third one on.  Bit 40: vmsplice into the first argument what lies from the second one on, as many bytes as the third one
+# says, however many calls that takes.
         .globl  crd_batch_start, crd_batch_end
         .hidden crd_batch_start, crd_batch_end
 crd_batch_start:
@@ -208,9 +211,13 @@ crd_batch_start:
         RESULT  35, %r10
         RESULT  36, %r8
         RESULT  37, %r9
+        bt      $39, %r13
+        jc      4f
+        bt      $40, %r13
+        jc      9f
         mov     %r13d, %eax
         syscall
-        mov     %rax, 56(%rbx)
+2:      mov     %rax, 56(%rbx)
         dec     %rbp
         add     $64, %rbx
         bt      $38, %r13
@@ -224,6 +231,43 @@ crd_batch_start:
         mov     $200, %eax
         syscall
         hlt
+4:      xor     %eax, %eax
+        test    %rsi, %rsi
+        jz      2b
+5:      lea     4096(%rdi), %r8
+6:      mov     0(%rdi), %rcx
+        or      8(%rdi), %rcx
+        or      16(%rdi), %rcx
+        or      24(%rdi), %rcx
+        or      32(%rdi), %rcx
+        or      40(%rdi), %rcx
+        or      48(%rdi), %rcx
+        or      56(%rdi), %rcx
+        jnz     7f
+        add     $64, %rdi
+        cmp     %r8, %rdi
+        jne     6b
+        jmp     8f
+7:      movb    $1, (%rdx)
+8:      mov     %r8, %rdi
+        inc     %rdx
+        dec     %rsi
+        jnz     5b
+        jmp     2b
+9:      mov     %rsi, 40(%rbx)                  # struct iovec
+        mov     %rdx, 48(%rbx)
+1:      mov     $278, %eax
+        lea     40(%rbx), %rsi
+        mov     $1, %edx
+        xor     %r10d, %r10d
+        syscall
+        test    %rax, %rax
+        jle     2b
+        add     %rax, 40(%rbx)
+        sub     %rax, 48(%rbx)
+        jnz     1b
+        xor     %eax, %eax
+        jmp     2b
 crd_batch_end:
 
 # ---- vessel: the program that a restarted process begins as ------------------------------------------------------------
