@@ -71,13 +71,23 @@ def test_a_thread_has_the_number(tmp_path: Path) -> None:
             thread.join()
 
 
+def spawned(number: int, group: int) -> int:
+    """Start a process in a group, which it leads if that is 0, under a number if that is not 0."""
+    while True:
+        if number:
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
+        pid = os.posix_spawn("/bin/sleep", ["sleep", "600"], os.environ, setpgroup=group)
+        if number in {0, pid}:
+            return pid
+        os.kill(pid, signal.SIGKILL)  # another process was quicker to take the number
+        os.waitpid(pid, 0)
+
+
 def test_a_group_whose_leader_has_ended_has_the_number(tmp_path: Path) -> None:
     with sleep(tmp_path, 60) as program:
         image = taken(program)
-        leader = spawn_vessel(program.pid)
-        os.setpgid(leader, leader)
-        with ended(spawn_vessel()) as member:
-            os.setpgid(member, leader)
+        leader = spawned(program.pid, 0)
+        with ended(spawned(0, leader)) as member:
             os.kill(leader, signal.SIGKILL)
             os.waitpid(leader, 0)
             assert not program.is_there()
