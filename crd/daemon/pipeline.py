@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crd.catalog.rows import Image
-from crd.errors import ArchiveError, ImageSinkClosed, WorkerDied
+from crd.errors import ArchiveError, BlobCorrupt, BlobMissing, ImageDamaged, ImageSinkClosed, WorkerDied
 from crd.ids import Crid
 
 if TYPE_CHECKING:
@@ -86,9 +86,7 @@ class Pipeline:
             CrdError: no task of it runs.
         """
         async with _in_time(self.restart_seconds, "restart"):
-            image = await self.catalog.images.get(crid)
-            source = await self.archive.source(crid)
-            await source.verify(image.digest)
+            source = await self.verify(usable(await self.catalog.images.get(crid)))
             async with self.workers.lease() as worker:
                 with _Pipe() as pipe:
                     await worker.begin_restart(pipe.read_end, options)
@@ -98,6 +96,21 @@ class Pipeline:
                 await worker.commit()
             return result
 
+    async def verify(self, image: Image) -> ImageSource:
+        """Read and check all that is stored of an image, and return it; damage is noted in the catalog.
+
+        Raises:
+            BlobCorrupt, BlobMissing: it is damaged.
+            ArchiveUnavailable: it cannot be read just now.
+        """
+        try:
+            source = await self.archive.source(image.crid)
+            await source.verify(image.digest)
+        except (BlobCorrupt, BlobMissing) as error:
+            await self.catalog.images.damaged(image.crid, error.message)
+            raise
+        return source
+
     @asynccontextmanager
     async def _sink(self) -> AsyncIterator[ImageSink]:
         sink = await self.archive.sink()
@@ -105,6 +118,18 @@ class Pipeline:
             yield sink
         finally:
             await asyncio.shield(sink.abort())
+
+
+def usable(image: Image) -> Image:
+    """Return the image, unless it is known to be damaged.
+
+    Raises:
+        ImageDamaged: it is.
+    """
+    if image.state == "damaged":
+        raise ImageDamaged(f"image {image.crid} is damaged: {image.damage}", crid=image.crid,
+                           hint="crctl images lists others; once it is repaired, crctl verify says so.")
+    return image
 
 
 async def _feed(source: ImageSource, pipe: _Pipe) -> None:

@@ -74,15 +74,8 @@ def decide(images: Iterable[Candidate], keep: Keep, *, min_images: int, now: dat
         A decision for each image, the newest (largest crid) first.
     """
     newest_first = sorted(images, key=lambda image: image.crid, reverse=True)
-    reasons: dict[int, list[str]] = {image.crid: [] for image in newest_first}
+    reasons = {image.crid: _whatever_the_rules(image, keep) for image in newest_first}
     good = [image for image in newest_first if not image.damaged]
-    for image in newest_first:
-        if image.pinned:
-            reasons[image.crid].append(PINNED)
-        if image.damaged:
-            reasons[image.crid].append(DAMAGED)
-        elif keep.everything:
-            reasons[image.crid].append(EVERYTHING)
     for place, image in enumerate(good[:keep.last], 1):
         reasons[image.crid].append(f"last {place} of {keep.last}")
     for image in good:
@@ -99,6 +92,15 @@ def decide(images: Iterable[Candidate], keep: Keep, *, min_images: int, now: dat
             reasons[image.crid].append(f"newest {place} of at least {min_images}")
     return [Decision(image.crid, bool(found), tuple(found) or (UNWANTED,))
             for image in newest_first for found in (reasons[image.crid],)]
+
+
+def _whatever_the_rules(image: Candidate, keep: Keep) -> list[str]:
+    reasons = [PINNED] if image.pinned else []
+    if image.damaged:
+        reasons.append(DAMAGED)
+    elif keep.everything:
+        reasons.append(EVERYTHING)
+    return reasons
 
 
 def _keep_periods(past: Sequence[Candidate], name: str, wanted: int, zone: tzinfo | None,
