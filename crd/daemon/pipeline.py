@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crd.catalog.rows import Image
+from crd.engine.api import Pids, RestartOptions
 from crd.errors import ArchiveError, BlobCorrupt, BlobMissing, ImageDamaged, ImageSinkClosed, WorkerDied
 from crd.ids import Crid
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from crd.archive.sink import ImageSink
     from crd.archive.source import ImageSource
     from crd.catalog.catalog import Catalog
-    from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult
-    from crd.engine.client import WorkerPool
+    from crd.engine.api import CheckpointOptions, CheckpointResult, RestartResult
+    from crd.engine.client import Worker, WorkerPool
 
 T = TypeVar("T")
 
@@ -85,16 +86,33 @@ class Pipeline:
         Raises:
             CrdError: no task of it runs.
         """
-        async with _in_time(self.restart_seconds, "restart"):
-            source = await self.verify(usable(await self.catalog.images.get(crid)))
-            async with self.workers.lease() as worker:
-                with _Pipe() as pipe:
-                    await worker.begin_restart(pipe.read_end, options)
-                    pipe.close_read_end()
-                    result = await _both(worker.ready(), _feed(source, pipe))
-                await note(result)
-                await worker.commit()
+        async with _in_time(self.restart_seconds, "restart"), self._made(crid, options) as (worker, result):
+            await note(result)
+            await worker.commit()
             return result
+
+    async def rehearse(self, crid: Crid) -> RestartResult:
+        """Make the tasks of an image, in a pid namespace of their own, and let none run; nothing is left of them.
+
+        A copy that ran would write to the files that it shares with the original.
+
+        Raises:
+            CrdError: it cannot be restarted here and now.
+        """
+        options = RestartOptions(pids=Pids.NAMESPACE)
+        async with _in_time(self.restart_seconds, "restart"), self._made(crid, options) as (_, result):
+            return result
+
+    @asynccontextmanager
+    async def _made(self, crid: Crid, options: RestartOptions) -> AsyncIterator[tuple[Worker, RestartResult]]:
+        """Make the tasks of an image; unless the worker is told to commit, they end with the context."""
+        source = await self.verify(usable(await self.catalog.images.get(crid)))
+        async with self.workers.lease() as worker:
+            with _Pipe() as pipe:
+                await worker.begin_restart(pipe.read_end, options)
+                pipe.close_read_end()
+                result = await _both(worker.ready(), _feed(source, pipe))
+            yield worker, result
 
     async def verify(self, image: Image) -> ImageSource:
         """Read and check all that is stored of an image, and return it; damage is noted in the catalog.

@@ -100,10 +100,11 @@ class Retention:
             if target not in self._targets:
                 return []
             verdicts = await self.verdicts(target)
-            done = [verdict if verdict.keep else await self._try(verdict) for verdict in reversed(verdicts)]
+            done = [verdict if verdict.keep else await self.carry_out(verdict) for verdict in reversed(verdicts)]
         return done[::-1]
 
-    async def _try(self, verdict: Verdict) -> Verdict:
+    async def carry_out(self, verdict: Verdict) -> Verdict:
+        """Forget the image of a verdict; return the verdict, with what went wrong if something did."""
         try:
             await self.forget(verdict.crid)
         except CrdError as error:
@@ -125,6 +126,8 @@ class Retention:
         except CrdError as error:
             logger.warning("retention of %s: %s", target, error.message,
                            extra={"event": "retention.failed", "target": target, "error": error.code})
+        except Exception:
+            logger.exception("retention of %s", target, extra={"event": "retention.crashed", "target": target})
 
     async def forget(self, crid: Crid) -> None:
         """Forget an image; when this returns, it and what only it had stored are gone.
