@@ -21,6 +21,8 @@ COMMANDS = {
     "pin": Lazy("crd.cli.cmd_pin:pin", "Keep an image from being forgotten."),
     "verify": Lazy("crd.cli.cmd_verify:verify", "Check an image, or that it can be restarted."),
     "scrub": Lazy("crd.cli.cmd_scrub:scrub", "Check everything that is stored."),
+    "export": Lazy("crd.cli.cmd_export:export_", "Write an image to a file."),
+    "import": Lazy("crd.cli.cmd_import:import_", "Take an image from a file."),
     "requests": Lazy("crd.cli.cmd_requests:requests", "List restart requests."),
     "request": Lazy("crd.cli.cmd_request:request", "Show or cancel a restart request."),
     "check": Lazy("crd.cli.cmd_check:check", "Say what keeps a process from being checkpointed."),

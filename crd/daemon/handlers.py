@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from crd.api.access import Peer
+    from crd.api.channel import Channel
     from crd.catalog.rows import Image, Request
     from crd.daemon.scheduler import ScheduledTarget
 
@@ -43,7 +44,8 @@ _PROGRESS_SECONDS = 0.1
 class Handlers(UpkeepHandlers):
     """One method for each of the interface, named as there."""
 
-    async def handle(self, method: str, parameters: dict[str, Any], peer: Peer, more: More | None) -> dict[str, Any]:
+    async def handle(self, method: str, parameters: dict[str, Any], peer: Peer,
+                     more: More | Channel | None) -> dict[str, Any]:
         """Answer a call; see ``crd.api.dispatch.Handler``."""
         answer = getattr(self, f"_on_{method}")
         result: dict[str, Any] = await answer(peer=peer, more=more, **parameters)

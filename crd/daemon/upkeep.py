@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from crd.api.channel import PeerLost
 from crd.daemon.rendering import image_json, verdict_json
 from crd.daemon.retention import Verdict
-from crd.errors import AccessDenied, BadRequest, CatalogTargetNotFound, ImageInUse, ImageNotFound
+from crd.daemon.transfer import export_image, import_image
+from crd.errors import AccessDenied, BadRequest, CatalogTargetNotFound, CrdError, ImageInUse, ImageNotFound
 from crd.ids import parse_image_ref
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from crd.api.access import Peer
+    from crd.api.channel import Channel
     from crd.catalog.rows import Image
     from crd.daemon.app import App
     from crd.daemon.scheduler import ScheduledTarget
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from crd.engine.api import RestartResult
 
     More = Callable[[dict[str, Any]], Awaitable[None]]
+
+logger = logging.getLogger(__name__)
 
 _NAMED = "named to be forgotten"
 
@@ -91,6 +97,38 @@ class UpkeepHandlers:
                 await more(asdict(so_far))
 
         return asdict(await self._app.scrub.all(tell))
+
+    async def _on_Export(self, *, peer: Peer, more: Channel, reference: str) -> dict[str, Any]:  # noqa: N802
+        need_admin(peer)  # the catalog knows a task's real uid only: what it knew may not have been for its user
+        crid = (await self._find(peer, reference)).crid
+        begun = False
+
+        async def begin(image: Image) -> None:
+            nonlocal begun
+            begun = True
+            await more.begin({"image": image_json(image)})
+
+        try:
+            with self._app.readers.reading(crid):
+                return {"image": image_json(await export_image(self._app.pipeline, crid, begin, more.write))}
+        except CrdError as error:
+            if not begun:
+                raise
+            logger.error("export of image %d: %s", crid, error.message,  # noqa: TRY400  not a fault of ours
+                         extra={"event": "export.failed", "crid": crid, "error": error.code})
+            raise PeerLost(error.message) from error
+
+    async def _on_Import(self, *, peer: Peer, more: Channel) -> dict[str, Any]:  # noqa: N802
+        need_admin(peer)  # restarting an image gives it whatever it says it had
+        await more.begin({"image": None})
+        try:
+            image = await import_image(self._app.pipeline, more.read)
+        except CrdError:
+            while await more.read():  # who still writes could not hear why
+                pass
+            raise
+        logger.info("image imported", extra={"event": "image.imported", "crid": image.crid})
+        return {"image": image_json(image)}
 
     def _known(self, name: str) -> ScheduledTarget:
         if name not in self._app.scheduler.targets:

@@ -146,7 +146,10 @@ def as_nobody(daemon: RunningDaemon, method: str, **parameters: Any) -> str:
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
             with Client(daemon.socket) as client:
-                list(client.stream(method, **parameters))
+                if method in {"Export", "Import"}:
+                    client.upgrade(method, **parameters)
+                else:
+                    list(client.stream(method, **parameters))
             code = ""
         except CrdError as error:
             code = error.code
@@ -168,7 +171,8 @@ def test_others_have_no_hand_in_it(daemon: RunningDaemon, tmp_path: Path) -> Non
             ("Forget", {"references": [crid]}, "catalog.image-not-found"), ("Forget", {}, "api.access-denied"),
             ("Forget", {"target": "counter", "dry_run": True}, "api.access-denied"),
             ("Pin", {"reference": crid, "pinned": True}, "catalog.image-not-found"),
-            ("Verify", {"reference": crid}, "catalog.image-not-found"), ("Scrub", {}, "api.access-denied")):
+            ("Verify", {"reference": crid}, "catalog.image-not-found"), ("Scrub", {}, "api.access-denied"),
+            ("Export", {"reference": crid}, "api.access-denied"), ("Import", {}, "api.access-denied")):
         assert as_nobody(daemon, method, **parameters) == code, method
     assert crids(daemon) == [int(crid)]
 
@@ -197,3 +201,69 @@ def test_rules_of_an_added_target_and_rules_that_cannot_be_read(daemon: RunningD
         daemon.crctl("target", "add", "other", "--pid", str(program.pid), "--every", "1d", "--keep", "dayly=7")
     assert refused.value.status == 2
     assert "there is no rule" in refused.value.error["message"]
+
+
+def test_export_and_import_give_the_exact_stream(daemon: RunningDaemon, program: CountingProgram,
+                                                 tmp_path: Path) -> None:
+    crid = taken(daemon)
+    exported = daemon.crctl("export", str(crid), "-o", str(tmp_path / "one.image"))
+    content = (tmp_path / "one.image").read_bytes()
+    assert exported["crid"] == crid
+    assert len(content) == exported["image_bytes"]
+    inspected = subprocess.run([BIN / "crd", "inspect", tmp_path / "one.image"], check=False, capture_output=True)
+    assert inspected.returncode == 0
+    piped = subprocess.run([BIN / "crctl", "export", "counter@latest", "-o", "-"], env=daemon.environment, check=True,
+                           capture_output=True)
+    assert piped.stdout == content
+    imported = daemon.crctl("import", str(tmp_path / "one.image"))
+    assert imported["crid"] > crid
+    assert imported["target"] is None
+    for same in ("digest", "image_bytes", "pid", "comm", "uid", "threads", "tasks", "header"):
+        assert imported[same] == exported[same], same
+    assert 0 < imported["memory_bytes"] <= exported["memory_bytes"], "pages that are zero are not in the stream"
+    assert abs(float(imported["taken_at"][17:19]) - float(exported["taken_at"][17:19])) % 59 <= 1
+    program.kill()
+    daemon.crctl("restart", str(imported["crid"]), "--wait")
+    program.assert_unharmed()
+
+
+def test_what_is_no_whole_image_is_not_imported(daemon: RunningDaemon, tmp_path: Path) -> None:
+    crid = taken(daemon)
+    daemon.crctl("export", str(crid), "-o", str(tmp_path / "one.image"))
+    content = (tmp_path / "one.image").read_bytes()
+    for spoilt, code in ((b"", "image.truncated"), (content[:-8], "image.truncated"),
+                         (content[:len(content) // 2], "image.truncated"), (content + b"\0", "image.corrupt"),
+                         (b"\x7fELF" + bytes(4 << 20), "image.version-unsupported"),
+                         (content[:267] + bytes([255] * 4) + content[271:], "image.corrupt")):
+        (tmp_path / "spoilt").write_bytes(spoilt)
+        with pytest.raises(Refused) as refused:
+            pytest.fail(f"taken for an image: {daemon.crctl('import', str(tmp_path / 'spoilt'))}")
+        assert refused.value.error["error"] == code
+    assert crids(daemon) == [crid]
+    assert objects(daemon) == {crid}
+    assert [path for path in (daemon.state / "archive").rglob("*") if path.is_file() and path.suffix != ".image"] == []
+
+
+def test_an_import_that_is_broken_off_leaves_nothing(daemon: RunningDaemon, tmp_path: Path) -> None:
+    crid = taken(daemon)
+    daemon.crctl("export", str(crid), "-o", str(tmp_path / "one.image"))
+    content = (tmp_path / "one.image").read_bytes()
+    with Client(daemon.socket) as client:
+        _, connection = client.upgrade("Import")
+        connection.sendall(content[:len(content) // 2])
+    with Client(daemon.socket) as client:
+        reply, connection = client.upgrade("Export", reference=str(crid))
+        assert connection.recv(4096)
+    assert reply["image"]["crid"] == crid
+    eventually("the readers to be gone", lambda: daemon.run_crctl("forget", str(crid)).returncode == 0)
+    assert crids(daemon) == []
+    eventually("no object to be left", lambda: not objects(daemon))
+
+
+def test_a_damaged_image_is_not_exported(daemon: RunningDaemon, tmp_path: Path) -> None:
+    crid = taken(daemon)
+    spoil(daemon, crid)
+    with pytest.raises(Refused) as refused:
+        daemon.crctl("export", str(crid), "-o", str(tmp_path / "one.image"))
+    assert refused.value.error["error"] == "archive.blob-corrupt"
+    assert not (tmp_path / "one.image").exists()

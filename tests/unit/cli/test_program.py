@@ -46,7 +46,7 @@ ALL = dict(commands(crctl))
 def test_all_commands_are_there() -> None:
     assert {" ".join(path) for path in ALL} == {
         "status", "targets", "target", "target add", "target remove", "target hold", "target resume", "checkpoint",
-        "images", "show", "restart", "forget", "pin", "verify", "scrub",
+        "images", "show", "restart", "forget", "pin", "verify", "scrub", "export", "import",
             "requests", "request", "request show", "request cancel", "check"}
 
 
