@@ -10,7 +10,7 @@ from crd.api.protocol import Reply, encode
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-_CHUNK_BYTES = 256 << 10
+_CHUNK_BYTES = 1 << 20
 
 
 class PeerLost(ConnectionError):  # noqa: N818  it states the fact

@@ -105,7 +105,7 @@ class App:
             await self._stop(server, background)
 
     async def reload(self, settings: Settings) -> None:
-        """Take over targets, schedules and limits of new settings; what else changed waits for a new start."""
+        """Take over targets, schedules, retention and limits of new settings; what else changed waits for a new start."""
         wanted = settings.targets
         for name, target in list(self.scheduler.targets.items()):
             if target.source == "settings" and wanted.get(name) != target.settings:
@@ -117,6 +117,7 @@ class App:
             if name not in self.scheduler.targets:
                 self.scheduler.add(name, definition, source="settings", held=held.get(name, definition.held))
         self.settings = settings
+        self.start(self.retention.apply_all())
         logger.info("settings reloaded", extra={"event": "daemon.reloaded"})
 
     def checkpoint_options(self, after: After = After.RUN) -> CheckpointOptions:

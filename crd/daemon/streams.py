@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, TypeVar
 
+from crd.engine.stream import widen_pipe
 from crd.errors import ImageSinkClosed
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 1 << 20
 
 
 class Pipe:
@@ -23,6 +24,7 @@ class Pipe:
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        widen_pipe(self.write_end)
 
     def __enter__(self) -> Self:
         return self
