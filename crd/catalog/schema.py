@@ -122,5 +122,6 @@ requests = Table(
     Column("message", Text),
     Column("hint", Text),
     Index("ix_requests_state", "state"),
+    Index("ix_requests_crid", "crid"),
     sqlite_autoincrement=True,
 )

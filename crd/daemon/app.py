@@ -105,7 +105,7 @@ class App:
             await self._stop(server, background)
 
     async def reload(self, settings: Settings) -> None:
-        """Take over targets, schedules, retention and limits of new settings; what else changed waits for a new start."""
+        """Take over targets, schedules, retention and limits of new settings; the rest waits for a new start."""
         wanted = settings.targets
         for name, target in list(self.scheduler.targets.items()):
             if target.source == "settings" and wanted.get(name) != target.settings:

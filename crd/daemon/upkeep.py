@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_VERIFIED_AT_ONCE = 2
+"""Images verified at once because somebody, maybe no administrator, asked for it: it costs more than asking."""
 _NAMED = "named to be forgotten"
 
 
@@ -38,6 +40,7 @@ class UpkeepHandlers:
     def __init__(self, app: App) -> None:
         """Answer for a daemon."""
         self._app = app
+        self._verifying = asyncio.Semaphore(_VERIFIED_AT_ONCE)
 
     async def _on_GetImage(self, *, peer: Peer, more: More | None, reference: str) -> dict[str, Any]:  # noqa: ARG002, N802
         image = await self._find(peer, reference)
@@ -79,8 +82,10 @@ class UpkeepHandlers:
 
     async def _on_Verify(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                          restart: bool | None) -> dict[str, Any]:
-        image = await self._app.scrub.check((await self._find(peer, reference)).crid)
-        rehearsed = await self._rehearse(image) if restart else None
+        crid = (await self._find(peer, reference)).crid
+        async with self._verifying:
+            image = await self._app.scrub.check(crid)
+            rehearsed = await self._rehearse(image) if restart else None
         return {"image": image_json(image), "rehearsal": rehearsed and {
             "tasks": rehearsed.tasks, "threads": rehearsed.threads, "seconds": rehearsed.duration_seconds,
             "notes": list(rehearsed.notes)}}

@@ -15,3 +15,4 @@ def upgrade() -> None:
     op.add_column("images", sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.false()))
     op.add_column("images", sa.Column("verified_at", Instant))
     op.add_column("images", sa.Column("damage", sa.Text))
+    op.create_index("ix_requests_crid", "requests", ["crid"])
