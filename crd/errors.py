@@ -360,6 +360,19 @@ class ImageNotFound(CatalogError):
     exit_status = EXIT_NOT_FOUND
 
 
+class ImageInUse(CatalogError):
+    """The image is pinned, or needed just now."""
+
+    code = "catalog.image-in-use"
+    exit_status = EXIT_CONFLICT
+
+
+class ImageDamaged(CatalogError):
+    """The image is known to be damaged."""
+
+    code = "catalog.image-damaged"
+
+
 class ImageAmbiguous(CatalogError):
     """The reference fits several images."""
 

@@ -76,6 +76,40 @@ class Client:
             continues = reply.continues
             yield _result(reply)
 
+    def upgrade(self, method: str, **parameters: Any) -> tuple[dict[str, Any], socket.socket]:
+        """Call a method after which the connection carries bytes; return its first result, and the connection.
+
+        ``last`` must follow once all bytes have passed.
+
+        Raises:
+            CrdError: as ``call``.
+        """
+        self._socket.settimeout(None)
+        self._send(Call(f"{INTERFACE}.{method}", parameters, upgrade=True))
+        message = bytearray()
+        while not message.endswith(b"\0"):
+            message += self._receive_up_to_nul()
+        return _result(decode_reply(message[:-1])), self._socket
+
+    def last(self) -> dict[str, Any]:
+        """Return the result that follows the bytes of an upgraded call.
+
+        Raises:
+            CrdError: as ``call``: what passed is no image.
+        """
+        return _result(self._receive())
+
+    def _receive_up_to_nul(self) -> bytes:
+        """Take nothing of what is behind the reply, which is no reply."""
+        try:
+            ahead = self._socket.recv(_READ_BYTES, socket.MSG_PEEK)
+            data = self._socket.recv(ahead.find(b"\0") + 1 or len(ahead)) if ahead else b""
+        except OSError as error:
+            raise self._lost(error) from error
+        if not data:
+            raise self._lost()
+        return data
+
     def close(self) -> None:
         """Hang up."""
         self._socket.close()

@@ -8,8 +8,8 @@ import select
 from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from crd.api.dispatch import PeerLost
-from crd.api.protocol import MessageBuffer, Reply, decode_call, encode
+from crd.api.channel import Channel, PeerLost
+from crd.api.protocol import UPGRADED, MessageBuffer, Reply, decode_call, encode
 from crd.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
     from crd.api.access import Limits, Peer
-    from crd.api.dispatch import Dispatch
+    from crd.api.dispatch import Dispatch, More
     from crd.api.protocol import Call
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,10 @@ class Connection:
         try:
             async with aclosing(self._messages()) as messages:
                 async for message in messages:
-                    await self._answer(decode_call(message), dispatch)
+                    call = decode_call(message)
+                    await self._answer(call, dispatch)
+                    if call.upgrade and call.method in UPGRADED:
+                        return
         except (BadRequest, ConnectionError, TimeoutError) as error:
             logger.debug("uid %d, pid %d: hanging up: %s", self._peer.uid, self._peer.pid, error)
 
@@ -83,19 +86,22 @@ class Connection:
                 deadline = clock() + self._limits.message_seconds
 
     async def _answer(self, call: Call, dispatch: Dispatch) -> None:
-        if call.more:
-            await self._send(await self._stream(call, dispatch))
+        if call.upgrade:
+            await self._send(await self._stream(call, dispatch, Channel(self._reader, self._send_slowly,
+                                                                        self._limits.idle_seconds)))
+        elif call.more:
+
+            async def more(parameters: dict[str, Any]) -> None:
+                await self._send(encode(Reply(parameters, continues=True)))
+
+            await self._send(await self._stream(call, dispatch, more))
         else:
             reply = await dispatch.answer(call, self._peer, None)
             if not call.oneway:
                 await self._send(reply)
 
-    async def _stream(self, call: Call, dispatch: Dispatch) -> bytes:
+    async def _stream(self, call: Call, dispatch: Dispatch, more: More | Channel) -> bytes:
         """Answer a call with several replies, as long as there is somebody to hear them; return the last."""
-
-        async def more(parameters: dict[str, Any]) -> None:
-            await self._send(encode(Reply(parameters, continues=True)))
-
         answering = asyncio.create_task(dispatch.answer(call, self._peer, more))
         try:
             with self._cancelled_on_hang_up(answering):
@@ -126,8 +132,15 @@ class Connection:
                 loop.remove_reader(hang_ups.fileno())
 
     async def _send(self, message: bytes) -> None:
+        await self._send_within(message, self._limits.drain_seconds)
+
+    async def _send_slowly(self, data: bytes) -> None:
+        """Send what may be meant for a slow disk or a pager."""
+        await self._send_within(data, self._limits.idle_seconds)
+
+    async def _send_within(self, message: bytes, seconds: float) -> None:
         try:
-            async with asyncio.timeout(self._limits.drain_seconds):
+            async with asyncio.timeout(seconds):
                 self._writer.write(message)
                 await self._writer.drain()
         except (OSError, TimeoutError) as error:

@@ -7,7 +7,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from crd.api import interface
-from crd.api.protocol import FAILED, INTERFACE, SERVICE, Call, Reply, ServiceError, encode
+from crd.api.channel import Channel, PeerLost
+from crd.api.protocol import FAILED, INTERFACE, SERVICE, UPGRADED, Call, Reply, ServiceError, encode
 from crd.errors import CrdError
 
 if TYPE_CHECKING:
@@ -18,19 +19,15 @@ if TYPE_CHECKING:
     More = Callable[[dict[str, Any]], Awaitable[None]]
     """Sends a reply that is not the last."""
 
-    Handler = Callable[[str, dict[str, Any], Peer, More | None], Awaitable[dict[str, Any]]]
+    Handler = Callable[[str, dict[str, Any], Peer, More | Channel | None], Awaitable[dict[str, Any]]]
     """Answers a call of ``io.crd``: (method without its interface, parameters, peer, more) -> last reply.
 
     The parameters have been checked; each one of the interface is there, optional ones as None if they were left out.
-    ``more`` is None unless the caller wants several replies.  Such a call is cancelled when the caller hangs up; any
-    other runs to its end.  A CrdError goes to the caller as ``io.crd.Failed``.
+    ``more`` is None unless the caller wants several replies, or bytes: then it is a Channel.  Such a call is cancelled
+    when the caller hangs up; any other runs to its end.  A CrdError goes to the caller as ``io.crd.Failed``.
     """
 
 logger = logging.getLogger(__name__)
-
-
-class PeerLost(ConnectionError):  # noqa: N818  it states the fact
-    """The other end is gone, or does not take its replies."""
 
 
 class Dispatch:
@@ -40,7 +37,7 @@ class Dispatch:
         self._handler = handler
         self._interfaces = {name: interface.load(name) for name in (SERVICE, INTERFACE)}
 
-    async def answer(self, call: Call, peer: Peer, more: More | None) -> bytes:
+    async def answer(self, call: Call, peer: Peer, more: More | Channel | None) -> bytes:
         """Return the last reply to a call, encoded: the result or the error.
 
         Raises:
@@ -58,13 +55,13 @@ class Dispatch:
             logger.exception("%s of uid %d, pid %d", call.method, peer.uid, peer.pid)
             return encode(_failed(CrdError("the daemon failed; its log says why")))
 
-    async def _result(self, call: Call, peer: Peer, more: More | None) -> dict[str, Any]:
+    async def _result(self, call: Call, peer: Peer, more: More | Channel | None) -> dict[str, Any]:
         interface_name, _, name = call.method.rpartition(".")
         if not (found := self._interfaces.get(interface_name)):
             raise ServiceError("InterfaceNotFound", interface=interface_name)
         if not (method := found.methods.get(name)):
             raise ServiceError("MethodNotFound", method=call.method)
-        if call.upgrade:
+        if call.upgrade != (call.method in UPGRADED):
             raise ServiceError("MethodNotImplemented", method=call.method)
         parameters = method.parameters.check(call.parameters or {})
         if interface_name == INTERFACE:

@@ -17,7 +17,8 @@ MESSAGE_BYTES_MAX = 1 << 20
 SERVICE = "org.varlink.service"
 INTERFACE = "io.crd"
 FAILED = f"{INTERFACE}.Failed"
-
+UPGRADED = frozenset({f"{INTERFACE}.Export", f"{INTERFACE}.Import"})
+"""Methods that are called with ``upgrade``, and only so."""
 
 T = TypeVar("T")
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, exists, func, insert, select, update
 
-from crd.catalog.rows import Image, Settled
-from crd.catalog.schema import images
+from crd.catalog.rows import Choice, Image, Settled
+from crd.catalog.schema import images, requests
 from crd.catalog.whole import whole
-from crd.errors import ImageNotFound
+from crd.errors import ImageInUse, ImageNotFound
 from crd.ids import Crid
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
+    from sqlalchemy import Delete
     from sqlalchemy.engine import Row
 
     from crd.catalog.session import Database
     from crd.ids import ImageRef
 
 _FIELDS = [images.c[field.name] for field in fields(Image)]
+_THERE = images.c.state.in_(["ok", "damaged"])
+_WANTED = exists().where(requests.c.crid == images.c.crid, requests.c.state.in_(["queued", "running", "releasing"]))
 
 
 @whole
@@ -63,12 +66,62 @@ class Images:
             await connection.execute(delete(images).where(images.c.crid == crid, images.c.state == "storing"))
 
     async def forget(self, crid: Crid) -> None:
-        """Count an image no more; its object may be removed once this returns.  Raises as ``get``."""
+        """Count an image no more; its object may be removed once this returns, and then ``bury`` follows.
+
+        Raises:
+            ImageNotFound: as ``get``.
+            ImageInUse: it is pinned, or a restart of it is asked for.
+        """
         async with self._database.begin() as connection:
-            done = await connection.execute(update(images).where(images.c.crid == crid, images.c.state == "ok")
-                                            .values(state="forgotten"))
-            if not done.rowcount:
+            row = (await connection.execute(select(images.c.pinned, _WANTED.label("wanted")).where(
+                images.c.crid == crid, _THERE))).first()
+            if row is None:
                 raise _not_found(crid)
+            if row.pinned:
+                raise ImageInUse(f"image {crid} is pinned", crid=crid, hint="crctl pin --remove lets go of it.")
+            if row.wanted:
+                raise ImageInUse(f"a restart of image {crid} is asked for", crid=crid,
+                                 hint="Wait for it, or cancel it: crctl requests.")
+            await connection.execute(update(images).where(images.c.crid == crid).values(state="forgotten"))
+
+    async def bury(self, crid: Crid) -> None:
+        """Remove the row of a forgotten image whose object is gone, unless a request or the largest crid needs it."""
+        async with self._database.begin() as connection:
+            await connection.execute(_burial(crid))
+
+    async def pin(self, crid: Crid, *, pinned: bool) -> Image:
+        """Keep an image until it is unpinned, or let go of it; raises as ``get``."""
+        return await self._set(crid, pinned=pinned)
+
+    async def verified(self, crid: Crid, now: datetime) -> Image:
+        """Note that all that is stored of an image is as it should be; raises as ``get``."""
+        return await self._set(crid, state="ok", damage=None, verified_at=now)
+
+    async def damaged(self, crid: Crid, damage: str) -> Image:
+        """Note what is wrong with an image: it is not restarted any more; raises as ``get``."""
+        return await self._set(crid, state="damaged", damage=damage)
+
+    async def choices(self, target: str) -> list[Choice]:
+        """Return what retention has to know of the images of a target."""
+        query = select(images.c.crid, images.c.taken_at, images.c.pinned, images.c.state, images.c.stored_bytes,
+                       _WANTED.label("wanted")).where(images.c.target == target, _THERE)
+        async with self._database.read() as connection:
+            return [Choice(crid=row.crid, taken_at=row.taken_at, pinned=row.pinned, damaged=row.state == "damaged",
+                           stored_bytes=row.stored_bytes, wanted=row.wanted)
+                    for row in await connection.execute(query)]
+
+    async def unchecked_since(self, when: datetime) -> Image | None:
+        """Return the image that was not checked for longest, if it was not since then; no damaged one."""
+        checked_at = func.coalesce(images.c.verified_at, images.c.taken_at)
+        query = select(*_FIELDS).where(images.c.state == "ok", checked_at < when).order_by(checked_at).limit(1)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).first()
+        return _image(row) if row else None
+
+    async def _set(self, crid: Crid, **values: Any) -> Image:
+        async with self._database.begin() as connection:
+            await connection.execute(update(images).where(images.c.crid == crid, _THERE).values(values))
+        return await self.get(crid)
 
     async def settle(self, there: Collection[Crid], whole: Mapping[Crid, int]) -> Settled:
         """Bring the rows together with what is in the archive, after whatever ended the daemon.
@@ -91,11 +144,14 @@ class Images:
                                          .values(state="ok", stored_bytes=whole[crid]))
                 states[crid] = "ok"
             await connection.execute(delete(images).where(images.c.state == "storing"))
+            for crid, state in states.items():
+                if state == "forgotten" and crid not in objects:
+                    await connection.execute(_burial(crid))
         known = {crid for crid, state in states.items() if state != "storing"}
         return Settled(kept=sorted(storing & known), dropped=sorted(storing - known),
                        surplus=sorted(crid for crid in objects if states.get(crid) == "forgotten"),
                        unknown=sorted(objects - known),
-                       missing=sorted({crid for crid in known if states[crid] == "ok"} - objects))
+                       missing=sorted({crid for crid in known if states[crid] in {"ok", "damaged"}} - objects))
 
     async def storing(self) -> list[Image]:
         """Return what was being made durable when the daemon ended."""
@@ -110,8 +166,7 @@ class Images:
             ImageNotFound: there is none of that crid, or it was forgotten.
         """
         async with self._database.read() as connection:
-            row = (await connection.execute(select(*_FIELDS).where(images.c.crid == crid,
-                                                                   images.c.state == "ok"))).first()
+            row = (await connection.execute(select(*_FIELDS).where(images.c.crid == crid, _THERE))).first()
         if row is None:
             raise _not_found(crid)
         return _image(row)
@@ -123,8 +178,7 @@ class Images:
             if reference.host and image.host != reference.host:
                 raise ImageNotFound(f"there is no image {reference.crid} of host {reference.host}")
             return image
-        query = select(*_FIELDS).where(images.c.target == reference.target, images.c.state == "ok",
-                                       images.c.host == host)
+        query = select(*_FIELDS).where(images.c.target == reference.target, _THERE, images.c.host == host)
         if reference.until:
             query = query.where(images.c.taken_at <= reference.until)
         query = query.order_by(images.c.taken_at.desc(), images.c.crid.desc()).limit(1)
@@ -146,7 +200,7 @@ class Images:
             limit: at most so many.
             uid: only of tasks that ran as this user.
         """
-        query = select(*_FIELDS).where(images.c.state == "ok")
+        query = select(*_FIELDS).where(_THERE)
         if target is not None:
             query = query.where(images.c.target == target)
         if since is not None:
@@ -161,6 +215,13 @@ class Images:
         """Return the largest crid ever entered, 0 if none."""
         async with self._database.read() as connection:
             return int((await connection.execute(select(func.max(images.c.crid)))).scalar() or 0)
+
+
+def _burial(crid: Crid) -> Delete:
+    largest = select(func.max(images.c.crid).label("crid")).subquery()
+    return delete(images).where(images.c.crid == crid, images.c.state == "forgotten",
+                                ~exists().where(requests.c.crid == crid), images.c.crid < select(largest.c.crid)
+                                .scalar_subquery())
 
 
 def _image(row: Row[Any]) -> Image:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, insert, select, update
 
 from crd.catalog.rows import Request
-from crd.catalog.schema import requests
+from crd.catalog.schema import images, requests
 from crd.catalog.whole import whole
-from crd.errors import CatalogError, RequestNotCancellable, RequestNotFound
+from crd.errors import CatalogError, ImageNotFound, RequestNotCancellable, RequestNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,8 +42,15 @@ class Requests:
         self._database = database
 
     async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime) -> Request:
-        """Queue a request; it is durable when this returns."""
+        """Queue a request; it is durable when this returns.
+
+        Raises:
+            ImageNotFound: the image was forgotten meanwhile.
+        """
         async with self._database.begin() as connection:
+            if not (await connection.execute(select(images.c.crid).where(
+                    images.c.crid == crid, images.c.state.in_(["ok", "damaged"])))).first():
+                raise ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
             done = await connection.execute(insert(requests).values(
                 crid=crid, state="queued", pids=pids, files=files, uid=uid, requested_at=now))
             return await _get(connection, int(done.inserted_primary_key[0]))  # type: ignore[index]

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image in the archive.  ``state`` is ok, forgotten, or storing while its object is being made durable."""
+    """An image in the archive.
+
+    Attributes:
+        state: ok, damaged, forgotten, or storing while its object is being made durable.
+        pinned: whether it stays until it is unpinned.
+        verified_at: when all that is stored of it was last read, and was as it should be.
+        damage: what is wrong with it, if it is damaged.
+    """
 
     crid: Crid
     host: str
@@ -36,6 +43,21 @@ class Image:
     digest: str
     tags: list[str] = field(default_factory=list)
     header: dict[str, Any]
+    pinned: bool = False
+    verified_at: datetime | None = None
+    damage: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """An image that retention decides about; ``wanted`` says that a restart of it is asked for."""
+
+    crid: Crid
+    taken_at: datetime
+    pinned: bool
+    damaged: bool
+    stored_bytes: int
+    wanted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

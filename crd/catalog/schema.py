@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ images = Table(
     Column("engine", String(16), nullable=False),
     Column("method", String(16), nullable=False),
     Column("method_reason", Text, nullable=False),
-    Column("state", String(16), nullable=False),  # storing, ok, forgotten
+    Column("state", String(16), nullable=False),  # storing, ok, damaged, forgotten
     Column("tasks", Integer, nullable=False),
     Column("threads", Integer, nullable=False),
     Column("image_bytes", Integer, nullable=False),
@@ -71,6 +72,9 @@ images = Table(
     Column("digest", String(64), nullable=False),
     Column("tags", JSON, nullable=False),
     Column("header", JSON, nullable=False),
+    Column("pinned", Boolean, nullable=False, server_default=false()),
+    Column("verified_at", Instant),
+    Column("damage", Text),
     Index("ix_images_target_taken_at", "target", "taken_at"),
 )
 
@@ -118,5 +122,6 @@ requests = Table(
     Column("message", Text),
     Column("hint", Text),
     Index("ix_requests_state", "state"),
+    Index("ix_requests_crid", "crid"),
     sqlite_autoincrement=True,
 )

@@ -6,7 +6,7 @@ import click
 
 from crd.cli.daemon import connect, socket_option
 from crd.cli.image_argument import image_argument
-from crd.cli.render import image_fields
+from crd.cli.render import image_fields, verdict_text
 from crd.console.program import json_option, print_json
 from crd.console.table import print_fields
 
@@ -21,8 +21,9 @@ def show(image: str, *, as_json: bool) -> None:
     Exit status: 0 done, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 14 several fit.
     """
     with connect() as daemon:
-        found = daemon.call("GetImage", reference=image)["image"]
+        reply = daemon.call("GetImage", reference=image)
+    found, verdict = reply["image"], reply.get("retention")
     if as_json:
-        print_json(found)
+        print_json(found | {"retention": verdict})
     else:
-        print_fields(image_fields(found))
+        print_fields(image_fields(found) | {"retention": verdict and verdict_text(verdict)})

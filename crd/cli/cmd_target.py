@@ -36,6 +36,8 @@ _name_argument = click.argument("name", callback=_name)
 @click.option("--on-calendar", metavar="EXPR", help="As systemd.time(7) has it: *-*-* 02:00, Mon..Fri 10:00 ...")
 @click.option("--cron", metavar="EXPR", help="As crontab(5) has it.")
 @click.option("--jitter", metavar="DURATION", help="Spread over this time, differently for each target.")
+@click.option("--keep", metavar="RULES", help='Which images stay: "last=24 within=2d hourly=24 daily=7 weekly=4 '
+              'monthly=12 yearly=3"; empty: all.  Without it the rules of the settings count.')
 @json_option
 @socket_option
 def add(name: TargetName, *, pidfile: Path | None, as_json: bool, **given: Any) -> None:

@@ -9,9 +9,12 @@ import click
 from crd.ids import parse_image_ref
 
 
-def _checked(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
-    parse_image_ref(text, now=datetime.now(UTC))
-    return text
+def checked_reference(_context: click.Context, _parameter: click.Parameter,
+                      given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Let pass what can name an image, one or several; a callback of click."""
+    for text in (given,) if isinstance(given, str) else given:
+        parse_image_ref(text, now=datetime.now(UTC))
+    return given
 
 
-image_argument = click.argument("image", callback=_checked)
+image_argument = click.argument("image", callback=checked_reference)

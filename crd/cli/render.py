@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 IMAGE_COLUMNS = ("crid", "target", "pid", "name", "taken", "size", "stored", "stopped", "state")
+VERDICT_COLUMNS = ("crid", "target", "taken", "stored", "becomes", "because")
 TARGET_COLUMNS = ("name", "what", "when", "next", "last")
 REQUEST_COLUMNS = ("number", "crid", "state", "pids", "requested", "pid", "message")
 
@@ -18,7 +19,7 @@ def image_row(image: Mapping[str, Any]) -> tuple[object, ...]:
     """Return an image as a row of ``IMAGE_COLUMNS``."""
     return (image["crid"], image.get("target"), image["pid"], image["comm"], units.time(image["taken_at"]),
             units.size(image["image_bytes"]), units.size(image["stored_bytes"]), units.duration(image["stop_seconds"]),
-            image["state"])
+            image["state"] + (", pinned" if image.get("pinned") else ""))
 
 
 def image_fields(image: Mapping[str, Any]) -> dict[str, object]:
@@ -31,7 +32,10 @@ def image_fields(image: Mapping[str, Any]) -> dict[str, object]:
         "process": f"{image['pid']} ({image['comm']}), uid {image['uid']}",
         "taken": f"{units.time(image['taken_at'])} ({units.age(image['taken_at'])})",
         "tags": ", ".join(image.get("tags") or ()),
-        "state": image["state"],
+        "state": image["state"] + (f": {image['damage']}" if image.get("damage") else ""),
+        "pinned": "yes" if image.get("pinned") else "no",
+        "verified": image.get("verified_at") and f"{units.time(image['verified_at'])} "
+                                                 f"({units.age(image['verified_at'])})",
         "engine": f"{image['engine']}, {image['method']}",
         "because": image["method_reason"],
         "tasks": image["tasks"],
@@ -49,6 +53,18 @@ def image_summary(image: Mapping[str, Any]) -> str:
     """Return what matters of an image just taken, in one line."""
     return (f"crid {image['crid']}: pid {image['pid']} ({image['comm']}), {units.size(image['image_bytes'])}, "
             f"stopped for {units.duration(image['stop_seconds'])}, took {units.duration(image['duration_seconds'])}")
+
+
+def verdict_row(verdict: Mapping[str, Any], *, dry_run: bool) -> tuple[object, ...]:
+    """Return what becomes of an image as a row of ``VERDICT_COLUMNS``."""
+    becomes = "kept" if verdict["keep"] else "to be forgotten" if dry_run or verdict.get("error") else "forgotten"
+    return (verdict["crid"], verdict.get("target"), units.time(verdict["taken_at"]),
+            units.size(verdict["stored_bytes"]), becomes, verdict.get("error") or "; ".join(verdict["reasons"]))
+
+
+def verdict_text(verdict: Mapping[str, Any]) -> str:
+    """Return what the rules make of an image."""
+    return ("kept: " if verdict["keep"] else "to be forgotten: ") + "; ".join(verdict["reasons"])
 
 
 def target_row(target: Mapping[str, Any]) -> tuple[object, ...]:

@@ -20,7 +20,10 @@ from crd.daemon.handlers import Handlers
 from crd.daemon.jobs import Checkpoints, Restarts, measure
 from crd.daemon.notify import notify, watchdog_seconds
 from crd.daemon.pipeline import Pipeline
+from crd.daemon.readers import Readers
+from crd.daemon.retention import Retention
 from crd.daemon.scheduler import ScheduledTarget, Scheduler
+from crd.daemon.scrub import Scrub
 from crd.engine.api import After, CheckpointOptions
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
@@ -57,12 +60,16 @@ class App:
         self.metrics = Metrics()
         self.metrics_url = ""
         self.features: dict[str, bool] = {}
+        self.readers = Readers()
         self._jobs: set[asyncio.Task[Any]] = set()
         self.catalog: Catalog
         self.archive: Archive
         self.checkpoints: Checkpoints
         self.restarts: Restarts
         self.scheduler: Scheduler
+        self.pipeline: Pipeline
+        self.retention: Retention
+        self.scrub: Scrub
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Start everything, say that we are ready, and end everything when ``stop`` is set.
@@ -83,11 +90,13 @@ class App:
             self.metrics_url = exporter.url
             await self.restarts.recover()
             await self._add_targets()
+            self.start(self.retention.apply_all())
             server = Server(_listening_socket() or settings.api.socket, Handlers(self).handle,
                             public=settings.api.public, group=settings.api.group)
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
-                ("restarts", self.restarts.run()), ("measure", self._measure()), ("watchdog", _watchdog()))]
+                ("restarts", self.restarts.run()), ("measure", self._measure()),
+                ("scrub", self.scrub.run()), ("watchdog", _watchdog()))]
             notify("READY=1", f"STATUS={len(self.scheduler.targets)} targets")
             logger.info("ready", extra={"event": "daemon.ready"})
             await stop.wait()
@@ -96,7 +105,7 @@ class App:
             await self._stop(server, background)
 
     async def reload(self, settings: Settings) -> None:
-        """Take over targets, schedules and limits of new settings; what else changed waits for a new start."""
+        """Take over targets, schedules, retention and limits of new settings; the rest waits for a new start."""
         wanted = settings.targets
         for name, target in list(self.scheduler.targets.items()):
             if target.source == "settings" and wanted.get(name) != target.settings:
@@ -108,6 +117,7 @@ class App:
             if name not in self.scheduler.targets:
                 self.scheduler.add(name, definition, source="settings", held=held.get(name, definition.held))
         self.settings = settings
+        self.start(self.retention.apply_all())
         logger.info("settings reloaded", extra={"event": "daemon.reloaded"})
 
     def checkpoint_options(self, after: After = After.RUN) -> CheckpointOptions:
@@ -129,11 +139,15 @@ class App:
 
     def _assemble(self, workers: WorkerPool) -> None:
         settings = self.settings
-        pipeline = Pipeline(workers, self.archive, self.catalog, settings.engine.crid_file, self.host,
+        self.pipeline = Pipeline(workers, self.archive, self.catalog, settings.engine.crid_file, self.host,
                             settings.engine.checkpoint_timeout, settings.engine.restart_timeout)
-        self.checkpoints = Checkpoints(pipeline, self.catalog, self.metrics, self.clock, settings.engine.workers)
-        self.restarts = Restarts(pipeline, self.catalog, self.metrics, self.clock)
+        self.checkpoints = Checkpoints(self.pipeline, self.catalog, self.metrics, self.clock, settings.engine.workers,
+                                       lambda target: self.start(self.retention.apply_quietly(target)))
+        self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock)
         self.scheduler = Scheduler(self.clock, self._due, self.checkpoints.skip)
+        self.retention = Retention(self.catalog, self.archive, self.clock, self.readers,
+                                   lambda: self.settings.retention, self.scheduler.targets)
+        self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
         self.metrics.build.info({"version": self.version, "engine": "userspace"})
         for feature in features():
             self.features[feature.name] = feature.available
@@ -153,6 +167,7 @@ class App:
         settled = await self.catalog.images.settle(there, whole)
         for crid in settled.surplus:
             await self.archive.forget(crid)
+            await self.catalog.images.bury(crid)
         for what, crids in (("without a row in the catalog", settled.unknown), ("missing from the archive",
                                                                                settled.missing)):
             if crids:

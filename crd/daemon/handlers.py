@@ -11,18 +11,19 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from crd.daemon.pipeline import usable
+from crd.daemon.rendering import TARGET_KEYS, image_json, request_json, target_json, time_json
 from crd.daemon.targets import definition
+from crd.daemon.upkeep import UpkeepHandlers, need_admin
 from crd.engine.api import After, CheckpointOptions
 from crd.errors import (
     AccessDenied,
     BadRequest,
     Busy,
-    CatalogTargetNotFound,
-    ImageNotFound,
     RequestNotFound,
     TargetExists,
 )
-from crd.ids import parse_image_ref, parse_target_name
+from crd.ids import parse_target_name
 from crd.native.syscall import kcmp
 from crd.settings.load import check_target
 from crd.target import preflight, select
@@ -31,26 +32,20 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from crd.api.access import Peer
-    from crd.catalog.rows import Checkpoint, Image, Request
-    from crd.daemon.app import App
+    from crd.api.channel import Channel
+    from crd.catalog.rows import Image, Request
     from crd.daemon.scheduler import ScheduledTarget
 
     More = Callable[[dict[str, Any]], Awaitable[None]]
 
-_REQUEST_FIELDS = ("number", "crid", "state", "pids", "files", "uid", "requested_at", "started_at", "ended_at",
-                   "root_pid", "error", "message", "hint")
 _PROGRESS_SECONDS = 0.1
-_TARGET_KEYS = ("pid", "pidfile", "comm", "every", "on_calendar", "cron", "jitter")
 
 
-class Handlers:
+class Handlers(UpkeepHandlers):
     """One method for each of the interface, named as there."""
 
-    def __init__(self, app: App) -> None:
-        """Answer for a daemon."""
-        self._app = app
-
-    async def handle(self, method: str, parameters: dict[str, Any], peer: Peer, more: More | None) -> dict[str, Any]:
+    async def handle(self, method: str, parameters: dict[str, Any], peer: Peer,
+                     more: More | Channel | None) -> dict[str, Any]:
         """Answer a call; see ``crd.api.dispatch.Handler``."""
         answer = getattr(self, f"_on_{method}")
         result: dict[str, Any] = await answer(peer=peer, more=more, **parameters)
@@ -67,28 +62,29 @@ class Handlers:
             "engine": "userspace", "features": app.features, "targets": len(app.scheduler.targets),
             "running": app.checkpoints.running,
             "archive": {"path": app.archive.describe(), "bytes": size.stored_bytes, "images": size.images},
-            "queue": {"queued": queued, "running": running, "oldest_at": _time(oldest)},
+            "queue": {"queued": queued, "running": running, "oldest_at": time_json(oldest)},
             "next_target": following.name if following else None,
-            "next_at": _time(following.next_at) if following else None, "metrics": app.metrics_url or None}
+            "next_at": time_json(following.next_at) if following else None, "metrics": app.metrics_url or None}
 
     async def _on_ListTargets(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
         last = await self._app.catalog.checkpoints.last()
-        return {"targets": [_target(target, last.get(name))
+        return {"targets": [target_json(target, last.get(name))
                             for name, target in sorted(self._app.scheduler.targets.items())] if peer.is_admin else []}
 
     async def _on_AddTarget(self, *, peer: Peer, more: More | None,  # noqa: ARG002, N802
                             target: dict[str, Any]) -> dict[str, Any]:
-        _need_admin(peer)
+        need_admin(peer)
         name = parse_target_name(target["name"])
-        written = {key: target[key] for key in _TARGET_KEYS if target.get(key) is not None}
+        written = {key: target[key] for key in TARGET_KEYS if target.get(key) is not None}
         settings = check_target(name, written | {"held": target["held"]})
         if name in self._app.scheduler.targets:
             raise TargetExists(f"there is a target {name} already", hint="Remove it first, or use another name.")
         await self._app.catalog.targets.add(name, definition(settings))
-        return {"target": _target(self._app.scheduler.add(name, settings, source="catalog", held=settings.held), None)}
+        added = self._app.scheduler.add(name, settings, source="catalog", held=settings.held)
+        return {"target": target_json(added, None)}
 
     async def _on_RemoveTarget(self, *, peer: Peer, more: More | None, name: str) -> dict[str, Any]:  # noqa: ARG002, N802
-        _need_admin(peer)
+        need_admin(peer)
         self._known(name)
         await self._app.catalog.targets.remove(name)
         self._app.scheduler.remove(name)
@@ -102,7 +98,7 @@ class Handlers:
         return await self._hold(peer, name, held=False)
 
     async def _hold(self, peer: Peer, name: str, *, held: bool) -> dict[str, Any]:
-        _need_admin(peer)
+        need_admin(peer)
         target = self._known(name)
         await self._app.catalog.targets.hold(name, held=held)
         target.held = held
@@ -115,7 +111,7 @@ class Handlers:
         options = self._app.checkpoint_options(After(after or "run"))
         known = self._known(target) if target is not None else None
         if known:
-            _need_admin(peer)
+            need_admin(peer)
         else:
             await self._need_owner(peer, pid or 0)
         tags = (tag,) if tag else ()
@@ -132,7 +128,7 @@ class Handlers:
             await asyncio.wait({job}, timeout=_PROGRESS_SECONDS)
             if not job.done():
                 await more({"stage": "storing" if reached else "stopping", "bytes": reached, "image": None})
-        return {"stage": "done", "bytes": None, "image": _image(await asyncio.shield(job))}
+        return {"stage": "done", "bytes": None, "image": image_json(await asyncio.shield(job))}
 
     async def _take(self, target: ScheduledTarget | None, pid: int | None, options: CheckpointOptions,
                     tags: tuple[str, ...], progress: Callable[[int], None]) -> Image:
@@ -151,40 +147,37 @@ class Handlers:
         images = await self._app.catalog.images.list(
             target=target, since=_parse_time(since) if since else None, limit=limit,
             uid=None if peer.is_admin else peer.uid)
-        return {"images": [_image(image) for image in images]}
-
-    async def _on_GetImage(self, *, peer: Peer, more: More | None, reference: str) -> dict[str, Any]:  # noqa: ARG002, N802
-        return {"image": _image(await self._find(peer, reference))}
+        return {"images": [image_json(image) for image in images]}
 
     async def _on_Restart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                           pids: str | None, files: str | None) -> dict[str, Any]:
-        image = await self._find(peer, reference)
+        image = usable(await self._find(peer, reference))
         request = await self._app.catalog.requests.add(
             image.crid, pids=pids or "original", files=files or "keep", uid=peer.uid, now=self._app.clock.now())
         self._app.restarts.wake()
-        return {"request": _request(request)}
+        return {"request": request_json(request)}
 
     async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None) -> dict[str, Any]:  # noqa: ARG002, N802
         requests = await self._app.catalog.requests.list(limit=limit, uid=None if peer.is_admin else peer.uid)
-        return {"requests": [_request(request) for request in requests]}
+        return {"requests": [request_json(request) for request in requests]}
 
     async def _on_GetRequest(self, *, peer: Peer, more: More | None, number: int,  # noqa: N802
                              wait: bool | None) -> dict[str, Any]:
         request = await self._own_request(peer, number)
         while wait and not request.ended:
             if more:
-                await more({"request": _request(request)})
+                await more({"request": request_json(request)})
             before = request.state
             async with self._app.restarts.changed:
                 while (request := await self._own_request(peer, number)).state == before:
                     await self._app.restarts.changed.wait()
-        return {"request": _request(request)}
+        return {"request": request_json(request)}
 
     async def _on_CancelRequest(self, *, peer: Peer, more: More | None, number: int) -> dict[str, Any]:  # noqa: ARG002, N802
         await self._own_request(peer, number)
         request = await self._app.catalog.requests.cancel(number, self._app.clock.now())
         await self._app.restarts.cancelled()
-        return {"request": _request(request)}
+        return {"request": request_json(request)}
 
     async def _on_Check(self, *, peer: Peer, more: More | None, pid: int) -> dict[str, Any]:  # noqa: ARG002, N802
         await self._need_owner(peer, pid)
@@ -195,33 +188,11 @@ class Handlers:
         if not peer.is_admin and (await asyncio.to_thread(select.by_pid, pid)).uid != peer.uid:
             raise AccessDenied(f"process {pid} is not yours")
 
-    def _known(self, name: str) -> ScheduledTarget:
-        if name not in self._app.scheduler.targets:
-            raise CatalogTargetNotFound(f"there is no target {name}", hint="crctl targets lists them.")
-        return self._app.scheduler.targets[name]
-
-    async def _find(self, peer: Peer, reference: str) -> Image:
-        image = await self._app.catalog.images.find(parse_image_ref(reference, now=self._app.clock.now()),
-                                                    self._app.host)
-        if not peer.is_admin and image.uid != peer.uid:
-            raise ImageNotFound(f"there is no image {reference} of yours")
-        return image
-
     async def _own_request(self, peer: Peer, number: int) -> Request:
         request = await self._app.catalog.requests.get(number)
         if not peer.is_admin and request.uid != peer.uid:
             raise RequestNotFound(f"there is no request {number} of yours")
         return request
-
-
-def _need_admin(peer: Peer) -> None:
-    if not peer.is_admin:
-        raise AccessDenied("only root and members of the group crd may do this",
-                           hint="Ask an administrator to add you to the group.")
-
-
-def _time(when: datetime | None) -> str | None:
-    return when.isoformat() if when else None
 
 
 def _parse_time(text: str) -> datetime:
@@ -230,22 +201,3 @@ def _parse_time(text: str) -> datetime:
     except (ValueError, OverflowError) as error:
         raise BadRequest(f"{text!r} is not a time", hint="Write it as 2026-11-23T10:00:00+00:00.") from error
 
-
-def _image(image: Image) -> dict[str, Any]:
-    return asdict(image) | {"taken_at": image.taken_at.isoformat()}
-
-
-def _request(request: Request) -> dict[str, Any]:
-    values = asdict(request)
-    return {name: _time(values[name]) if name.endswith("_at") else values[name] for name in _REQUEST_FIELDS}
-
-
-def _attempt(checkpoint: Checkpoint) -> dict[str, Any]:
-    values = asdict(checkpoint)
-    return {name: _time(value) if name.endswith("_at") else value for name, value in values.items()}
-
-
-def _target(target: ScheduledTarget, last: Checkpoint | None) -> dict[str, Any]:
-    written = definition(target.settings)
-    return {**{key: written.get(key) for key in _TARGET_KEYS}, "name": target.name, "held": target.held,
-            "source": target.source, "last": _attempt(last) if last else None, "next_at": _time(target.next_at)}

@@ -35,14 +35,16 @@ _SETTLE_SECONDS = 10.0
 class Checkpoints:
     """Takes images, a bounded number at once."""
 
-    def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock, workers: int) -> None:
-        """Take images through a pipeline."""
+    def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock, workers: int,
+                 taken: Callable[[str], object]) -> None:
+        """Take images through a pipeline; ``taken`` is told of each target that has a new one."""
         self._pipeline = pipeline
         self._catalog = catalog
         self._metrics = metrics
         self._clock = clock
         self._store = pipeline.archive.describe()
         self._free = asyncio.Semaphore(workers)
+        self._taken = taken
         self.running = 0
 
     async def take(self, options: CheckpointOptions, *, pid: int | None = None, target: ScheduledTarget | None = None,
@@ -72,6 +74,8 @@ class Checkpoints:
         finally:
             self.running -= 1
         await self._ended(number, "ok", name, pid, image=image)
+        if name is not None:
+            self._taken(name)
         return image
 
     async def take_due(self, target: ScheduledTarget, options: CheckpointOptions, late_seconds: float) -> None:

@@ -9,31 +9,27 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from crd.catalog.rows import Image
-from crd.errors import ArchiveError, ImageSinkClosed, WorkerDied
+from crd.daemon.streams import Pipe, both
+from crd.engine.api import Pids, RestartOptions
+from crd.errors import ArchiveError, BlobCorrupt, BlobMissing, ImageDamaged, WorkerDied
 from crd.ids import Crid
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
-    from types import TracebackType
-    from typing import Self
 
     from crd.archive.archive import Archive
     from crd.archive.sink import ImageSink
     from crd.archive.source import ImageSource
     from crd.catalog.catalog import Catalog
-    from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult
-    from crd.engine.client import WorkerPool
-
-T = TypeVar("T")
-
+    from crd.engine.api import CheckpointOptions, CheckpointResult, RestartResult
+    from crd.engine.client import Worker, WorkerPool
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
@@ -55,23 +51,31 @@ class Pipeline:
             CrdError: there is no image, nothing is half-written, and the target runs on.
         """
         async with (_in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease() as worker,
-                    self._sink() as sink):
-            with _Pipe() as pipe:
+                    self.sink() as sink):
+            with Pipe() as pipe:
                 await worker.begin_checkpoint(pid, pipe.write_end, options, self.crid_file)
                 pipe.close_write_end()
-                result = await _both(worker.written(), sink.drain(pipe.read_end, progress))
+                result = await both(worker.written(), sink.drain(pipe.read_end, progress))
             if sink.image_bytes != result.image_bytes:
                 raise ArchiveError(f"{sink.image_bytes} bytes of {result.image_bytes} arrived")
             image = _row(result, sink.digest, self.host, target, tags)
-            await self.catalog.images.begin(image)
-            try:
-                stored = await sink.commit(image.crid)
-            except BaseException:
-                await asyncio.shield(self.catalog.images.drop(image.crid))
-                raise
-            image = await self.catalog.images.finish(image.crid, stored.stored_bytes)
+            image = await self.keep(sink, image)
             await worker.commit()
             return image
+
+    async def keep(self, sink: ImageSink, image: Image) -> Image:
+        """Make what was drained durable as an image, and return its row.
+
+        Raises:
+            CrdError: it is not there.
+        """
+        await self.catalog.images.begin(image)
+        try:
+            stored = await sink.commit(image.crid)
+        except BaseException:
+            await asyncio.shield(self.catalog.images.drop(image.crid))
+            raise
+        return await self.catalog.images.finish(image.crid, stored.stored_bytes)
 
     async def restart(self, crid: Crid, options: RestartOptions,
                       note: Callable[[RestartResult], Awaitable[None]]) -> RestartResult:
@@ -85,21 +89,52 @@ class Pipeline:
         Raises:
             CrdError: no task of it runs.
         """
-        async with _in_time(self.restart_seconds, "restart"):
-            image = await self.catalog.images.get(crid)
-            source = await self.archive.source(crid)
-            await source.verify(image.digest)
-            async with self.workers.lease() as worker:
-                with _Pipe() as pipe:
-                    await worker.begin_restart(pipe.read_end, options)
-                    pipe.close_read_end()
-                    result = await _both(worker.ready(), _feed(source, pipe))
-                await note(result)
-                await worker.commit()
+        async with _in_time(self.restart_seconds, "restart"), self._made(crid, options) as (worker, result):
+            await note(result)
+            await worker.commit()
+            return result
+
+    async def rehearse(self, crid: Crid) -> RestartResult:
+        """Make the tasks of an image, in a pid namespace of their own, and let none run; nothing is left of them.
+
+        A copy that ran would write to the files that it shares with the original.
+
+        Raises:
+            CrdError: it cannot be restarted here and now.
+        """
+        options = RestartOptions(pids=Pids.NAMESPACE)
+        async with _in_time(self.restart_seconds, "restart"), self._made(crid, options) as (_, result):
             return result
 
     @asynccontextmanager
-    async def _sink(self) -> AsyncIterator[ImageSink]:
+    async def _made(self, crid: Crid, options: RestartOptions) -> AsyncIterator[tuple[Worker, RestartResult]]:
+        """Make the tasks of an image; unless the worker is told to commit, they end with the context."""
+        source = await self.verify(usable(await self.catalog.images.get(crid)))
+        async with self.workers.lease() as worker:
+            with Pipe() as pipe:
+                await worker.begin_restart(pipe.read_end, options)
+                pipe.close_read_end()
+                result = await both(worker.ready(), feed(source, pipe))
+            yield worker, result
+
+    async def verify(self, image: Image) -> ImageSource:
+        """Read and check all that is stored of an image, and return it; damage is noted in the catalog.
+
+        Raises:
+            BlobCorrupt, BlobMissing: it is damaged.
+            ArchiveUnavailable: it cannot be read just now.
+        """
+        try:
+            source = await self.archive.source(image.crid)
+            await source.verify(image.digest)
+        except (BlobCorrupt, BlobMissing) as error:
+            await self.catalog.images.damaged(image.crid, error.message)
+            raise
+        return source
+
+    @asynccontextmanager
+    async def sink(self) -> AsyncIterator[ImageSink]:
+        """Begin an image, of which nothing is left unless it is kept."""
         sink = await self.archive.sink()
         try:
             yield sink
@@ -107,55 +142,24 @@ class Pipeline:
             await asyncio.shield(sink.abort())
 
 
-async def _feed(source: ImageSource, pipe: _Pipe) -> None:
+def usable(image: Image) -> Image:
+    """Return the image, unless it is known to be damaged.
+
+    Raises:
+        ImageDamaged: it is.
+    """
+    if image.state == "damaged":
+        raise ImageDamaged(f"image {image.crid} is damaged: {image.damage}", crid=image.crid,
+                           hint="crctl images lists others; once it is repaired, crctl verify says so.")
+    return image
+
+
+async def feed(source: ImageSource, pipe: Pipe) -> None:
+    """Write a stored image into a pipe, and close that end."""
     try:
         await source.pump(pipe.write_end)
     finally:
         pipe.close_write_end()
-
-
-async def _both(engine: Coroutine[Any, Any, T], stream: Coroutine[Any, Any, object]) -> T:
-    """Run the engine's side and ours, and return the engine's result.
-
-    If one fails so does the other; raised is the error that came first, unless it only says that the other has gone.
-    """
-    ours, theirs = asyncio.ensure_future(stream), asyncio.ensure_future(engine)
-    try:
-        await asyncio.wait({ours, theirs}, return_when=asyncio.FIRST_EXCEPTION)
-        if ours.done() and not isinstance(ours.exception(), ImageSinkClosed | None):
-            await ours
-        result = await theirs
-        await ours
-        return result
-    finally:
-        for task in (ours, theirs):
-            task.cancel()
-        await asyncio.gather(ours, theirs, return_exceptions=True)
-
-
-class _Pipe:
-    """A pipe whose ends are closed once, at the latest with the context."""
-
-    def __init__(self) -> None:
-        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close_read_end()
-        self.close_write_end()
-
-    def close_read_end(self) -> None:
-        if self.read_end >= 0:
-            os.close(self.read_end)
-            self.read_end = -1
-
-    def close_write_end(self) -> None:
-        if self.write_end >= 0:
-            os.close(self.write_end)
-            self.write_end = -1
 
 
 @asynccontextmanager

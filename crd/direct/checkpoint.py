@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from crd.console import units
+from crd.console.image_file import STANDARD_STREAM, opened_for_writing
 from crd.console.program import json_option
 from crd.console.text import printable
-from crd.direct.image_file import STANDARD_STREAM, opened_for_writing
 
 if TYPE_CHECKING:
     from crd.engine.api import CheckpointResult

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from crd.console.image_file import opened_for_reading, write_pid_file
 from crd.console.program import json_option
-from crd.direct.image_file import opened_for_reading, write_pid_file
 
 if TYPE_CHECKING:
     from crd.engine.api import RestartResult

@@ -11,7 +11,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from crd.errors import CrdError
 from crd.ids import parse_target_name
-from crd.settings.units import Seconds  # noqa: TC001  pydantic reads annotations
+from crd.settings.keep import Keep, KeepRules
+from crd.settings.units import Bytes, Seconds  # noqa: TC001  pydantic reads annotations
 
 
 class Section(BaseModel):
@@ -90,8 +91,17 @@ def _check_cron(expression: str | None) -> str | None:
     return expression
 
 
+class RetentionSettings(Section):
+    """Which images stay, of targets that do not say so themselves, and how often what is stored is checked."""
+
+    keep: KeepRules = Keep()
+    min_images: Annotated[int, Field(ge=1)] = 1
+    scrub_every: Seconds = 7 * 86400.0
+    scrub_rate: Annotated[Bytes, Field(ge=1 << 20)] = 32 << 20
+
+
 class TargetSettings(Section):
-    """What is checkpointed and when: exactly one of each kind."""
+    """What is checkpointed and when: exactly one of each kind; without ``keep`` the rules of ``[retention]``."""
 
     pid: Annotated[int, Field(gt=0)] | None = None
     pidfile: Path | None = None
@@ -100,6 +110,7 @@ class TargetSettings(Section):
     on_calendar: Annotated[str | None, AfterValidator(_check_calendar)] = None
     cron: Annotated[str | None, AfterValidator(_check_cron)] = None
     jitter: Seconds = 0.0
+    keep: KeepRules | None = None
     held: bool = False
 
     @model_validator(mode="after")
@@ -124,6 +135,7 @@ class Settings(BaseSettings):
     catalog: CatalogSettings = CatalogSettings()
     api: ApiSettings = ApiSettings()
     metrics: MetricsSettings = MetricsSettings()
+    retention: RetentionSettings = RetentionSettings()
     targets: dict[str, TargetSettings] = {}
 
     @model_validator(mode="after")

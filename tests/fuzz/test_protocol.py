@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from crd.api import interface
 from crd.api.access import Limits, Peer
+from crd.api.channel import Channel
 from crd.api.connection import Connection
 from crd.api.dispatch import Dispatch
 from crd.api.protocol import INTERFACE, MessageBuffer, ServiceError, decode_call, decode_reply
@@ -74,7 +75,7 @@ def test_a_connection_survives_anything(pieces: list[bytes]) -> None:
     async def handler(method: str, given_parameters: dict[str, Any], _peer: Peer, more: Any) -> dict[str, Any]:
         assert OURS.methods[method].parameters.check(given_parameters) == given_parameters
         if more:
-            await more({})
+            await (more.begin({}) if isinstance(more, Channel) else more({}))
         return {}
 
     async def converse() -> bytes:

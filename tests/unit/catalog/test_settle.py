@@ -43,7 +43,7 @@ async def test_a_forgotten_image_is_not_found_and_its_crid_is_never_given_again(
     assert await catalog.images.max_crid() == 7
 
 
-STEPS = 6
+STEPS = 7
 
 
 async def go(catalog: Catalog, objects: dict[Crid, int], crid: Crid, steps: int) -> tuple[bool, bool]:
@@ -58,6 +58,8 @@ async def go(catalog: Catalog, objects: dict[Crid, int], crid: Crid, steps: int)
         await catalog.images.forget(crid)
     if steps > 5:
         del objects[crid]
+    if steps > 6:
+        await catalog.images.bury(crid)
     return steps > 3, steps > 4
 
 

@@ -27,7 +27,11 @@ IMAGE = {
     "state": "ok", "tasks": 1, "threads": 3, "image_bytes": 12_582_912, "memory_bytes": 12_000_000,
     "stored_bytes": 1536, "stop_seconds": 0.0021, "duration_seconds": 0.25, "digest": "ab" * 32, "tags": ["night"],
     "header": {"magic": "0x00feed0cc0a2d200", "kernel": "6.18.0", "rev": 14, "flags": 0, "time": 1_795_000_000,
-               "release": "6.18.0-crd", "version": "#1", "machine": "x86_64"}}
+               "release": "6.18.0-crd", "version": "#1", "machine": "x86_64"},
+    "pinned": True, "verified_at": None, "damage": None}
+VERDICT = {"crid": 42, "target": "web", "taken_at": "2026-11-23T10:00:00.5+00:00", "stored_bytes": 1536, "keep": True,
+           "reasons": ["last 1 of 3", "daily 1 of 7"], "error": None}
+SCRUBBED = {"images": 2, "checked": 2, "bytes": 4096, "damaged": []}
 REQUEST = {
     "number": 7, "crid": 42, "state": "queued", "pids": "original", "files": "keep", "uid": 0,
     "requested_at": "2026-11-23T10:00:00+00:00", "started_at": None, "ended_at": None, "root_pid": None, "error": None,
@@ -36,7 +40,7 @@ ATTEMPT = {"number": 1, "target": "web", "pid": 1, "state": "failed", "crid": No
            "started_at": "2026-11-23T10:00:00+00:00", "ended_at": None, "error": "target.not-found",
            "message": "no process fits"}
 TARGET = {"name": "web", "pid": None, "pidfile": "/run/web.pid", "comm": None, "every": "30s", "on_calendar": None,
-          "cron": None, "jitter": None, "held": False, "source": "settings", "last": ATTEMPT,
+          "cron": None, "jitter": None, "keep": "last=3", "held": False, "source": "settings", "last": ATTEMPT,
           "next_at": "2126-11-23T10:00:00+00:00"}
 STATUS = {"version": "0.1.0", "host": "db1", "pid": 99, "started_at": "2026-11-23T09:00:00+00:00",
           "engine": "userspace", "features": {"pagemap_scan": True, "clone3": False}, "targets": 1, "running": 0,
@@ -56,7 +60,9 @@ class Daemon:
             "GetStatus": [STATUS], "ListTargets": [{"targets": [TARGET]}], "AddTarget": [{"target": TARGET}],
             "RemoveTarget": [{}], "HoldTarget": [{}], "ResumeTarget": [{}],
             "Checkpoint": [{"stage": "memory", "bytes": 4096}, {"image": IMAGE}], "ListImages": [{"images": [IMAGE]}],
-            "GetImage": [{"image": IMAGE}], "Restart": [{"request": REQUEST}],
+            "GetImage": [{"image": IMAGE, "retention": VERDICT}], "Pin": [{"image": IMAGE}],
+            "Forget": [{"verdicts": [VERDICT]}], "Verify": [{"image": IMAGE}],
+            "Scrub": [{**SCRUBBED, "checked": 1}, SCRUBBED], "Restart": [{"request": REQUEST}],
             "GetRequest": [{"request": {**REQUEST, "state": "running"}},
                            {"request": {**REQUEST, "state": "done", "root_pid": 4242}}],
             "ListRequests": [{"requests": [REQUEST]}],

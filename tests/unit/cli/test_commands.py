@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crd.errors import AccessDenied, Busy, TargetUnsupported
-from tests.unit.cli.conftest import IMAGE, OBSTACLE, REQUEST, STATUS, TARGET
+from crd.errors import AccessDenied, BlobCorrupt, Busy, TargetUnsupported
+from tests.unit.cli.conftest import IMAGE, OBSTACLE, REQUEST, SCRUBBED, STATUS, TARGET, VERDICT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ class TestTargets:
         assert crctl.json("target", "add", "web", "--pid", "7", "--every", "30s", "--jitter", "5s") == TARGET
         assert daemon.calls == [("AddTarget", {"target": {
             "name": "web", "held": False, "pid": 7, "every": "30s", "jitter": "5s",
-            **dict.fromkeys(("pidfile", "comm", "on_calendar", "cron", "source", "last", "next_at"))}})]
+            **dict.fromkeys(("pidfile", "comm", "on_calendar", "cron", "keep", "source", "last", "next_at"))}})]
 
     def test_pid_files_are_named_as_the_daemon_finds_them(self, crctl: Crctl, daemon: Daemon, tmp_path: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +139,12 @@ class TestImages:
 
     @pytest.mark.parametrize("reference", ["42", "web@latest", 'web@"10 min ago"', "db1/42"])
     def test_show(self, crctl: Crctl, daemon: Daemon, reference: str) -> None:
-        assert crctl.json("show", reference) == IMAGE
+        assert crctl.json("show", reference) == {**IMAGE, "retention": VERDICT}
         assert daemon.parameters == {"reference": reference}
         text = crctl("show", reference)
         assert "wor\\x1b]0;ker" in text
         assert "12 MiB, 1.5 KiB stored" in text
+        assert "kept: last 1 of 3; daily 1 of 7" in text
 
     @pytest.mark.parametrize("verb", ["show", "restart"])
     def test_references_are_checked_first(self, crctl: Crctl, daemon: Daemon, verb: str) -> None:
@@ -191,6 +192,59 @@ class TestRestart:
     def test_denied(self, crctl: Crctl, daemon: Daemon) -> None:
         daemon.replies["Restart"] = AccessDenied("image 42 is of another user")
         crctl.error("restart", "42", status=12)
+
+
+class TestForget:
+    def test_by_name(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["Forget"] = [{"verdicts": [{**VERDICT, "keep": False, "reasons": ["named to be forgotten"]}]}]
+        assert crctl("forget", "42", "web@latest").splitlines()[1].endswith("forgotten  named to be forgotten")
+        assert daemon.parameters == {"references": ["42", "web@latest"], "dry_run": False}
+
+    def test_by_rules(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("forget", "--target", "web", "--dry-run") == [VERDICT]
+        assert daemon.parameters == {"target": "web", "dry_run": True}
+        assert "kept     last 1 of 3; daily 1 of 7" in crctl("forget")
+        assert daemon.parameters == {"dry_run": False}
+        daemon.replies["Forget"] = [{"verdicts": [{**VERDICT, "keep": False}]}]
+        assert "to be forgotten" in crctl("forget", "--dry-run")
+
+    def test_what_is_still_there_shows_in_the_status(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["Forget"] = [{"verdicts": [{**VERDICT, "keep": False, "error": "the disk failed"}]}]
+        assert "the disk failed" in crctl("forget", status=3)
+
+    @pytest.mark.parametrize("words", [("42", "--target", "web"), ("???",), ("--target", "../x")])
+    def test_what_makes_no_sense(self, crctl: Crctl, daemon: Daemon, words: tuple[str, ...]) -> None:
+        crctl.error("forget", *words, status=2)
+        assert not daemon.calls
+
+    def test_pins(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("pin", "42") == IMAGE
+        assert daemon.parameters == {"reference": "42", "pinned": True}
+        assert crctl("pin", "--remove", "42") == ""
+        assert daemon.parameters["pinned"] is False
+
+
+class TestIntegrity:
+    def test_verify(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl("verify", "42") == "image 42: 1.5 KiB read, all as stored\n"
+        assert daemon.parameters == {"reference": "42", "restart": False}
+        daemon.replies["Verify"] = [{"image": IMAGE, "rehearsal": {"tasks": 1, "threads": 3, "seconds": 0.02,
+                                                                   "notes": ["no ballast"]}}]
+        assert crctl("verify", "42", "--restart").splitlines()[1:] == [
+            "1 tasks with 3 threads were made in 20 ms", "note: no ballast"]
+        assert daemon.parameters["restart"] is True
+
+    def test_damage(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["Verify"] = BlobCorrupt("a frame is damaged")
+        assert crctl.error("verify", "42", status=1)["error"] == "archive.blob-corrupt"
+        daemon.replies["GetImage"] = [{"image": {**IMAGE, "state": "damaged", "damage": "a frame is damaged"}}]
+        assert "damaged: a frame is damaged" in crctl("show", "42")
+
+    def test_scrub(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("scrub") == SCRUBBED
+        assert crctl("scrub") == "2 images, 4 KiB read; damaged: none\n"
+        daemon.replies["Scrub"] = [{**SCRUBBED, "damaged": [7]}]
+        assert crctl("scrub", status=1).endswith("damaged: 7\n")
 
 
 class TestRequests:

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from crd.direct import image_file
-from crd.direct.image_file import opened_for_reading, opened_for_writing, write_pid_file
+from crd.console import image_file
+from crd.console.image_file import opened_for_reading, opened_for_writing, write_pid_file
 from crd.errors import CrdError
 
 

@@ -1,0 +1,52 @@
+"""Rows as ``io.crd`` has them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from crd.daemon.targets import definition
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from crd.catalog.rows import Checkpoint, Image, Request
+    from crd.daemon.retention import Verdict
+    from crd.daemon.scheduler import ScheduledTarget
+
+_REQUEST_FIELDS = ("number", "crid", "state", "pids", "files", "uid", "requested_at", "started_at", "ended_at",
+                   "root_pid", "error", "message", "hint")
+TARGET_KEYS = ("pid", "pidfile", "comm", "every", "on_calendar", "cron", "jitter", "keep")
+
+
+def time_json(when: datetime | None) -> str | None:
+    """Return a time as text."""
+    return when.isoformat() if when else None
+
+
+def image_json(image: Image) -> dict[str, Any]:
+    """Return a value of type Image."""
+    return _with_times(asdict(image))
+
+
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    """Return a value of type Verdict."""
+    return _with_times(asdict(verdict)) | {"reasons": list(verdict.reasons)}
+
+
+def request_json(request: Request) -> dict[str, Any]:
+    """Return a value of type Request."""
+    values = asdict(request)
+    return _with_times({name: values[name] for name in _REQUEST_FIELDS})
+
+
+def target_json(target: ScheduledTarget, last: Checkpoint | None) -> dict[str, Any]:
+    """Return a value of type Target."""
+    written = definition(target.settings)
+    return {**{key: written.get(key) for key in TARGET_KEYS}, "name": target.name, "held": target.held,
+            "source": target.source, "last": _with_times(asdict(last)) if last else None,
+            "next_at": time_json(target.next_at)}
+
+
+def _with_times(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: time_json(value) if name.endswith("_at") else value for name, value in values.items()}

@@ -1,0 +1,146 @@
+"""Applies the rules: what is to be forgotten, and forgetting it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crd.errors import CrdError, ImageInUse
+from crd.retention.policy import Candidate, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from crd.archive.archive import Archive
+    from crd.catalog.catalog import Catalog
+    from crd.catalog.rows import Choice
+    from crd.clock import Clock
+    from crd.daemon.readers import Readers
+    from crd.daemon.scheduler import ScheduledTarget
+    from crd.ids import Crid
+    from crd.settings.models import RetentionSettings
+
+logger = logging.getLogger(__name__)
+
+WANTED = "a restart of it is asked for"
+READ = "it is being read"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What becomes, or became, of an image; field names are those of ``io.crd.varlink``.
+
+    Attributes:
+        error: why it is still there although it was to be forgotten.
+    """
+
+    crid: Crid
+    target: str | None
+    taken_at: datetime
+    stored_bytes: int
+    keep: bool
+    reasons: tuple[str, ...]
+    error: str | None = None
+
+
+class Retention:
+    """Forgets images: those that no rule wants, and those that somebody names.
+
+    First the catalog counts the image no more, then its object goes, then its row: after a crash at any point
+    ``Images.settle`` ends what was begun.
+    """
+
+    def __init__(self, catalog: Catalog, archive: Archive, clock: Clock, readers: Readers,
+                 settings: Callable[[], RetentionSettings], targets: Mapping[str, ScheduledTarget]) -> None:
+        """Work by the settings of the moment.
+
+        Args:
+            catalog: of the images.
+            archive: of their objects.
+            clock: to go by.
+            readers: of images.
+            settings: asked each time.
+            targets: those there are: images of others are nobody's to forget but by name.
+        """
+        self._catalog = catalog
+        self._archive = archive
+        self._clock = clock
+        self._readers = readers
+        self._settings = settings
+        self._targets = targets
+        self._applying = asyncio.Lock()
+
+    async def verdicts(self, target: str) -> list[Verdict]:
+        """Return what the rules mean for each image of a target, the newest first."""
+        settings, own = self._settings(), self._targets[target].settings.keep
+        choices = {choice.crid: choice for choice in await self._catalog.images.choices(target)}
+        decided = decide(
+            [Candidate(crid=choice.crid, taken_at=choice.taken_at, pinned=choice.pinned, damaged=choice.damaged)
+             for choice in choices.values()],
+            settings.keep if own is None else own, min_images=settings.min_images, now=self._clock.now(), zone=None)
+        verdicts = []
+        for decision in decided:
+            choice = choices[decision.crid]  # type: ignore[index]  # a Crid is an int
+            busy = self._busy(choice)
+            verdicts.append(Verdict(
+                crid=choice.crid, target=target, taken_at=choice.taken_at, stored_bytes=choice.stored_bytes,
+                keep=decision.keep or bool(busy),
+                reasons=(decision.reasons if decision.keep else ()) + busy or decision.reasons))
+        return verdicts
+
+    def _busy(self, choice: Choice) -> tuple[str, ...]:
+        return ((WANTED,) if choice.wanted else ()) + ((READ,) if choice.crid in self._readers else ())
+
+    async def apply(self, target: str) -> list[Verdict]:
+        """Forget what no rule of a target wants, the oldest first; return what became of each image."""
+        async with self._applying:
+            if target not in self._targets:
+                return []
+            verdicts = await self.verdicts(target)
+            done = [verdict if verdict.keep else await self.carry_out(verdict) for verdict in reversed(verdicts)]
+        return done[::-1]
+
+    async def carry_out(self, verdict: Verdict) -> Verdict:
+        """Forget the image of a verdict; return the verdict, with what went wrong if something did."""
+        try:
+            await self.forget(verdict.crid)
+        except CrdError as error:
+            logger.warning("image %d stays: %s", verdict.crid, error.message,
+                           extra={"event": "retention.failed", "crid": verdict.crid, "error": error.code})
+            return Verdict(crid=verdict.crid, target=verdict.target, taken_at=verdict.taken_at, keep=False,
+                           stored_bytes=verdict.stored_bytes, reasons=verdict.reasons, error=error.message)
+        return verdict
+
+    async def apply_all(self) -> None:
+        """Apply the rules of every target; what fails is logged, and tried again the next time."""
+        for target in list(self._targets):
+            await self.apply_quietly(target)
+
+    async def apply_quietly(self, target: str) -> None:
+        """Apply the rules of a target; what fails is logged."""
+        try:
+            await self.apply(target)
+        except CrdError as error:
+            logger.warning("retention of %s: %s", target, error.message,
+                           extra={"event": "retention.failed", "target": target, "error": error.code})
+        except Exception:
+            logger.exception("retention of %s", target, extra={"event": "retention.crashed", "target": target})
+
+    async def forget(self, crid: Crid) -> None:
+        """Forget an image; when this returns, it and what only it had stored are gone.
+
+        Raises:
+            ImageNotFound: there is none.
+            ImageInUse: it is pinned, being read, or a restart of it is asked for.
+            ArchiveUnavailable: its object cannot be removed: the next start does.
+        """
+        if crid in self._readers:
+            raise ImageInUse(f"image {crid} is being read", crid=crid, hint="Try again in a while.")
+        await self._catalog.images.forget(crid)
+        await self._readers.gone(crid)
+        await self._archive.forget(crid)
+        await self._catalog.images.bury(crid)
+        logger.info("image forgotten", extra={"event": "image.forgotten", "crid": crid})

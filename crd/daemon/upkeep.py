@@ -1,0 +1,159 @@
+"""Answers the methods about images that are there: which, to whom, and keeping them well."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from crd.api.channel import PeerLost
+from crd.daemon.rendering import image_json, verdict_json
+from crd.daemon.retention import Verdict
+from crd.daemon.transfer import export_image, import_image
+from crd.errors import AccessDenied, BadRequest, CatalogTargetNotFound, CrdError, ImageInUse, ImageNotFound
+from crd.ids import parse_image_ref
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from crd.api.access import Peer
+    from crd.api.channel import Channel
+    from crd.catalog.rows import Image
+    from crd.daemon.app import App
+    from crd.daemon.scheduler import ScheduledTarget
+    from crd.daemon.scrub import Scrubbed
+    from crd.engine.api import RestartResult
+
+    More = Callable[[dict[str, Any]], Awaitable[None]]
+
+logger = logging.getLogger(__name__)
+
+_VERIFIED_AT_ONCE = 2
+"""Images verified at once because somebody, maybe no administrator, asked for it: it costs more than asking."""
+_NAMED = "named to be forgotten"
+
+
+class UpkeepHandlers:
+    """One method for each of the interface, named as there."""
+
+    def __init__(self, app: App) -> None:
+        """Answer for a daemon."""
+        self._app = app
+        self._verifying = asyncio.Semaphore(_VERIFIED_AT_ONCE)
+
+    async def _on_GetImage(self, *, peer: Peer, more: More | None, reference: str) -> dict[str, Any]:  # noqa: ARG002, N802
+        image = await self._find(peer, reference)
+        verdict = None
+        if image.target in self._app.scheduler.targets:
+            verdict = next((verdict for verdict in await self._app.retention.verdicts(str(image.target))
+                            if verdict.crid == image.crid), None)
+        return {"image": image_json(image), "retention": verdict_json(verdict) if verdict else None}
+
+    async def _on_Pin(self, *, peer: Peer, more: More | None, reference: str, pinned: bool) -> dict[str, Any]:  # noqa: ARG002, N802
+        image = await self._find(peer, reference)
+        return {"image": image_json(await self._app.catalog.images.pin(image.crid, pinned=pinned))}
+
+    async def _on_Forget(self, *, peer: Peer, more: More | None, references: list[str] | None,  # noqa: ARG002, N802
+                         target: str | None, dry_run: bool | None) -> dict[str, Any]:
+        if references and target is not None:
+            raise BadRequest("name either images or a target")
+        if references:
+            images = {image.crid: image for image in [await self._find(peer, reference) for reference in references]}
+            work = self._forget_named(list(images.values()), dry_run=bool(dry_run))
+        else:
+            need_admin(peer)
+            names = [self._known(target).name] if target is not None else sorted(self._app.scheduler.targets)
+            work = self._forget_unwanted(names, dry_run=bool(dry_run))
+        return {"verdicts": [verdict_json(verdict) for verdict in await asyncio.shield(self._app.start(work))]}
+
+    async def _forget_named(self, images: list[Image], *, dry_run: bool) -> list[Verdict]:
+        """Forget all that were named, or none if one of them is pinned."""
+        if pinned := [image.crid for image in images if image.pinned]:
+            raise ImageInUse(f"image {pinned[0]} is pinned", crid=pinned[0], hint="crctl pin --remove lets go of it.")
+        verdicts = [Verdict(crid=image.crid, target=image.target, taken_at=image.taken_at, keep=False,
+                            stored_bytes=image.stored_bytes, reasons=(_NAMED,)) for image in images]
+        return verdicts if dry_run else [await self._app.retention.carry_out(verdict) for verdict in verdicts]
+
+    async def _forget_unwanted(self, targets: list[str], *, dry_run: bool) -> list[Verdict]:
+        retention = self._app.retention
+        act = retention.verdicts if dry_run else retention.apply
+        return [verdict for target in targets for verdict in await act(target)]
+
+    async def _on_Verify(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
+                         restart: bool | None) -> dict[str, Any]:
+        crid = (await self._find(peer, reference)).crid
+        async with self._verifying:
+            image = await self._app.scrub.check(crid)
+            rehearsed = await self._rehearse(image) if restart else None
+        return {"image": image_json(image), "rehearsal": rehearsed and {
+            "tasks": rehearsed.tasks, "threads": rehearsed.threads, "seconds": rehearsed.duration_seconds,
+            "notes": list(rehearsed.notes)}}
+
+    async def _rehearse(self, image: Image) -> RestartResult:
+        with self._app.readers.reading(image.crid):
+            return await self._app.pipeline.rehearse(image.crid)
+
+    async def _on_Scrub(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: N802
+        need_admin(peer)
+
+        async def tell(so_far: Scrubbed) -> None:
+            if more:
+                await more(asdict(so_far))
+
+        return asdict(await self._app.scrub.all(tell))
+
+    async def _on_Export(self, *, peer: Peer, more: Channel, reference: str) -> dict[str, Any]:  # noqa: N802
+        need_admin(peer)  # the catalog knows a task's real uid only: what it knew may not have been for its user
+        crid = (await self._find(peer, reference)).crid
+        begun = False
+
+        async def begin(image: Image) -> None:
+            nonlocal begun
+            begun = True
+            await more.begin({"image": image_json(image)})
+
+        try:
+            with self._app.readers.reading(crid):
+                return {"image": image_json(await export_image(self._app.pipeline, crid, begin, more.write))}
+        except CrdError as error:
+            if not begun:
+                raise
+            logger.error("export of image %d: %s", crid, error.message,  # noqa: TRY400  not a fault of ours
+                         extra={"event": "export.failed", "crid": crid, "error": error.code})
+            raise PeerLost(error.message) from error
+
+    async def _on_Import(self, *, peer: Peer, more: Channel) -> dict[str, Any]:  # noqa: N802
+        need_admin(peer)  # restarting an image gives it whatever it says it had
+        await more.begin({"image": None})
+        try:
+            image = await import_image(self._app.pipeline, more.read)
+        except CrdError:
+            while await more.read():  # who still writes could not hear why
+                pass
+            raise
+        logger.info("image imported", extra={"event": "image.imported", "crid": image.crid})
+        return {"image": image_json(image)}
+
+    def _known(self, name: str) -> ScheduledTarget:
+        if name not in self._app.scheduler.targets:
+            raise CatalogTargetNotFound(f"there is no target {name}", hint="crctl targets lists them.")
+        return self._app.scheduler.targets[name]
+
+    async def _find(self, peer: Peer, reference: str) -> Image:
+        image = await self._app.catalog.images.find(parse_image_ref(reference, now=self._app.clock.now()),
+                                                    self._app.host)
+        if not peer.is_admin and image.uid != peer.uid:
+            raise ImageNotFound(f"there is no image {reference} of yours")
+        return image
+
+
+def need_admin(peer: Peer) -> None:
+    """Let only administrators pass.
+
+    Raises:
+        AccessDenied: it is another.
+    """
+    if not peer.is_admin:
+        raise AccessDenied("only root and members of the group crd may do this",
+                           hint="Ask an administrator to add you to the group.")
