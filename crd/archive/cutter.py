@@ -1,4 +1,4 @@
-"""A stream cut into compressed frames: threads take turns to read and hash it, and compress side by side.
+"""A stream cut into compressed frames: threads take turns to read it, and compress side by side.
 
 The thread that has read a block compresses it, while it is in that core's cache.  So nothing but compressed frames is
 handed from thread to thread, and that only once in several blocks.  On two processors this is 0.70 of the throughput
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import zstandard
-from blake3 import blake3
 
 from crd.archive.layout import ENTRY, FRAME_BYTES, checksum
 from crd.errors import ArchiveUnavailable
@@ -58,7 +57,6 @@ class FrameCutter:
             level: of zstd.
             threads: how many will ``work``.
         """
-        self.digest = blake3()
         self._fd = fd
         self._hand_over = hand_over
         self._level = level
@@ -68,7 +66,7 @@ class FrameCutter:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._poll.register(self._stop, select.POLLIN)
-        self._turn = threading.Lock()  # who reads: guards the poll, the digest and these two
+        self._turn = threading.Lock()  # who reads: guards the poll and these two
         self._ended = False
         self._n_read = 0
         self._order = threading.Lock()  # who hands over: guards these three
@@ -134,7 +132,6 @@ class FrameCutter:
                 raise ArchiveUnavailable(f"reading the image: {error.strerror}") from error
             if not length:
                 break
-            self.digest.update(block[filled:filled + length])
             filled += length
         return filled
 

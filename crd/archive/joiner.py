@@ -10,7 +10,6 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import zstandard
-from blake3 import blake3
 
 from crd.errors import ArchiveError, BlobCorrupt, ImageSinkClosed
 
@@ -33,14 +32,13 @@ class FrameJoiner:
         Raises:
             ImageSinkClosed: nobody reads the pipe.
         """
-        self.digest = blake3()
         self._fd = _own_end(fd)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
         self._poll.register(self._stop, select.POLLIN)
         self._todo: deque[tuple[int, Sequence[Piece]]] = deque()
-        self._turn = threading.Condition()  # who writes: guards the poll, the digest and the number
+        self._turn = threading.Condition()  # who writes: guards the poll and the number
         self._n_written = 0
         self._n_given = 0
         self._stopped = False
@@ -91,7 +89,6 @@ class FrameJoiner:
                 self._turn.notify_all()
 
     def _write(self, part: bytes) -> None:
-        self.digest.update(part)
         view = memoryview(part)
         while view and not self._stopped:
             if any(fd == self._stop for fd, _ in self._poll.poll()):

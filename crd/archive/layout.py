@@ -1,16 +1,16 @@
-"""The bytes of an image object, version 1, little-endian.
+"""The bytes of an image object, version 2, little-endian.
 
 ::
 
-    0   8   "CRDARCH1"
+    0   8   "CRDARCH2"
     8   4   bytes of a raw frame (the last may be shorter)
     12  4   reserved, 0
     16      frames: each one zstd frame, one after the other
             table: 24 bytes a frame: stored length u32, raw length u32, 16 bytes of the BLAKE3 of what is stored
     -72 8   number of frames
     -64 8   raw bytes of the stream
-    -56 32  BLAKE3 of the stream: the digest
-    -24 16  the first 16 bytes of the BLAKE3 of header, table and the 48 bytes before this
+    -56 32  the digest: BLAKE3 of header, table and the 16 bytes before this
+    -24 16  reserved, 0
     -8  8   "CRDARCHE"
 
 Written front to back; a torn object has no trailer, and is under a temporary name anyway.
@@ -33,8 +33,8 @@ FRAME_BYTES = 256 << 10
 HEADER = struct.Struct("<8sII")
 ENTRY = struct.Struct("<II16s")
 TRAILER = struct.Struct("<QQ32s16s8s")
-_MAGIC, _END = b"CRDARCH1", b"CRDARCHE"
-_CHECKED = struct.Struct("<QQ32s")
+_MAGIC, _END = b"CRDARCH2", b"CRDARCHE"
+_COUNTS = struct.Struct("<QQ")
 STORED_BYTES_MAX = FRAME_BYTES + (FRAME_BYTES >> 8) + 512
 """More than ZSTD_compressBound of a frame."""
 FRAMES_MAX = 1 << 22
@@ -77,10 +77,15 @@ def checksum(stored: bytes | memoryview) -> bytes:
     return blake3(stored).digest(length=16)
 
 
-def trailer(entries: bytes, image_bytes: int, digest: bytes) -> bytes:
+def digest_of(entries: bytes | bytearray, image_bytes: int) -> bytes:
+    """Return the digest of an image that has these frames."""
+    return blake3(header()).update(entries).update(_COUNTS.pack(len(entries) // ENTRY.size, image_bytes)).digest()
+
+
+def trailer(entries: bytes, image_bytes: int) -> bytes:
     """Return table and trailer of an object."""
-    checked = _CHECKED.pack(len(entries) // ENTRY.size, image_bytes, digest)
-    return entries + checked + checksum(header() + entries + checked) + _END
+    return entries + TRAILER.pack(len(entries) // ENTRY.size, image_bytes, digest_of(entries, image_bytes), bytes(16),
+                                  _END)
 
 
 def parse_trailer(data: bytes, size: int) -> int:
@@ -103,8 +108,10 @@ def parse_table(head: bytes, entries: bytes, data: bytes, size: int) -> Table:
     Raises:
         BlobCorrupt: they do not fit, or are damaged.
     """
-    n_frames, image_bytes, digest, expected, _ = TRAILER.unpack(data)
-    if checksum(head + entries + data[:_CHECKED.size]) != expected or head != header():
+    if head != header():
+        raise BlobCorrupt("the object was written by another version of crd")
+    n_frames, image_bytes, digest, reserved, _ = TRAILER.unpack(data)
+    if digest_of(entries, image_bytes) != digest or any(reserved):
         raise BlobCorrupt("the object's table is damaged")
     table = Table(entries, image_bytes, digest)
     end, raw = HEADER.size, 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.archive.cutter import Batch, FrameCutter
-from crd.archive.layout import ENTRY, FRAMES_MAX, header, trailer
+from crd.archive.layout import ENTRY, FRAMES_MAX, digest_of, header, trailer
 from crd.archive.threads import to_end
 from crd.errors import ArchiveError
 
@@ -29,7 +29,7 @@ class Stored:
 
     Attributes:
         crid: its identifier.
-        digest: BLAKE3 of the stream, in hexadecimal.
+        digest: see ``crd.archive``, in hexadecimal.
         image_bytes: of the stream.
         stored_bytes: of the object.
     """
@@ -54,7 +54,6 @@ class ImageSink:
         self._level = level
         self._threads = threads
         self._entries = bytearray()
-        self._digest = b""
         self.image_bytes = 0
         self.stored_bytes = 0
 
@@ -94,7 +93,6 @@ class ImageSink:
                 raise error
         if rest := cutter.rest():
             await self._append(rest)
-        self._digest = cutter.digest.digest()
         return self.image_bytes
 
     async def _append(self, batch: Batch) -> None:
@@ -110,8 +108,8 @@ class ImageSink:
 
     @property
     def digest(self) -> str:
-        """BLAKE3 of what was drained, in hexadecimal."""
-        return self._digest.hex()
+        """The digest of what was drained, in hexadecimal."""
+        return digest_of(self._entries, self.image_bytes).hex()
 
     async def commit(self, crid: Crid) -> Stored:
         """Make the image durable, and then visible.  If this raises, be it by a cancellation, it is not there.
@@ -122,7 +120,7 @@ class ImageSink:
         """
         if not self._entries:
             raise ArchiveError("the image is empty")
-        await self._write([trailer(bytes(self._entries), self.image_bytes, self._digest)])
+        await self._write([trailer(bytes(self._entries), self.image_bytes)])
         await self._upload.commit(key_of(crid))
         return Stored(crid, self.digest, self.image_bytes, self.stored_bytes)
 
