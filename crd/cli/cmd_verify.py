@@ -33,7 +33,7 @@ def verify(image: str, *, restart: bool, as_json: bool) -> None:
     found, rehearsal = reply["image"], reply.get("rehearsal")
     click.echo(f"image {found['crid']}: {units.size(found['stored_bytes'])} read, all as stored")
     if rehearsal:
-        click.echo(f"{rehearsal['tasks']} tasks with {rehearsal['threads']} threads were made in "
+        click.echo(f"can be restarted: tasks {rehearsal['tasks']}, threads {rehearsal['threads']}, made in "
                    f"{units.duration(rehearsal['seconds'])}")
         for note in rehearsal["notes"]:
             click.echo(f"note: {note}")

@@ -124,6 +124,7 @@ def test_a_rehearsal_harms_neither_the_original_nor_its_files(daemon: RunningDae
     crid = taken(daemon)
     rehearsed = daemon.crctl("verify", str(crid), "--restart")
     assert rehearsed["rehearsal"]["threads"] == 1
+    assert 0 < rehearsed["rehearsal"]["seconds"] < 60
     program.assert_unharmed()
     program.kill()
     counts = program.counts()

@@ -61,8 +61,11 @@ class Restart:
         """Make the task, in a namespace of its own if asked for, and let it go; see ``make``."""
         if self._options.pids != Pids.NAMESPACE:
             return self.make(confirm)
-        result = restart_inside(self.plan, self.make, confirm)
-        return replace(result, duration_seconds=time.monotonic() - self._started)  # inside the clock is the image's
+        result = restart_inside(self.plan, self.make, confirm and (lambda ready: confirm(self._timed(ready))))
+        return self._timed(result)  # once more: inside, the clock is the image's
+
+    def _timed(self, result: RestartResult) -> RestartResult:
+        return replace(result, duration_seconds=time.monotonic() - self._started)
 
     def make(self, confirm: Callable[[RestartResult], None] | None) -> RestartResult:
         """Make the task, and let it go.
@@ -79,9 +82,9 @@ class Restart:
         with Broker(plan.threads[0]) as broker, Vessel(plan, plan.pid if same else 0) as vessel:
             with _impossible_wishes():
                 numbers = self._build(vessel, broker, same_numbers=same)
-            result = RestartResult(root_pid=vessel.pid, start_time=procfs.stat(vessel.pid).start_time, pids=numbers,
-                                   threads=len(plan.threads), notes=tuple(self._notes),
-                                   duration_seconds=time.monotonic() - self._started)
+            result = self._timed(RestartResult(
+                root_pid=vessel.pid, start_time=procfs.stat(vessel.pid).start_time, pids=numbers,
+                threads=len(plan.threads), notes=tuple(self._notes)))
             if confirm:
                 confirm(result)
             vessel.release(stopped=_is_stopped(plan))

@@ -231,7 +231,7 @@ class TestIntegrity:
         daemon.replies["Verify"] = [{"image": IMAGE, "rehearsal": {"tasks": 1, "threads": 3, "seconds": 0.02,
                                                                    "notes": ["no ballast"]}}]
         assert crctl("verify", "42", "--restart").splitlines()[1:] == [
-            "1 tasks with 3 threads were made in 20 ms", "note: no ballast"]
+            "can be restarted: tasks 1, threads 3, made in 20 ms", "note: no ballast"]
         assert daemon.parameters["restart"] is True
 
     def test_damage(self, crctl: Crctl, daemon: Daemon) -> None:
