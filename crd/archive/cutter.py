@@ -1,9 +1,8 @@
 """A stream cut into compressed frames: threads take turns to read it, and compress side by side.
 
-The thread that has read a block compresses it, while it is in that core's cache.  So nothing but compressed frames is
-handed from thread to thread, and that only once in several blocks.  On two processors this is 0.70 of the throughput
-of zstd alone, where a reading thread that feeds compressing ones frame by frame was 0.53; most of the rest is the
-hashing and the two copies of the kernel (tests/bench/archive_throughput.py).
+The thread that has read a block compresses it, while it is in that core's cache, and all its frames in one call.  So
+nothing but compressed frames is handed from thread to thread, and that only once in several blocks
+(tests/bench/archive_throughput.py).
 """
 
 from __future__ import annotations
@@ -125,7 +124,7 @@ class FrameCutter:
             if self._stop in ready:
                 return 0
             try:
-                length = os.readv(self._fd, [block[filled:filled + FRAME_BYTES]])
+                length = os.readv(self._fd, [block[filled:]])
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -154,9 +153,9 @@ def _joined(blocks: list[Batch]) -> Batch:
 
 def _compress(compressor: zstandard.ZstdCompressor, block: memoryview) -> Batch:
     frames, entries = [], bytearray()
-    for start in range(0, len(block), FRAME_BYTES):
-        raw = block[start:start + FRAME_BYTES]
-        frame = compressor.compress(raw)
-        entries += ENTRY.pack(len(frame), len(raw), checksum(frame))
+    raw = [block[start:start + FRAME_BYTES] for start in range(0, len(block), FRAME_BYTES)]
+    for part, compressed in zip(raw, compressor.multi_compress_to_buffer(raw, threads=1), strict=True):
+        frame = compressed.tobytes()
+        entries += ENTRY.pack(len(frame), len(part), checksum(frame))
         frames.append(frame)
     return Batch(frames, bytes(entries), len(block), 1)
