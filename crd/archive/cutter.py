@@ -11,7 +11,7 @@ import os
 import select
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zstandard
 
@@ -153,9 +153,10 @@ def _joined(blocks: list[Batch]) -> Batch:
 
 def _compress(compressor: zstandard.ZstdCompressor, block: memoryview) -> Batch:
     frames, entries = [], bytearray()
-    raw = [block[start:start + FRAME_BYTES] for start in range(0, len(block), FRAME_BYTES)]
-    for part, compressed in zip(raw, compressor.multi_compress_to_buffer(raw, threads=1), strict=True):
-        frame = compressed.tobytes()
+    raw: list[Any] = [block[start:start + FRAME_BYTES] for start in range(0, len(block), FRAME_BYTES)]
+    compressed = compressor.multi_compress_to_buffer(raw, threads=1)
+    for index, part in enumerate(raw):
+        frame = compressed[index].tobytes()
         entries += ENTRY.pack(len(frame), len(part), checksum(frame))
         frames.append(frame)
     return Batch(frames, bytes(entries), len(block), 1)

@@ -31,7 +31,8 @@ _SI_TKILL = -6
 _ALL_BUT_SIGTRAP = _WORD & ~(1 << signal.SIGTRAP - 1)
 DATA_OFFSET = TABLE_OFFSET + _CALLS_MAX * _CALL.size
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
-_PROT_ALL, _MAP_FIXED_ANONYMOUS = 7, 0x100022  # MAP_FIXED_NOREPLACE | MAP_ANONYMOUS | MAP_PRIVATE
+_READ_WRITE, _READ_EXECUTE = 3, 5
+_NEW, _OVER_IT = 0x100022, 0x32  # MAP_FIXED_NOREPLACE, or MAP_FIXED, with MAP_ANONYMOUS and MAP_PRIVATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ def _is_end(tid: int) -> bool:
 
 
 def map_scratch(memory: Memory, tid: int, address: int, syscall_at: int) -> Batch:
-    """Map the scratch area of a batch into a stopped tracee of ours, by one plain system call.
+    """Map the scratch area of a batch into a stopped tracee of ours; nothing of it is writable and executable.
 
     From here on all signals of the thread, and of those it makes, are blocked but for SIGTRAP, the end of a batch.
 
@@ -210,7 +211,8 @@ def map_scratch(memory: Memory, tid: int, address: int, syscall_at: int) -> Batc
     Raises:
         NativeError: mmap failed.
     """
-    remote_syscall(tid, syscall_at, NR.MMAP, address, Batch.SCRATCH_BYTES, _PROT_ALL, _MAP_FIXED_ANONYMOUS, -1, 0)
+    for length, rights, how in ((Batch.SCRATCH_BYTES, _READ_WRITE, _NEW), (TABLE_OFFSET, _READ_EXECUTE, _OVER_IT)):
+        remote_syscall(tid, syscall_at, NR.MMAP, address, length, rights, how, -1, 0)
     tracee.set_signal_mask(tid, _ALL_BUT_SIGTRAP)
     code = lib.crd_batch_code()
     memory.write(address, bytes(ffi.buffer(code.start, code.length)))

@@ -15,7 +15,15 @@ from crd.engine.userspace.objects import ObjectNumbers
 from crd.engine.userspace.questions import Question, TargetAsker
 from crd.engine.userspace.sig import actions
 from crd.engine.userspace.snapshot import Snapshot, snapshot
-from crd.errors import FreezeTimeout, InjectionInterrupted, NativeError, TargetGone, TraceeGone
+from crd.errors import (
+    FreezeTimeout,
+    InjectionInterrupted,
+    NativeError,
+    Obstacle,
+    TargetGone,
+    TargetUnsupported,
+    TraceeGone,
+)
 from crd.image.header import current_header
 from crd.image.writer import ImageWriter
 from crd.native.syscall import NR
@@ -37,12 +45,13 @@ _ATTEMPTS = 50
 _PAUSE_SECONDS = 0.0005
 _DROPPED_BY_FORK = {"lo", "lf"}
 """VmFlags of mlock(2) and MLOCK_ONFAULT."""
-_BRK, _PR_GET_DUMPABLE, _PR_GET_THP_DISABLE, _MEMBARRIER_GET_REGISTRATIONS = 12, 3, 42, 512
+_BRK, _PR_GET_DUMPABLE, _PR_GET_THP_DISABLE, _PR_GET_MDWE, _MEMBARRIER_GET_REGISTRATIONS = 12, 3, 42, 66, 512
 _QUESTIONS = [
     Question(_BRK, (0,)),
     Question(NR.PRCTL, (_PR_GET_DUMPABLE,)),
     Question(NR.PRCTL, (_PR_GET_THP_DISABLE, 0, 0, 0, 0)),
     Question(NR.MEMBARRIER, (_MEMBARRIER_GET_REGISTRATIONS, 0)),
+    Question(NR.PRCTL, (_PR_GET_MDWE, 0, 0, 0, 0)),
 ]
 
 
@@ -66,8 +75,16 @@ class Attributes:
 
     @classmethod
     def ask(cls, asker: Asker) -> Attributes:
-        """Put the questions."""
-        brk, dumpable, thp_disable, membarrier = (answer.result for answer in asker.ask(_QUESTIONS))
+        """Put the questions.
+
+        Raises:
+            TargetUnsupported: the target has given up a right for good that a restarted one would have.
+        """
+        brk, dumpable, thp_disable, membarrier, mdwe = (answer.result for answer in asker.ask(_QUESTIONS))
+        if mdwe > 0:
+            raise TargetUnsupported(reasons=[Obstacle(
+                "memory.mdwe", "PR_SET_MDWE", "the program lets no memory become executable, which crd cannot save yet",
+                "Run it without (systemd: MemoryDenyWriteExecute=no).")])
         return cls(brk, max(0, dumpable), max(0, thp_disable), max(0, membarrier), actions.dump(asker))
 
 
@@ -188,6 +205,12 @@ def _taken(state: Frozen, before: Known | None, options: CheckpointOptions) -> I
         except InjectionInterrupted as interrupted:
             state.threads[interrupted.tid].signal_due = interrupted.signal
             raise _TryAgainError from interrupted
+        except NativeError as error:
+            if error.operation != "mmap":
+                raise
+            raise TargetUnsupported(reasons=[Obstacle(
+                "memory.no-room", f"pid {state.pid}", f"cannot map a page for crd: {error.message}",
+                "Raise its limit of address space (prlimit --as).")], pid=state.pid) from error
         yield taken
 
 
