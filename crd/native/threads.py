@@ -72,12 +72,18 @@ class Room:
             self._fds[tid] = os.open(f"/proc/{self.pid}/task/{tid}/status", os.O_RDONLY | os.O_CLOEXEC)
         return self._fds.get(tid, -1)
 
-    def seat(self, tids: Sequence[int]) -> None:
-        """Make room for these threads in this order."""
+    def seat(self, group: ThreadGroup) -> None:
+        """Make room for the threads of a group in their order."""
+        self.finish()
+        self._group, tids = group, group.tids  # which is written to until ``finish``
         if len(tids) > self.n:
             self._allocate(len(tids) + _MORE_THREADS)
         for index, tid in enumerate(tids):
             self._status_fds[index] = self._fds[tid] if tid in self._fds else self._open(tid)
+
+    def finish(self) -> None:
+        """Wait until the status files have been read."""
+        lib.crd_threads_await_files(self.c)
 
     def xstate(self, index: int) -> bytes:
         """Return the extended state of a thread."""
@@ -94,6 +100,7 @@ class Room:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self.finish()
         for fd in self._fds.values():
             os.close(fd)
 
@@ -147,8 +154,11 @@ class ThreadGroup:
         return (Stop(thread.tid, thread.status) for thread in self.c)
 
     def read(self, room: Room) -> dict[int, int]:
-        """Read all that there is to see of them, which are stopped threads of one process; return as ``errors``."""
-        room.seat(self.tids)
+        """Read all that there is to see of them, which are stopped threads of one process; return as ``errors``.
+
+        Their status files are read meanwhile, and waited for by whoever asks for what is in them.
+        """
+        room.seat(self)
         call(lib.crd_threads_read, self.c, len(self), room.pid, room.c)
         self._room = room
         return self.errors()
@@ -168,6 +178,7 @@ class ThreadGroup:
 
     def status(self, tid: int) -> str:
         """Return the text of a thread's status file; empty if it could not be read, or is too long."""
+        self._room.finish()
         return self._room.status(self._index[tid])
 
     def is_queued(self, tid: int) -> bool:
@@ -176,6 +187,7 @@ class ThreadGroup:
 
     def confined(self) -> list[int]:
         """Return those whose status does not say that they run without seccomp(2)."""
+        self._room.finish()
         return [thread.tid for thread in self.c if not thread.unconfined]
 
     def state(self, tid: int) -> ThreadState:

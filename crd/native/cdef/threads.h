@@ -5,7 +5,7 @@ struct crd_thread {
     int error;                    /* errno of the request that failed, 0 = none */
     int status;                   /* wait status of its last stop, 0 = none yet */
     int queued;                   /* whether signals are queued for this thread alone */
-    int unconfined;               /* whether its status says that no seccomp is on */
+    int unconfined;               /* whether its status says that no seccomp is on; known with the files */
     uint64_t mask;                /* blocked signals */
     uint64_t robust_list;
     uint64_t robust_list_bytes;
@@ -31,11 +31,19 @@ struct crd_thread_room {
     unsigned char *statuses;      /* /proc/PID/task/TID/status, then a zero byte; empty if it is too long */
     size_t status_stride;
     const int *status_fds;
+    struct crd_thread *threads;   /* the rest is for the reading of the files: of whom, how many are left, by whom */
+    size_t n;
+    size_t left;
+    uint64_t helper;
+    int has_helper;
 };
 
-/* Read all that struct crd_thread holds of stopped threads of `pid`, and fill the room: the files with the help of a
- * thread of our own, since the other processors are idle now. */
+/* Read all that struct crd_thread holds of stopped threads of `pid`, and fill the room but for the files: a thread of our own
+ * begins to read these, since the other processors are idle now. crd_threads_await_files must follow. */
 int crd_threads_read(struct crd_thread *threads, size_t n, int pid, struct crd_thread_room *room, struct crd_error *err);
+
+/* Read what is left of the files, and wait for the thread that read the others. Nothing if that has been done. */
+void crd_threads_await_files(struct crd_thread_room *room);
 
 /* Whether the program would notice the stop: its call returned EINTR, or it is in a critical section of rseq. */
 int crd_thread_notices(const struct crd_thread *thread);

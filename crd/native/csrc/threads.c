@@ -4,7 +4,6 @@
 #include <linux/ptrace.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -100,51 +99,55 @@ static void read_thread(struct crd_thread *thread, int pid, unsigned char *xstat
     }
 }
 
-/* Status files that are read by two threads of ours: from the first one on, and from the last one back. */
-struct files {
-    const struct crd_thread_room *room;
-    struct crd_thread *threads;
-    atomic_size_t left;
-    size_t n;
-};
-
-static void read_file(const struct files *files, size_t i)
+static void read_file(const struct crd_thread_room *room, size_t i)
 {
-    const struct crd_thread_room *room = files->room;
     char *text = (char *)room->statuses + i * room->status_stride;
     ssize_t length = pread(room->status_fds[i], text, room->status_stride - 1, 0);
 
     /* A file that fills the room may have been cut off. */
     text[length > 0 && (size_t)length < room->status_stride - 1 ? length : 0] = 0;
-    files->threads[i].unconfined = strstr(text, "\nSeccomp:\t0\n") != NULL;
+    room->threads[i].unconfined = strstr(text, "\nSeccomp:\t0\n") != NULL;
+}
+
+/* Whether one more file is the caller's to read. */
+static bool take_one(struct crd_thread_room *room)
+{
+    return __atomic_fetch_sub(&room->left, 1, __ATOMIC_RELAXED) - 1 < room->n;
 }
 
 static void *read_from_the_last(void *of)
 {
-    struct files *files = of;
-    size_t i = files->n;
+    struct crd_thread_room *room = of;
 
-    while (atomic_fetch_sub(&files->left, 1) - 1 < files->n)
-        read_file(files, --i);
+    for (size_t i = room->n; take_one(room);)
+        read_file(room, --i);
     return NULL;
 }
 
-static void read_from_the_first(struct files *files)
+void crd_threads_await_files(struct crd_thread_room *room)
 {
-    size_t i = 0;
-
-    while (atomic_fetch_sub(&files->left, 1) - 1 < files->n)
-        read_file(files, i++);
+    for (size_t i = 0; room->n && take_one(room);)
+        read_file(room, i++);
+    if (room->has_helper)
+        pthread_join((pthread_t)room->helper, NULL);
+    room->has_helper = false;
+    room->n = 0;
 }
 
 int crd_threads_read(struct crd_thread *threads, size_t n, int pid, struct crd_thread_room *room, struct crd_error *err)
 {
-    struct files files = {room, threads, n, n};
     pthread_t helper;
-    bool alone = n == 1;
 
-    if (!alone && (errno = pthread_create(&helper, NULL, read_from_the_last, &files)))
-        return crd_fail(err, "pthread_create", 0, 0);
+    room->threads = threads;
+    room->n = room->left = n;
+    if (n > 1) {
+        if ((errno = pthread_create(&helper, NULL, read_from_the_last, room))) {
+            room->n = 0;
+            return crd_fail(err, "pthread_create", 0, 0);
+        }
+        room->helper = (uint64_t)helper;
+        room->has_helper = true;
+    }
     for (size_t i = 0; i < n; i++) {
         size_t bytes = room->xstate_stride;
         if (!threads[i].error)
@@ -152,9 +155,6 @@ int crd_threads_read(struct crd_thread *threads, size_t n, int pid, struct crd_t
         if (!threads[i].error)
             room->xstate_bytes = bytes;
     }
-    read_from_the_first(&files);
-    if (!alone)
-        pthread_join(helper, NULL);
     return 0;
 }
 
