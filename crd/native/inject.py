@@ -17,7 +17,7 @@ import mmap
 import os
 import signal
 import struct
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,13 +28,14 @@ from crd.native.room import NO_AREA, Area, claim, claimed_area, find_room
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from crd.native.memory import Memory
     from crd.native.tracee import Registers, Stop
 
-_HOME_BYTES = lib.CRD_HOME_BYTES
+_HOME_BYTES: int = lib.CRD_HOME_BYTES
 _TASK = struct.Struct("<2Q")
+_SNAPSHOT_TASK = struct.Struct("<4Q")
 _CALL = struct.Struct("<7Q")
 CALL_BYTES = _CALL.size
 _GENERATION = struct.Struct("<Q")
@@ -106,12 +107,13 @@ class Injector:
             FeatureMissing: there is no room.
         """
         script, snapshot = lib.crd_stub_script_code(), lib.crd_stub_snapshot_code()
-        self._script = bytes(ffi.buffer(script.start, script.length))
-        self._snapshot = bytes(ffi.buffer(snapshot.start, snapshot.length))
-        longest = max(len(self._script) + CALLS_MAX * _CALL.size, len(self._snapshot))
+        self._script = bytes(ffi.buffer(script.start, script.length - _HOME_BYTES - _TASK.size))
+        self._snapshot = bytes(ffi.buffer(snapshot.start, snapshot.length - _HOME_BYTES - _SNAPSHOT_TASK.size))
+        longest = max(script.length + CALLS_MAX * _CALL.size, snapshot.length)
         self._slot_bytes = (longest + _GENERATION.size + 15) & ~15
         self.memory = memory
         self._room = find_room(memory, candidates, 2 * self._slot_bytes)
+        self._area = NO_AREA
         self._leftover = claimed_area(memory, self._room)
         claim(memory, self._room, self._leftover)
         self._slots = range(self._room.start, self._room.end - self._slot_bytes + 1, self._slot_bytes)
@@ -170,9 +172,8 @@ class Injector:
         _come_home(tid, original)
         return results
 
-    @contextmanager
-    def area(self, tid: int, original: Registers, area: Area, writable_bytes: int) -> Iterator[None]:
-        """Map an area for as long as the context lasts; it stays, and is noted in the room, if that ends by an error.
+    def map_area(self, tid: int, original: Registers, area: Area, writable_bytes: int) -> None:
+        """Map an area until ``snapshot`` or ``unmap_area``.  It is noted in the room, for who comes after us.
 
         Args:
             tid: a stopped tracee with TRACESYSGOOD, whose every thread is stopped and outside of stubs.
@@ -192,8 +193,16 @@ class Injector:
         if mapped != [start for start, _, _ in parts]:
             self._unmap(tid, original, [Area(start, length) for start, length, _ in parts if start in mapped])
             raise FeatureMissing("the target can map no area for stubs", hint=os.strerror(-min(mapped)))
-        yield
-        self._unmap(tid, original, [area])
+        self._area = area
+
+    def leave_area(self) -> None:
+        """Leave the area to the next tracer, since some thread may be in it."""
+        self._area = NO_AREA
+
+    def unmap_area(self, tid: int, original: Registers) -> None:
+        """Unmap the area, if there is one, with arguments as of ``map_area``."""
+        area, self._area = self._area, NO_AREA
+        self._unmap(tid, original, [area] if area != NO_AREA else [])
 
     def remove_leftover(self, tid: int, original: Registers, areas: Iterable[tuple[int, int, str]]) -> bool:
         """Unmap what a tracer before us has left, and return whether there was anything.
@@ -216,12 +225,12 @@ class Injector:
     def _unmap(self, tid: int, original: Registers, areas: Sequence[Area]) -> None:
         if areas:
             self.plain(tid, original, [Call(NR.MUNMAP, (area.start, area.length)) for area in areas[:CALLS_MAX]])
-        claim(self.memory, self._room)
+            claim(self.memory, self._room)
 
     def snapshot(self, tid: int, original: Registers, *, child_of_target: bool = False) -> int:
         """Make a copy-on-write child of the target that stays stopped, is our tracee, and dies with us.
 
-        All its signals are blocked.
+        All its signals are blocked.  An area that was mapped is unmapped before.
 
         Args:
             tid: a stopped tracee with TRACESYSGOOD.
@@ -241,14 +250,17 @@ class Injector:
         """
         middle_flags = _CLONE_VM | _CLONE_VFORK | _CLONE_FS | _CLONE_FILES
         child_flags = _CLONE_FS | _CLONE_FILES | (_CLONE_PARENT if child_of_target else 0)
-        self._send(tid, original, self._snapshot, _TASK.pack(middle_flags, child_flags))
+        area, self._area = self._area, NO_AREA
+        self._send(tid, original, self._snapshot, _SNAPSHOT_TASK.pack(middle_flags, child_flags, area.start,
+                                                                      area.length))
         family = _Family()
         try:
-            _pass(tid, original, 2)  # to the entry of clone
+            _pass(tid, original, 4 if area.length else 2)  # to the entry of clone
             if family.make(tid):
                 _pass(tid, original, 2)  # to the exit of wait4
             _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
             _come_home(tid, original)
+            claim(self.memory, self._room)
         except BaseException:
             family.kill()
             raise
@@ -269,7 +281,7 @@ class Injector:
         oldest = self._generations.index(min(self._generations))
         slot = self._slots[oldest]
         self._generations[oldest] = max(self._generations) + 1 & _WORD
-        content = code[:-_HOME_BYTES - _TASK.size] + _home_data(original, tracee.get_signal_mask(tid)) + task
+        content = code + _home_data(original, tracee.get_signal_mask(tid)) + task
         generation = _GENERATION.pack(self._generations[oldest])
         self.memory.write(slot, content.ljust(self._slot_bytes - _GENERATION.size, b"\0") + generation)
         there = original.copy()
@@ -277,7 +289,7 @@ class Injector:
         tracee.set_registers(tid, there)
         tracee.set_signal_mask(tid, _WORD)  # not before: from here on it is the stub that puts the mask back
         _pass(tid, original, 1)
-        return slot + len(code) - _TASK.size
+        return slot + len(code) + _HOME_BYTES
 
 
 class _Family:

@@ -107,8 +107,12 @@ def ask_everyone(stubs: Injector, pid: int, _tid: int, threads: Threads) -> None
                                                   if not entry.path])
         area = Area(gap([(entry.start, entry.end) for entry in maps], survey.area_bytes + 8192) + 4096,
                     survey.area_bytes)
-        with stubs.area(pid, threads[pid], area, survey.data_bytes):
-            survey.carry_out(stubs.memory, area.start)
+        stubs.map_area(pid, threads[pid], area, survey.data_bytes)
+        survey.carry_out(stubs.memory, area.start)
+        if random.random() < 0.5:
+            stubs.unmap_area(pid, threads[pid])
+        else:
+            end(stubs.snapshot(pid, threads[pid]))
         for index in range(len(threads)):
             done = survey.result(index)
             assert done.results == (pid, 0, procfs.stat(pid).parent_pid)[:2 if index else 3]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +194,7 @@ def _taken(state: Frozen, before: Known | None, options: CheckpointOptions) -> I
                                                           for entry in entries if not entry.path]):
         entries = procfs.maps(state.pid)
     with ExitStack() as stack:
+        stack.callback(_tidy_up, state, stubs)
         try:
             objects = ObjectNumbers()
             captured = capturing.capture(state, entries, stubs, before or capturing.know(state.pid), objects)
@@ -212,6 +213,12 @@ def _taken(state: Frozen, before: Known | None, options: CheckpointOptions) -> I
                 "memory.no-room", f"pid {state.pid}", f"cannot map a page for crd: {error.message}",
                 "Raise its limit of address space (prlimit --as).")], pid=state.pid) from error
         yield taken
+
+
+def _tidy_up(state: Frozen, stubs: Injector) -> None:
+    """Unmap the area of the interview if an error came before anything else did."""
+    with suppress(NativeError):  # then the next tracer does
+        stubs.unmap_area(state.pid, state.registers)
 
 
 def _why_copy(pid: int, captured: Capture, options: CheckpointOptions) -> str:
@@ -240,6 +247,7 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
 
 def _copy(state: Frozen, stubs: Injector, captured: Capture, objects: ObjectNumbers, reason: str) -> _Taken:
     """Copy all private memory now; needs as much of ours."""
+    stubs.unmap_area(state.pid, state.registers)
     attributes = Attributes.ask(TargetAsker(stubs, state.pid, state.registers))
     state.relax()
     flags = procfs.vm_flags(state.pid)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.questions import TargetAsker, answered, calls, scratch_bytes
 from crd.engine.userspace.snapshot import gap
-from crd.errors import FeatureMissing
+from crd.errors import FeatureMissing, InjectionInterrupted
 from crd.native.room import Area
 from crd.native.survey import Survey
 
@@ -31,7 +31,7 @@ class Interview:
 
 def interview(state: Frozen, stubs: Injector, entries: Sequence[MapEntry], about_thread: Sequence[Question],
               about_process: Sequence[Question]) -> Interview:
-    """Ask the leader about its process, and every thread about itself.
+    """Ask the leader about its process, and every thread about itself.  An area may stay mapped.
 
     Raises:
         FeatureMissing: a stub cannot bring a thread home.
@@ -56,7 +56,11 @@ def _all_at_once(state: Frozen, stubs: Injector, entries: Sequence[MapEntry], ab
     page = mmap.PAGESIZE  # on both sides, or the kernel would join it with a neighbour
     area = Area(gap([(entry.start, entry.end) for entry in entries], survey.area_bytes + 2 * page) + page,
                 survey.area_bytes)
-    with stubs.area(state.pid, state.registers, area, survey.data_bytes):
+    stubs.map_area(state.pid, state.registers, area, survey.data_bytes)
+    try:
         survey.carry_out(state.memory, area.start)
+    except InjectionInterrupted:
+        stubs.leave_area()
+        raise
     n, tids = len(about_thread), state.group.tids
     return Interview(answered(survey.result(0))[n:], lambda tid: answered(survey.result(tids.index(tid)))[:n])

@@ -136,14 +136,21 @@ crd_stub_survey_slot:
 crd_stub_survey_end:
 
 # ---- snapshot: a copy-on-write child that stays stopped ---------------------------------------------------------------
-# 136 flags of the clone that makes the middle task, 144 flags of the clone that makes the child.
+# 136 flags of the clone that makes the middle task, 144 flags of the clone that makes the child; 152 an area that is
+# unmapped before that, 160 its bytes, 0 = none.
 # The middle task shares the memory (and with CLONE_VFORK keeps the alternate signal stack), makes the child and is gone;
 # the child, which no one but the tracer waits for, would do nothing but exit if it ever ran.
         .globl  crd_stub_snapshot_start, crd_stub_snapshot_slot, crd_stub_snapshot_end
         .hidden crd_stub_snapshot_start, crd_stub_snapshot_slot, crd_stub_snapshot_end
 crd_stub_snapshot_start:
         SIGNALS crd_stub_snapshot_slot+128
-        mov     $56, %eax                       # clone(flags, 0, 0, 0, 0)
+        mov     crd_stub_snapshot_slot+160(%rip), %rsi
+        test    %rsi, %rsi
+        jz      4f
+        mov     $11, %eax                       # munmap(area, bytes)
+        mov     crd_stub_snapshot_slot+152(%rip), %rdi
+        syscall
+4:      mov     $56, %eax                       # clone(flags, 0, 0, 0, 0)
         mov     crd_stub_snapshot_slot+136(%rip), %rdi
         xor     %esi, %esi
         xor     %edx, %edx
@@ -174,7 +181,7 @@ crd_stub_snapshot_start:
 2:      HOME    crd_stub_snapshot_slot
         .balign 8
 crd_stub_snapshot_slot:
-        .fill   152, 1, 0
+        .fill   168, 1, 0
 crd_stub_snapshot_end:
 
 # ---- batch: system calls in a process of our own ----------------------------------------------------------------------
