@@ -17,7 +17,7 @@ from crd.native.ffi import ffi, lib
 from crd.native.inject import CALL_BYTES, ScriptResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from crd.native.inject import Call
     from crd.native.memory import Memory
@@ -34,23 +34,24 @@ class Survey:
         data_bytes: of the area's beginning, which is to be writable.
     """
 
-    def __init__(self, group: ThreadGroup, calls: Sequence[Call], n_calls_others: int, scratch_bytes: int) -> None:
+    def __init__(self, group: ThreadGroup, calls: Sequence[Call], n_calls_others: int,
+                 scratch_bytes: Callable[[int], int]) -> None:
         """Plan a survey.
 
         Args:
             group: the threads, which have been read.
             calls: of the first thread.
             n_calls_others: so many of them are for the others, too.
-            scratch_bytes: of each thread, for results and whatever the calls point to; see ``Injector.script``.
+            scratch_bytes: of a thread that makes so many calls, for results and whatever the calls point to; see
+                ``Injector.script``.
         """
         self._group = group
         self._calls = calls
         self._n_calls_others = n_calls_others
-        self._scratch_bytes = scratch_bytes
         self._head_bytes = -(-len(group) * 4 // 64) * 64
-        self._thread_bytes = len(calls) * CALL_BYTES + scratch_bytes
+        self._first_bytes, self._other_bytes = (n * CALL_BYTES + scratch_bytes(n) for n in (len(calls), n_calls_others))
         self._slot_bytes = (lib.crd_stub_survey_code().length + 15) & ~15
-        self.data_bytes = _whole_pages(self._head_bytes + len(group) * self._thread_bytes)
+        self.data_bytes = _whole_pages(self._head_bytes + self._first_bytes + (len(group) - 1) * self._other_bytes)
         self.area_bytes = self.data_bytes + _whole_pages(len(group) * self._slot_bytes)
 
     def check(self) -> None:
@@ -84,8 +85,9 @@ class Survey:
             flag for asked in self._calls for flag in asked.relative()])
         survey = ffi.new("struct crd_survey *", {
             "slots": start + self.data_bytes, "slot_bytes": self._slot_bytes, "data": start,
-            "head_bytes": self._head_bytes, "data_bytes": self._thread_bytes, "calls": calls, "relative": relative,
-            "n_calls": len(self._calls), "n_calls_others": self._n_calls_others, "patience_ns": _PATIENCE_NS})
+            "head_bytes": self._head_bytes, "first_bytes": self._first_bytes, "data_bytes": self._other_bytes,
+            "calls": calls, "relative": relative, "n_calls": len(self._calls),
+            "n_calls_others": self._n_calls_others, "patience_ns": _PATIENCE_NS})
         group, n = self._group.c, len(self._group)
         content = bytearray(self.area_bytes)
         area = ffi.from_buffer(content)
@@ -97,9 +99,11 @@ class Survey:
 
     def result(self, index: int) -> ScriptResult:
         """Return what the calls of a thread returned."""
-        start = self._head_bytes + index * self._thread_bytes + len(self._calls) * CALL_BYTES
-        scratch = self._data[start:start + self._scratch_bytes]
-        n = self._n_calls_others if index else len(self._calls)
+        if index:
+            n, end = self._n_calls_others, self._head_bytes + self._first_bytes + index * self._other_bytes
+        else:
+            n, end = len(self._calls), self._head_bytes + self._first_bytes
+        scratch = self._data[end - (self._other_bytes if index else self._first_bytes) + n * CALL_BYTES:end]
         return ScriptResult(struct.unpack_from(f"<{n}q", scratch), scratch)
 
 

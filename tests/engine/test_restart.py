@@ -17,7 +17,7 @@ from tests.support.victims import NAMES, Victim, until
 
 pytestmark = pytest.mark.root
 
-DO_NOT_KNOW_THEIR_NUMBERS = ("counter", "fpu", "memory", "pipes", "rwhog", "vector")
+DO_NOT_KNOW_THEIR_NUMBERS = ("fpu", "memory", "pipes", "rwhog", "vector")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in {"stopped", "rwhog"}])

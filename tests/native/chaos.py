@@ -100,7 +100,7 @@ def ask_everyone(stubs: Injector, pid: int, _tid: int, threads: Threads) -> None
         group = ThreadGroup(list(threads), list(threads.stops.values()))
         assert not group.read(room)
         survey = Survey(group, [Call(NR.GETPID), Call(NR.PRCTL, (PR_GET_TID_ADDRESS, Scratch(64))), Call(NR.GETPPID)],
-                        2, 128)
+                        2, lambda _: 128)
         survey.check()
         maps = procfs.maps(pid)
         stubs.remove_leftover(pid, threads[pid], [(entry.start, entry.end, entry.permissions) for entry in maps

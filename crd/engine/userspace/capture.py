@@ -170,8 +170,8 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
         state="S" if frozen.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),
         root=procfs.read_link(pid, "root"), pending=pending.dump_process(pid),
-        queues={tid: pending.dump_thread(thread, queued=frozen.group.is_queued(tid))
-                for tid, thread in frozen.threads.items()},
+        queues={thread.tid: pending.dump_thread(thread) for thread in frozen.threads.values()
+                if thread.signal_due or frozen.group.is_queued(thread.tid)},
         interval_timers=interval.dump(told.of_process[1:4]),
         clocks_ns=(time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
                    time.clock_gettime_ns(time.CLOCK_BOOTTIME)))

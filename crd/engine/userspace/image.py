@@ -58,7 +58,7 @@ def write_records(writer: ImageWriter, pid: int, captured: Capture, threads: Seq
     leader.membarrier = attributes.membarrier
     for thread in threads:
         writer.write(thread)
-        for signal in captured.queues[thread.tid]:
+        for signal in captured.queues.get(thread.tid, ()):
             writer.write(signal)
 
 

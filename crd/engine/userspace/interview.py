@@ -51,7 +51,7 @@ def interview(state: Frozen, stubs: Injector, entries: Sequence[MapEntry], about
 def _all_at_once(state: Frozen, stubs: Injector, entries: Sequence[MapEntry], about_thread: Sequence[Question],
                  about_process: Sequence[Question]) -> Interview:
     questions = [*about_thread, *about_process]
-    survey = Survey(state.group, calls(questions), len(about_thread), scratch_bytes(len(questions)))
+    survey = Survey(state.group, calls(questions), len(about_thread), scratch_bytes)
     survey.check()
     page = mmap.PAGESIZE  # on both sides, or the kernel would join it with a neighbour
     area = Area(gap([(entry.start, entry.end) for entry in entries], survey.area_bytes + 2 * page) + page,

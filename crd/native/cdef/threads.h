@@ -61,7 +61,8 @@ struct crd_survey {
     size_t slot_bytes;
     uint64_t data;                /* address of 4 bytes a thread that say whether it has done, and then of the data */
     size_t head_bytes;            /* from there to the first thread's data */
-    size_t data_bytes;            /* of each thread: calls, then 8 bytes a result, then whatever the calls point to */
+    size_t first_bytes;           /* of its data: calls, then 8 bytes a result, then whatever the calls point to */
+    size_t data_bytes;            /* of each other thread's */
     const uint64_t *calls;        /* 7 words each: number, six arguments */
     const unsigned char *relative; /* 7 a call: whether the word is an offset into what comes after the calls */
     size_t n_calls;               /* of the first thread */

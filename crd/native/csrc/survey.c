@@ -40,9 +40,9 @@ void crd_survey_fill(const struct crd_survey *survey, const struct crd_thread *t
 
     for (size_t i = 0; i < n; i++) {
         size_t n_calls = i ? survey->n_calls_others : survey->n_calls;
-        size_t offset = survey->head_bytes + i * survey->data_bytes;
+        size_t offset = survey->head_bytes + (i ? survey->first_bytes + (i - 1) * survey->data_bytes : 0);
         uint64_t calls = survey->data + offset;
-        uint64_t scratch = calls + survey->n_calls * WORDS * sizeof(uint64_t);
+        uint64_t scratch = calls + n_calls * WORDS * sizeof(uint64_t);
         unsigned char *end = slots + i * survey->slot_bytes + code.length;
         struct task task = {calls, n_calls, scratch, survey->data + i * sizeof(uint32_t),
                             survey->patience_ns / NANOSECONDS, survey->patience_ns % NANOSECONDS};

@@ -22,9 +22,9 @@ def dump_process(tid: int) -> list[PendingSignal]:
     return [PendingSignal(tid=0, siginfo=info) for info in tracee.peek_siginfo(tid, shared=True)]
 
 
-def dump_thread(thread: FrozenThread, *, queued: bool) -> list[PendingSignal]:
-    """Return the queue of one thread, if any is queued; a signal that was being delivered stands in front again."""
-    queue = tracee.peek_siginfo(thread.tid, shared=False) if queued else []
+def dump_thread(thread: FrozenThread) -> list[PendingSignal]:
+    """Return the queue of one thread; a signal that was being delivered stands in front again."""
+    queue = tracee.peek_siginfo(thread.tid, shared=False)
     if thread.signal_due:
         queue.insert(0, thread.siginfo)
     return [PendingSignal(tid=thread.tid, siginfo=info) for info in queue]
