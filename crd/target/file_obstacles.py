@@ -47,6 +47,7 @@ _REMEDIES = {
     "fd.memfd": "Use a regular file or anonymous memory instead.",
     "fd.device": "Close the device before the checkpoint.",
 }
+_LOOKS_MAX = 50
 _NOT_YET = "Close it before the checkpoint; this version of crd cannot save it."
 
 
@@ -81,7 +82,16 @@ def descriptors(pid: int) -> Iterator[Obstacle]:
 def _table(pid: int) -> Iterator[_Open]:
     for fd in procfs.fd_numbers(pid):
         with suppress(TargetGone):  # closed meanwhile
-            yield _Open(fd, procfs.read_link(pid, f"fd/{fd}"), procfs.fd_stat(pid, fd), procfs.fdinfo(pid, fd))
+            yield _look(pid, fd)
+
+
+def _look(pid: int, fd: int) -> _Open:
+    """Look at a descriptor, again if name and file do not fit: a shell puts file after file under one number."""
+    for _ in range(_LOOKS_MAX):
+        entry = _Open(fd, procfs.read_link(pid, f"fd/{fd}"), procfs.fd_stat(pid, fd), procfs.fdinfo(pid, fd))
+        if not entry.link.startswith("/") or reach(entry.link, entry.file) is Reach.SAME:
+            break
+    return entry
 
 
 def _kind(entry: _Open) -> Iterator[Obstacle]:
