@@ -166,7 +166,7 @@ class Running:
         """
         tid = self._tid
         while not self._ended:
-            stop = tracee.wait(tid, deadline=deadline)
+            stop = tracee.wait(tid) if deadline is None else tracee.wait_until(deadline, tid)
             if stop is None:
                 return False
             if stop.ended:
@@ -247,7 +247,7 @@ def remote_syscall(tid: int, syscall_at: int, number: int, *arguments: int) -> i
     while syscall_stops < 2:
         tracee.to_syscall(tid)
         stop = tracee.wait(tid)
-        if stop is None or stop.ended:
+        if stop.ended:
             raise TraceeGone(f"task {tid} ended", tid=tid)
         syscall_stops += stop.is_syscall
     result = tracee.get_registers(tid).result

@@ -12,17 +12,16 @@ then on the thread comes home alone, whatever becomes of the tracer.  Rules of a
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import signal
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.errors import FeatureMissing, InjectionInterrupted, NativeError, TraceeGone
 from crd.native import tracee
+from crd.native.family import Family
 from crd.native.ffi import ffi, lib
 from crd.native.room import NO_AREA, Area, claim, claimed_area, find_room
 from crd.native.syscall import NR
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from crd.native.memory import Memory
-    from crd.native.tracee import Registers, Stop
+    from crd.native.tracee import Registers
 
 _HOME_BYTES: int = lib.CRD_HOME_BYTES
 _TASK = struct.Struct("<2Q")
@@ -47,7 +46,6 @@ _ERRNO_MAX = 4095
 _MAP_FIXED_NOREPLACE = 0x100000
 
 _CLONE_VM, _CLONE_FS, _CLONE_FILES, _CLONE_VFORK, _CLONE_PARENT = 0x100, 0x200, 0x400, 0x4000, 0x8000
-_FOLLOW = tracee.OPTION_TRACESYSGOOD | tracee.OPTION_TRACEVFORK | tracee.OPTION_TRACECLONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +251,7 @@ class Injector:
         area, self._area = self._area, NO_AREA
         self._send(tid, original, self._snapshot, _SNAPSHOT_TASK.pack(middle_flags, child_flags, area.start,
                                                                       area.length))
-        family = _Family()
+        family = Family()
         try:
             _pass(tid, original, 4 if area.length else 2)  # to the entry of clone
             if family.make(tid):
@@ -292,70 +290,6 @@ class Injector:
         return slot + len(code) + _HOME_BYTES
 
 
-class _Family:
-    """The middle task and the child of a snapshot.
-
-    Attributes:
-        child: its pid, 0 = there is none.
-        errno: why there is none.
-    """
-
-    def __init__(self) -> None:
-        self._middle = 0
-        self.child = 0
-        self.errno = 0
-
-    def make(self, target: int) -> bool:
-        """Take the target from the entry to the exit of its clone; return whether there is a middle task to reap."""
-        tracee.set_options(target, _FOLLOW)
-        tracee.to_syscall(target)
-        stop = _wait(target)
-        made = stop.event == tracee.EVENT_VFORK
-        if made:
-            self._middle = tracee.event_message(target)
-            tracee.to_syscall(target)
-            self._make_child()
-            stop = _wait(target)
-        if stop.ended:
-            raise TraceeGone(f"task {target} ended", tid=target)
-        if not made:
-            self.errno = -tracee.get_registers(target).result
-        tracee.set_options(target, tracee.OPTION_TRACESYSGOOD)
-        return made
-
-    def _make_child(self) -> None:
-        """Let the middle task run to its end."""
-        middle = self._middle
-        _wait(middle)
-        while not (stop := _go_on(middle)).ended:
-            if stop.event == tracee.EVENT_CLONE:
-                self.child = tracee.event_message(middle)
-                _wait(self.child)
-                tracee.set_options(self.child, tracee.OPTION_EXITKILL | tracee.OPTION_TRACESYSGOOD)
-        self._middle = 0
-        self.errno = stop.signal if os.WIFEXITED(stop.status) else errno.EINTR
-
-    def kill(self) -> None:
-        """End those that there are."""
-        for pid in filter(None, (self._middle, self.child)):
-            with suppress(ProcessLookupError, NativeError):
-                os.kill(pid, signal.SIGKILL)
-                while not _wait(pid).ended:
-                    pass
-
-
-def _wait(tid: int) -> Stop:
-    stop = tracee.wait(tid)
-    assert stop  # noqa: S101  (there is no deadline)
-    return stop
-
-
-def _go_on(tid: int) -> Stop:
-    """Let a tracee of ours run to its next stop; signals, which can only be SIGSTOP, are dropped."""
-    tracee.cont(tid)
-    return _wait(tid)
-
-
 def _check_can_carry(tid: int, registers: Registers) -> None:
     if not lib.crd_stub_carries(registers.to_bytes()):
         raise FeatureMissing(f"no stub can bring thread {tid} home: 32-bit code, or an odd flag", tid=tid)
@@ -386,7 +320,7 @@ def _come_home(tid: int, original: Registers) -> None:
     """
     tracee.interrupt(tid)
     tracee.cont(tid)
-    stop = _wait(tid)
+    stop = tracee.wait(tid)
     if stop.ended:
         raise TraceeGone(f"task {tid} ended", tid=tid)
     tracee.set_registers(tid, original)

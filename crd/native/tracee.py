@@ -187,26 +187,34 @@ def _request(request: int, tid: int, address: int, data: int, operation: bytes) 
     call(lib.crd_ptrace, request, tid, address, data, operation)
 
 
-def wait(tid: int = -1, *, deadline: float | None = None) -> Stop | None:
+def wait(tid: int = -1) -> Stop:
     """Wait for a stop or the end of a tracee (-1: of any).
 
     A stop before the delivery of a signal is reported again until the tracee is let go: it stays unconsumed, since the
     kernel then delivers the signal if the tracer dies.
 
-    Args:
-        tid: of whom.
-        deadline: time.monotonic() at which to give up, None = never.
-
-    Returns:
-        The stop, or None if there was none in time.
-
     Raises:
         NativeError: ECHILD: it is no tracee of this thread.
     """
-    timeout = -1 if deadline is None else max(0, int((deadline - time.monotonic()) * 1e9))
+    return _wait(tid, -1)
+
+
+def wait_until(deadline: float, tid: int = -1) -> Stop | None:
+    """``wait`` until time.monotonic() is ``deadline``, and return None if there was no stop in time."""
+    stop = _wait(tid, max(0, int((deadline - time.monotonic()) * 1e9)))
+    return stop if stop.tid else None
+
+
+def wait_end(tid: int) -> None:
+    """Wait until a tracee that was killed has ended; Raises: as ``wait``."""
+    while not wait(tid).ended:
+        pass
+
+
+def _wait(tid: int, timeout_ns: int) -> Stop:
     found, status = ffi.new("int *"), ffi.new("int *")
-    call(lib.crd_wait, tid, timeout, found, status)
-    return Stop(found[0], status[0]) if found[0] else None
+    call(lib.crd_wait, tid, timeout_ns, found, status)
+    return Stop(found[0], status[0])
 
 
 def syscall_stops(tid: int, n: int) -> Stop:

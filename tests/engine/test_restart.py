@@ -178,6 +178,30 @@ def test_numbers_of_posix_timers(tmp_path: Path, *, choose: bool, monkeypatch: p
         assert Path(f"/proc/{program.pid}/timers").read_text() == before
 
 
+PENDING_ALARM = """
+import os, signal
+
+alarms = []
+signal.signal(signal.SIGALRM, lambda *_: (alarms.append(1), open(f"alarm{len(alarms)}", "w").close()))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.020)
+while signal.SIGALRM not in signal.sigpending():
+    pass
+open("ready", "w").close()
+while not os.path.exists("go"):
+    pass
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+rest()
+"""
+
+
+def test_a_periodic_alarm_that_is_pending_goes_on(tmp_path: Path) -> None:
+    with interpreted(tmp_path, PENDING_ALARM) as program:
+        restarted(taken(program), program)
+        (tmp_path / "go").touch()
+        until("third alarm", (tmp_path / "alarm3").exists, seconds=10)
+
+
 OWNERS = """
 #include <fcntl.h>
 #include <pthread.h>

@@ -112,12 +112,11 @@ def test_the_first_signal_can_be_looked_at_and_dropped(stopped: int) -> None:
     os.kill(stopped, signal.SIGUSR1)
     tracee.cont(stopped)
     stop = tracee.wait(stopped)
-    assert stop
     assert stop.is_signal
     assert tracee.wait(stopped) == stop, "it stays until the tracee is let go"
     assert struct.unpack_from("<i", tracee.get_siginfo(stopped)) == (signal.SIGUSR1,)
     tracee.cont(stopped)
-    assert tracee.wait(stopped, deadline=time.monotonic() + 0.02) is None
+    assert tracee.wait_until(time.monotonic() + 0.02, stopped) is None
 
 
 def test_system_call_stops_are_counted(stopped: int, cat: subprocess.Popen[bytes]) -> None:
@@ -146,9 +145,9 @@ def test_the_end_of_a_tracee_is_a_stop_like_others(stopped: int) -> None:
 def test_waiting_ends_at_the_deadline(cat: subprocess.Popen[bytes]) -> None:
     tracee.seize(cat.pid)
     deadline = time.monotonic() + 0.02
-    assert tracee.wait(cat.pid, deadline=deadline) is None
+    assert tracee.wait_until(deadline, cat.pid) is None
     assert time.monotonic() >= deadline - 0.001
-    assert tracee.wait(cat.pid, deadline=0) is None
+    assert tracee.wait_until(0, cat.pid) is None
 
 
 def test_waiting_for_a_stranger_is_an_error() -> None:

@@ -52,8 +52,7 @@ def batch(vessel: int) -> Iterator[Batch]:
 def end(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
-        while (stop := tracee.wait(pid)) and not stop.ended:
-            pass
+        tracee.wait_end(pid)
     except (ProcessLookupError, NativeError):
         return
 

@@ -134,7 +134,7 @@ class Frozen:
 def _let_go(tid: int, deadline: float) -> None:
     """Detach a thread that is on its way to a stop, or has been killed in it."""
     with suppress(NativeError):  # ECHILD: it is no tracee any more
-        stop = tracee.wait(tid, deadline=deadline)
+        stop = tracee.wait_until(deadline, tid)
         if stop and stop.stopped:
             tracee.detach(tid, stop.signal if stop.is_signal else 0)
 

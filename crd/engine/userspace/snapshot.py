@@ -66,8 +66,7 @@ class Snapshot:
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         with suppress(NativeError, TraceeGone):
-            while (stop := tracee.wait(self.pid)) and not stop.ended:
-                pass
+            tracee.wait_end(self.pid)
 
 
 def stub_places(entries: Sequence[MapEntry]) -> list[MapEntry]:

@@ -77,8 +77,7 @@ class Vessel:
             os.kill(self.pid, signal.SIGKILL)
         for tid in reversed(self.threads):
             with suppress(NativeError):
-                while (stop := tracee.wait(tid)) and not stop.ended:
-                    pass
+                tracee.wait_end(tid)
 
     def _check_processor(self, plan: Plan) -> None:
         """The state of a processor must be put back as it is laid out here, and by the same components."""
@@ -144,8 +143,7 @@ class Vessel:
     def adopt(self, tid: int) -> None:
         """Take note of a new thread, which is our tracee and stops before its first instruction."""
         self.threads.append(tid)
-        stop = tracee.wait(tid)
-        if stop is None or stop.ended:
+        if tracee.wait(tid).ended:
             raise RestartError(f"thread {tid} ended before it began")
 
     def unmap_scratch(self) -> None:
