@@ -1,7 +1,10 @@
-"""Where images are kept: hashed, compressed, and never half there.
+"""Where images are kept: every image whole, each costing only what changed, and never half there.
 
-A **store** keeps objects under keys.  An image is one object: a **sink** writes its stream in **frames**, a **source**
-reads it back.  The **digest** of an image is the BLAKE3 of its table of frames, which has the BLAKE3 of each as it is
-stored: nothing is hashed but what compression has left, and all of it can be checked without decompressing anything.
-It is not what b3sum(1) says of the stream, and another level of compression makes another digest.
+A **store** keeps objects under keys.  An image is a small object, a **manifest** (``manifest.py``): what of its stream
+is no page, and where each page is.  Pages are in **packs** (``pack.py``): each image brings one with the pages that no
+pack of its base has yet.  So images share pages, and none depends on another: a pack stays for as long as any image
+needs it (``references.py``), whichever are forgotten.
+
+A **sink** takes a stream in, a **source** reads it back.  The **digest** of an image says the same of equal streams
+however they are stored; it is not what b3sum(1) says of them.
 """

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
+import secrets
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crd.archive.sink import ImageSink, Stored, key_of
-from crd.archive.source import ImageSource, open_source
+from crd.archive.manifest import PACK_SHIFT
+from crd.archive.names import image_key, numbered
+from crd.archive.references import References
+from crd.archive.sink import ImageSink, Stored
+from crd.archive.source import ImageSource, open_pack, open_source
+from crd.archive.threads import in_thread
+from crd.errors import BlobCorrupt, BlobMissing
 from crd.ids import Crid
+from crd.native.pages import PageIndex
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from crd.archive.pack import PackTable
     from crd.archive.stores.store import Store
-
-_KEY = re.compile(r"([0-9a-f]{16})\.image")
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSize:
-    """What the archive holds."""
+    """What the archive holds: images, and the bytes of all objects."""
 
     images: int
     stored_bytes: int
@@ -41,9 +48,11 @@ class Archive:
         self._store = store
         self._level = level
         self._threads = threads
+        self._references = References(store)
 
     async def __aenter__(self) -> Self:
         await self._store.clear_torn()
+        await self._references.load()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -54,37 +63,59 @@ class Archive:
         """Return where the store is."""
         return self._store.describe()
 
-    async def sink(self) -> ImageSink:
-        """Begin an image; ``commit`` or ``abort`` it.
+    async def sink(self, base: Crid | None = None) -> ImageSink:
+        """Begin an image; ``commit`` it or not, and ``abort`` it in the end.
+
+        Args:
+            base: an image that is likely to have many of its pages: what is equal is not stored again.  It may be
+                forgotten at any time, and no harm is done if it is damaged or missing.
 
         Raises:
             ArchiveFull, ArchiveUnavailable: there is no room for it.
         """
-        return ImageSink(await self._store.create(), level=self._level, threads=self._threads)
+        packs = [secrets.randbits(63) | 1, *(self._references.sound(base) if base is not None else ())]
+        self._references.hold(packs)
+        try:
+            index = await self._index(packs)
+            return ImageSink(self._store, self._references, await self._store.create(), index, packs,
+                             level=self._level, threads=self._threads)
+        except BaseException:
+            await asyncio.shield(self._references.release(packs))
+            raise
+
+    async def _index(self, packs: list[int]) -> PageIndex:
+        """Return an index of all pages that packs have, but for the first, which is to be made."""
+        index = PageIndex()
+        for place, number in list(enumerate(packs))[1:]:
+            try:
+                await in_thread(_learn, index, await open_pack(self._store, number), place << PACK_SHIFT)
+            except (BlobCorrupt, BlobMissing):
+                self._references.distrust(number)  # what is in it is stored again
+        return index
 
     async def source(self, crid: Crid) -> ImageSource:
         """Open an image; raises as ``open_source``."""
-        return await open_source(self._store, key_of(crid), threads=self._threads)
+        return await open_source(self._store, self._references, crid, threads=self._threads)
 
     async def forget(self, crid: Crid) -> None:
-        """Remove an image durably; nothing if there is none."""
-        await self._store.delete(key_of(crid))
+        """Remove an image durably, and what no other needs; nothing if there is none."""
+        await self._store.delete(image_key(crid))
+        await self._references.forget(crid)
 
     async def crids(self) -> list[Crid]:
         """Return the images that are there whole, in ascending order."""
-        return list(await self._images())
-
-    async def _images(self) -> dict[Crid, int]:
-        return {Crid(int(found[1], 16)): stored_bytes for key, stored_bytes in (await self._store.objects()).items()
-                if (found := _KEY.fullmatch(key))}
+        return [Crid(crid) for crid in numbered(await self._store.objects(), "image")]
 
     async def stored(self, crid: Crid) -> Stored:
-        """Return what is known of an image from its object alone; raises as ``open_source``."""
-        key = key_of(crid)
-        source = await open_source(self._store, key, threads=self._threads)
-        return Stored(crid, source.table.digest.hex(), source.table.image_bytes, await self._store.size(key))
+        """Return what is known of an image from its objects alone; raises as ``open_source``."""
+        source = await open_source(self._store, self._references, crid, threads=self._threads)
+        return Stored(crid, source.manifest.digest.hex(), source.manifest.image_bytes, await source.own_bytes())
 
     async def size(self) -> ArchiveSize:
         """Return how much it holds."""
-        images = await self._images()
-        return ArchiveSize(len(images), sum(images.values()))
+        keys = await self._store.objects()
+        return ArchiveSize(len(numbered(keys, "image")), sum(keys.values()))
+
+
+def _learn(index: PageIndex, table: PackTable, first_number: int) -> None:
+    index.learn(table.hashes, array("Q", range(first_number, first_number + table.pages)))

@@ -1,77 +1,91 @@
-"""A stream cut into compressed frames: threads take turns to read it, and compress side by side.
+"""A stream cut into literals and pages: threads take turns to read it, and compress side by side what is new.
 
-The thread that has read a block compresses it, while it is in that core's cache, and all its frames in one call.  So
-nothing but compressed frames is handed from thread to thread, and that only once in several blocks
-(tests/bench/archive_throughput.py).
+The thread that reads hashes the pages, looks them up, and keeps those that no pack holds yet until it has a batch of
+them; then the next thread reads, while this one compresses the batch, which is in that core's cache.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import struct
 import threading
+from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import zstandard
+from blake3 import blake3
 
-from crd.archive.layout import ENTRY, FRAME_BYTES, checksum
-from crd.errors import ArchiveUnavailable
+from crd.archive.manifest import LITERAL_BYTES_MAX, digest_of
+from crd.archive.pack import BLOCK_BYTES, PAGES_MAX, BlockCompressor, entry
+from crd.errors import ArchiveError, ArchiveUnavailable
+from crd.native.memory import PAGE_BYTES
+from crd.native.pages import HASH_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BLOCK_BYTES = 4 * FRAME_BYTES
-_BATCH_BLOCKS = 4
-_BLOCKS_IN_FLIGHT_PER_THREAD = 8
-"""Read but not yet stored; more than a batch, or nothing would be handed over."""
+    from crd.native.pages import PageIndex
+
+BATCH_BYTES = 4 * BLOCK_BYTES
+_BATCHES_IN_FLIGHT_PER_THREAD = 4
+"""Compressed but not yet stored."""
+_RECORD_HEADER = struct.Struct("<II")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Neighbouring blocks of the stream.
+    """Neighbouring blocks of a pack: as they are stored, and their entries in its table."""
+
+    blocks: list[bytes]
+    entries: bytes
+
+
+class StreamCutter:
+    """Cuts what comes out of a descriptor, in bounded memory but for what is told of each page.
 
     Attributes:
-        frames: compressed, in order.
-        entries: of these frames in the object's table.
-        raw_bytes: of the stream.
-        blocks: how many.
+        image_bytes: of the stream so far.
+        pieces, pages, literals: as in a manifest, of which the pack of new pages is the first.
+        hashes: 16 bytes of each new page.
     """
 
-    frames: list[bytes]
-    entries: bytes
-    raw_bytes: int
-    blocks: int
-
-
-class FrameCutter:
-    """Cuts what comes out of a descriptor into batches of frames, in bounded memory."""
-
-    def __init__(self, fd: int, hand_over: Callable[[Batch], object], *, level: int, threads: int) -> None:
+    def __init__(self, fd: int, index: PageIndex, hand_over: Callable[[Batch], object], *, level: int,
+                 threads: int) -> None:
         """Cut a stream.
 
         Args:
             fd: where it comes from: a pipe or anything else that can be polled.  It stays the caller's.
-            hand_over: takes the batches, in order, each from one of the threads; ``stored`` says when it is done.
+            index: of the pages that packs hold already, by their numbers; the new ones are added.
+            hand_over: takes the new pages, in order, each batch from one of the threads; ``stored`` says when it is
+                done.
             level: of zstd.
             threads: how many will ``work``.
         """
         self._fd = fd
+        self._index = index
         self._hand_over = hand_over
         self._level = level
         self._threads = threads
-        self._room = threading.Semaphore(_BLOCKS_IN_FLIGHT_PER_THREAD * threads)
+        self._room = threading.Semaphore(_BATCHES_IN_FLIGHT_PER_THREAD * threads)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._poll.register(self._stop, select.POLLIN)
-        self._turn = threading.Lock()  # who reads: guards the poll and these two
+        self._turn = threading.Lock()  # who reads: guards all that is told of the stream
         self._ended = False
-        self._n_read = 0
-        self._order = threading.Lock()  # who hands over: guards these three
+        self._n_batches = 0
+        self._unpieced = 0  # bytes of literals since the last piece
+        self._pages_left = 0  # of the record that is being read
+        self._page_hashes = blake3()
+        self.image_bytes = 0
+        self.pieces = array("I")
+        self.pages = array("Q")
+        self.literals = bytearray()
+        self.hashes = bytearray()
+        self._order = threading.Lock()  # who hands over: guards these two
         self._cut: dict[int, Batch] = {}
-        self._n_taken = 0
-        self._ready: list[Batch] = []
+        self._n_handed = 0
 
     def stop(self) -> None:
         """Make ``work`` return soon, in all threads."""
@@ -83,48 +97,122 @@ class FrameCutter:
         """Free what it holds; only when ``work`` has returned in all threads."""
         os.close(self._stop)
 
-    def stored(self, batch: Batch) -> None:
-        """Make room for as much as a batch had."""
-        self._room.release(batch.blocks)
+    def stored(self, n: int) -> None:
+        """Make room for as many batches."""
+        self._room.release(n)
 
-    def rest(self) -> Batch | None:
-        """Return what was too little to be handed over; only when ``work`` has returned in all threads."""
-        return _joined(self._ready) if self._ready else None
+    def finish(self) -> bytes:
+        """Return the digest, once ``work`` has returned in all threads."""
+        if self._unpieced:
+            self.pieces.extend((self._unpieced, 0))
+            self._unpieced = 0
+        return digest_of(self._page_hashes, self.pieces, self.literals)
 
     def work(self) -> None:
         """Cut the stream to its end, or until ``stop``; each of the threads runs this once.
 
         Raises:
             ArchiveUnavailable: the stream cannot be read.
+            ArchiveError: it is more than is kept in one image.
         """
-        block = memoryview(bytearray(BLOCK_BYTES))
-        compressor = zstandard.ZstdCompressor(level=self._level)
+        batch = memoryview(bytearray(BATCH_BYTES))
+        compressor = BlockCompressor(self._level)
         try:
             while True:
                 self._room.acquire()
                 with self._turn:
-                    length = 0 if self._ended else self._read(block)
+                    length, scattered = (0, False) if self._ended else self._fill(batch)
                     if not length:
                         self._ended = True
                         return
-                    number = self._n_read
-                    self._n_read += 1
-                self._take(number, _compress(compressor, block[:length]))
+                    number = self._n_batches
+                    self._n_batches += 1
+                blocks = compressor.blocks(batch[:length], scattered=scattered)
+                self._take(number, Batch(blocks, b"".join(map(entry, blocks))))
         except BaseException:
             self.stop()
             raise
         finally:
             self._room.release()
 
-    def _read(self, block: memoryview) -> int:
-        """Fill the block, unless the stream ends before; 0 if it has ended or is to."""
+    def _fill(self, batch: memoryview) -> tuple[int, bool]:
+        """Read until the batch is full of new pages, or the stream ends.
+
+        Returns:
+            Its bytes, and whether there were other pages between them.
+        """
+        filled, before = 0, len(self.pages)
+        while filled < len(batch) and not self._ended:
+            if not self._pages_left:
+                self._begin_record()
+                continue
+            wanted = min(self._pages_left * PAGE_BYTES, len(batch) - filled)
+            length = self._read(batch[filled:filled + wanted])
+            whole = length - length % PAGE_BYTES
+            rest = bytes(batch[filled + whole:filled + length])
+            self._pages_left -= whole // PAGE_BYTES
+            filled += self._keep_new(batch[filled:filled + whole])
+            if length < wanted:  # the stream ends inside a page
+                self._ended = True
+                self._add_literal(rest)
+        return filled, (len(self.pages) - before) * PAGE_BYTES > filled
+
+    def _begin_record(self) -> None:
+        header = self._read_literal(_RECORD_HEADER.size)
+        if len(header) < _RECORD_HEADER.size:
+            self._ended = True
+            return
+        length = _RECORD_HEADER.unpack(header)[1]
+        short = length % PAGE_BYTES
+        self._ended = len(self._read_literal(short)) < short
+        self._pages_left = length // PAGE_BYTES
+
+    def _read_literal(self, length: int) -> bytearray:
+        content = bytearray(length)
+        del content[self._read(memoryview(content)):]
+        self._add_literal(content)
+        return content
+
+    def _add_literal(self, content: bytes | bytearray) -> None:
+        self.literals += content
+        self._unpieced += len(content)
+        if len(self.literals) > LITERAL_BYTES_MAX:
+            raise ArchiveError(f"the image has more than {LITERAL_BYTES_MAX >> 20} MiB of small records")
+
+    def _keep_new(self, pages: memoryview) -> int:
+        """Take note of pages, and move those that are new to the front; return their bytes."""
+        n = len(pages) // PAGE_BYTES
+        if not n:
+            return 0
+        if self._unpieced or not self.pieces:
+            self.pieces.extend((self._unpieced, 0))
+            self._unpieced = 0
+        self.pieces[-1] += n
+        found = self._index.add(pages, len(self.hashes) // HASH_BYTES)
+        self.pages.extend(found.numbers)
+        self._page_hashes.update(found.hashes)
+        if len(self.pages) > PAGES_MAX:
+            raise ArchiveError(f"the image is larger than {PAGES_MAX * PAGE_BYTES >> 30} GiB: none such is kept")
+        if found.n_fresh == n:
+            self.hashes += found.hashes
+            return len(pages)
+        kept, at = 0, -1
+        while (at := found.fresh.find(1, at + 1)) >= 0:
+            pages[kept:kept + PAGE_BYTES] = pages[at * PAGE_BYTES:(at + 1) * PAGE_BYTES]
+            kept += PAGE_BYTES
+            self.hashes += found.hashes[at * HASH_BYTES:(at + 1) * HASH_BYTES]
+        return kept
+
+    def _read(self, buffer: memoryview) -> int:
+        """Fill the buffer, unless the stream ends or is to end before; return the bytes."""
         filled = 0
-        while filled < len(block):
+        while filled < len(buffer):
             ready = [fd for fd, _ in self._poll.poll()]
             if self._stop in ready:
-                return 0
+                self._ended = True
+                break
             try:
-                length = os.readv(self._fd, [block[filled:]])
+                length = os.readv(self._fd, [buffer[filled:]])
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -132,31 +220,13 @@ class FrameCutter:
             if not length:
                 break
             filled += length
+            self.image_bytes += length
         return filled
 
-    def _take(self, number: int, block: Batch) -> None:
-        """Take a block that is cut, and hand over what is next."""
+    def _take(self, number: int, batch: Batch) -> None:
+        """Take a batch that is compressed, and hand over what is next."""
         with self._order:
-            self._cut[number] = block
-            while following := self._cut.pop(self._n_taken, None):
-                self._n_taken += 1
-                self._ready.append(following)
-                if len(self._ready) == _BATCH_BLOCKS:
-                    self._hand_over(_joined(self._ready))
-                    self._ready = []
-
-
-def _joined(blocks: list[Batch]) -> Batch:
-    return Batch([frame for block in blocks for frame in block.frames], b"".join(block.entries for block in blocks),
-                 sum(block.raw_bytes for block in blocks), len(blocks))
-
-
-def _compress(compressor: zstandard.ZstdCompressor, block: memoryview) -> Batch:
-    frames, entries = [], bytearray()
-    raw: list[Any] = [block[start:start + FRAME_BYTES] for start in range(0, len(block), FRAME_BYTES)]
-    compressed = compressor.multi_compress_to_buffer(raw, threads=1)
-    for index, part in enumerate(raw):
-        frame = compressed[index].tobytes()
-        entries += ENTRY.pack(len(frame), len(part), checksum(frame))
-        frames.append(frame)
-    return Batch(frames, bytes(entries), len(block), 1)
+            self._cut[number] = batch
+            while following := self._cut.pop(self._n_handed, None):
+                self._n_handed += 1
+                self._hand_over(following)

@@ -1,24 +1,29 @@
-"""Image streams into the archive: hashed and compressed on threads, stored in order, in bounded memory."""
+"""Image streams into the archive: cut, hashed and compressed on threads, stored in order, in bounded memory."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crd.archive.cutter import Batch, FrameCutter
-from crd.archive.layout import ENTRY, FRAMES_MAX, digest_of, header, trailer
-from crd.archive.threads import to_end
+from crd.archive import pack
+from crd.archive.cutter import Batch, StreamCutter
+from crd.archive.manifest import NO_PACK, PACK_SHIFT, Manifest
+from crd.archive.names import image_key, pack_key
+from crd.archive.threads import in_thread, to_end
 from crd.errors import ArchiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from crd.archive.stores.store import Upload
+    from crd.archive.references import References
+    from crd.archive.stores.store import Store, Upload
     from crd.ids import Crid
+    from crd.native.pages import PageIndex
 
 _F_SETPIPE_SZ, _PIPE_BYTES = 1031, 1 << 20
 
@@ -29,9 +34,9 @@ class Stored:
 
     Attributes:
         crid: its identifier.
-        digest: see ``crd.archive``, in hexadecimal.
+        digest: see ``crd.archive.manifest``, in hexadecimal.
         image_bytes: of the stream.
-        stored_bytes: of the object.
+        stored_bytes: of the objects that it brought.
     """
 
     crid: Crid
@@ -40,20 +45,32 @@ class Stored:
     stored_bytes: int
 
 
-def key_of(crid: int) -> str:
-    """Return the key of an image."""
-    return f"{crid:016x}.image"
-
-
 class ImageSink:
     """One image on its way into the store."""
 
-    def __init__(self, upload: Upload, *, level: int, threads: int) -> None:
-        """Write into an upload; ``Archive.sink`` makes these."""
+    def __init__(self, store: Store, references: References, upload: Upload, index: PageIndex, packs: Sequence[int], *,
+                 level: int, threads: int) -> None:
+        """Write an image; ``Archive.sink`` makes these.
+
+        Args:
+            store: for its objects.
+            references: hold the packs for us.
+            upload: for its pack.
+            index: of the pages that there are.
+            packs: whose numbers these pages have: first the one that the upload will be, then those that are there.
+            level: of zstd.
+            threads: that compress.
+        """
+        self._store = store
+        self._references = references
         self._upload = upload
+        self._index = index
+        self._packs = packs
         self._level = level
         self._threads = threads
         self._entries = bytearray()
+        self._hashes = bytearray()
+        self._manifest: Manifest | None = None
         self.image_bytes = 0
         self.stored_bytes = 0
 
@@ -66,41 +83,39 @@ class ImageSink:
 
         Raises:
             ArchiveFull, ArchiveUnavailable: they could not be stored, or read.
-            ArchiveError: the image is larger than an object can be.
+            ArchiveError: the image is larger than is kept.
         """
         with suppress(OSError):
             fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
         loop = asyncio.get_running_loop()
         batches: asyncio.Queue[Batch | None] = asyncio.Queue()
-        cutter = FrameCutter(fd, lambda batch: loop.call_soon_threadsafe(batches.put_nowait, batch),
-                             level=self._level, threads=self._threads)
+        cutter = StreamCutter(fd, self._index, lambda batch: loop.call_soon_threadsafe(batches.put_nowait, batch),
+                              level=self._level, threads=self._threads)
         with ThreadPoolExecutor(self._threads, "crd-compress") as executor, closing(cutter):
             cutting = asyncio.gather(*(loop.run_in_executor(executor, cutter.work) for _ in range(self._threads)),
                                      return_exceptions=True)
             cutting.add_done_callback(lambda _: batches.put_nowait(None))
             try:
-                await self._write([header()])
-                while batch := await batches.get():
-                    await self._append(batch)
-                    cutter.stored(batch)
+                while ready := await _all_of(batches):
+                    await self._append(ready)
+                    cutter.stored(len(ready))
                     if progress:
-                        progress(self.image_bytes)
+                        progress(cutter.image_bytes)
             finally:
                 cutter.stop()
                 errors = await to_end(cutting)
         for error in errors:
             if error:
                 raise error
-        if rest := cutter.rest():
-            await self._append(rest)
+        self.image_bytes = cutter.image_bytes
+        self._hashes = cutter.hashes
+        self._manifest = await in_thread(_manifest, cutter, self._packs)
         return self.image_bytes
 
-    async def _append(self, batch: Batch) -> None:
-        await self._write(batch.frames)
-        self._entries += batch.entries
-        self.image_bytes += batch.raw_bytes
-        if len(self._entries) > FRAMES_MAX * ENTRY.size:
-            raise ArchiveError(f"the image is larger than {self.image_bytes} bytes, which is more than is kept in one")
+    async def _append(self, batches: list[Batch]) -> None:
+        start = [] if self._entries else [pack.header(self._packs[0])]
+        await self._write([*start, *(block for batch in batches for block in batch.blocks)])
+        self._entries += b"".join(batch.entries for batch in batches)
 
     async def _write(self, parts: list[bytes]) -> None:
         await self._upload.write(parts)
@@ -109,7 +124,8 @@ class ImageSink:
     @property
     def digest(self) -> str:
         """The digest of what was drained, in hexadecimal."""
-        return digest_of(self._entries, self.image_bytes).hex()
+        assert self._manifest  # noqa: S101
+        return self._manifest.digest.hex()
 
     async def commit(self, crid: Crid) -> Stored:
         """Make the image durable, and then visible.  If this raises, be it by a cancellation, it is not there.
@@ -118,12 +134,57 @@ class ImageSink:
             ArchiveError: nothing was drained, or the crid is taken.
             ArchiveFull, ArchiveUnavailable: it could not be stored.
         """
-        if not self._entries:
+        if not self._manifest or not self.image_bytes:
             raise ArchiveError("the image is empty")
-        await self._write([trailer(bytes(self._entries), self.image_bytes)])
-        await self._upload.commit(key_of(crid))
+        manifest, own = self._manifest, self._packs[0]
+        if self._hashes:
+            await self._write(pack.trailer(own, self._entries, self._hashes))
+            await self._upload.commit(pack_key(own))
+        else:
+            await self._upload.abort()
+        try:
+            await self._commit_manifest(image_key(crid), await in_thread(manifest.encode))
+        except BaseException:
+            await asyncio.shield(self._store.delete(pack_key(own)))
+            raise
+        self._references.enter(crid, manifest.packs)
         return Stored(crid, self.digest, self.image_bytes, self.stored_bytes)
 
+    async def _commit_manifest(self, key: str, parts: list[bytes]) -> None:
+        upload = await self._store.create()
+        try:
+            await upload.write(parts)
+            await upload.commit(key)
+        except BaseException:
+            await asyncio.shield(upload.abort())
+            raise
+        self.stored_bytes += sum(map(len, parts))
+
     async def abort(self) -> None:
-        """Leave nothing; does nothing after ``commit``."""
+        """Leave nothing; after ``commit`` only let go of the packs that were held for it."""
         await self._upload.abort()
+        await self._references.release(self._packs)
+
+
+async def _all_of(batches: asyncio.Queue[Batch | None]) -> list[Batch]:
+    """Wait for batches, and return all that there are; none at the end."""
+    ready = [await batches.get()]
+    while not batches.empty():
+        ready.append(batches.get_nowait())
+    found = [batch for batch in ready if batch]
+    if found and len(found) < len(ready):
+        batches.put_nowait(None)
+    return found
+
+
+def _manifest(cutter: StreamCutter, packs: Sequence[int]) -> Manifest:
+    """Return what was cut, with those packs only that it needs."""
+    digest = cutter.finish()
+    own = packs[0] if cutter.hashes else NO_PACK
+    used = sorted({number >> PACK_SHIFT for number in cutter.pages} - {0})
+    pages = cutter.pages
+    if used != list(range(1, len(used) + 1)):
+        shift = {old: (new - old) << PACK_SHIFT for new, old in enumerate([0, *used])}
+        pages = array("Q", (number + shift[number >> PACK_SHIFT] for number in pages))
+    return Manifest(cutter.image_bytes, digest, [own, *(packs[place] for place in used)], cutter.pieces, pages,
+                    bytes(cutter.literals))

@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from crd.archive.joiner import FrameJoiner
-from crd.archive.layout import ENTRY, HEADER, TRAILER, Frame, Table, checksum, parse_table, parse_trailer
+from blake3 import blake3
+
+from crd.archive import manifest, pack
+from crd.archive.names import image_key, pack_key
 from crd.archive.threads import in_thread, to_end
-from crd.errors import BlobCorrupt
+from crd.archive.window import Window, windows
+from crd.archive.writer import StreamWriter
+from crd.errors import BlobCorrupt, BlobMissing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from crd.archive.joiner import Piece
+    from crd.archive.manifest import Manifest
+    from crd.archive.pack import Block, PackTable
+    from crd.archive.references import References
     from crd.archive.stores.store import Store
+    from crd.archive.window import Blocks
 
 _READ_BYTES = 4 << 20
-_READ_FRAMES = 1024
+_GAP_BYTES = 32 << 10
+"""Read in passing rather than by a second call."""
+_TAIL_BYTES = 64 << 10
 
 
 class ImageSource:
-    """A stored image: ``table`` says what it is made of."""
+    """A stored image."""
 
-    def __init__(self, store: Store, key: str, table: Table, *, threads: int) -> None:
-        """Read an object; ``open_source`` makes these."""
+    def __init__(self, store: Store, references: References, key: str, content: Manifest, *, threads: int) -> None:
+        """Read an image; ``open_source`` makes these."""
         self._store = store
+        self._references = references
         self._key = key
         self._threads = threads
-        self.table = table
+        self._tables: dict[int, PackTable] = {}
+        self.manifest = content
+        self.checked_bytes = 0
 
     async def verify(self, digest: str) -> None:
-        """Read everything that is stored, and check every byte of it; nothing is decompressed.
+        """Read everything that is stored of it, and check every byte; nothing is decompressed.
+
+        ``checked_bytes`` says how much was read, be it that some was damaged.
 
         Args:
             digest: that the image must have, in hexadecimal.
@@ -43,10 +58,49 @@ class ImageSource:
             BlobMissing, ArchiveUnavailable: it cannot be read.
         """
         with _about(self._key):
-            if self.table.digest.hex() != digest:
+            if self.manifest.digest.hex() != digest:
                 raise BlobCorrupt("it holds another image than the catalog says")
-            async for _pieces in self._pieces():
-                pass
+            await self._load()
+            if await in_thread(self._digest) != self.manifest.digest:
+                raise BlobCorrupt("its packs hold other pages than its own")
+        for place, numbers in self._all_blocks().items():
+            async for blocks in self._read(place, sorted(numbers)):
+                self.checked_bytes += sum(map(len, blocks.values()))
+
+    async def own_bytes(self) -> int:
+        """Return the bytes of the objects that came with it; raises BlobMissing, ArchiveUnavailable."""
+        own = self.manifest.packs[0]
+        return await self._store.size(self._key) + (await self._store.size(pack_key(own)) if own else 0)
+
+    def _all_blocks(self) -> dict[int, set[int]]:
+        needed: dict[int, set[int]] = {}
+        for window in windows(self.manifest):
+            for place, block in window.blocks:
+                needed.setdefault(place, set()).add(block)
+        return needed
+
+    async def _load(self) -> None:
+        """Read the tables of all packs."""
+        for place, number in enumerate(self.manifest.packs):
+            if number != manifest.NO_PACK and place not in self._tables:
+                with self._trusting(number):
+                    self._tables[place] = await open_pack(self._store, number)
+                self.checked_bytes += len(self._tables[place].hashes)
+
+    @contextmanager
+    def _trusting(self, number: int) -> Iterator[None]:
+        """Take note if a pack turns out to be damaged."""
+        try:
+            yield
+        except (BlobCorrupt, BlobMissing):
+            self._references.distrust(number)
+            raise
+
+    def _digest(self) -> bytes:
+        hashes = blake3()
+        for window in windows(self.manifest):
+            hashes.update(window.expected(self._tables))
+        return manifest.digest_of(hashes, self.manifest.pieces, self.manifest.literals)
 
     async def pump(self, fd: int) -> None:
         """Write the stream to a pipe.
@@ -61,54 +115,83 @@ class ImageSource:
             ImageSinkClosed: nobody reads the pipe.
             ArchiveError: the stream cannot be written.
         """
-        with (_about(self._key), closing(FrameJoiner(fd)) as joiner,
+        under_way: deque[asyncio.Task[list[memoryview]]] = deque()
+        with (_about(self._key), closing(StreamWriter(fd)) as writer,
               ThreadPoolExecutor(self._threads, "crd-decompress") as executor):
-            async for pieces in self._pieces():
-                joiner.give(pieces)
-                await self._join(joiner, executor)
+            await self._load()
+            try:
+                for window in windows(self.manifest):
+                    under_way.append(asyncio.create_task(self._content(window, executor)))
+                    if len(under_way) > self._threads:
+                        await self._write(writer, await under_way.popleft())
+                while under_way:
+                    await self._write(writer, await under_way.popleft())
+            finally:
+                for task in under_way:
+                    task.cancel()
+                for task in under_way:
+                    with suppress(Exception, asyncio.CancelledError):
+                        await to_end(task)
 
-    async def _join(self, joiner: FrameJoiner, executor: ThreadPoolExecutor) -> None:
-        loop = asyncio.get_running_loop()
-        joining = asyncio.gather(*(loop.run_in_executor(executor, joiner.work) for _ in range(self._threads)),
-                                 return_exceptions=True)
+    async def _content(self, window: Window, executor: ThreadPoolExecutor) -> list[memoryview]:
+        needed: dict[int, list[int]] = {}
+        for place, block in sorted(window.blocks):
+            needed.setdefault(place, []).append(block)
+        stored: Blocks = {}
+        for place, numbers in needed.items():
+            async for blocks in self._read(place, numbers):
+                stored |= {(place, number): content for number, content in blocks.items()}
+        return await to_end(asyncio.get_running_loop().run_in_executor(executor, window.content, self._tables, stored))
+
+    @staticmethod
+    async def _write(writer: StreamWriter, parts: list[memoryview]) -> None:
+        writing = asyncio.ensure_future(asyncio.to_thread(writer.write, parts))
         try:
-            await asyncio.shield(joining)
+            await asyncio.shield(writing)
         except asyncio.CancelledError:
-            joiner.stop()
+            writer.stop()
             raise
         finally:
-            errors = await to_end(joining)
-        for error in errors:
-            if error:
-                raise error
+            with suppress(Exception):
+                await to_end(writing)
 
-    async def _pieces(self) -> AsyncIterator[list[Piece]]:
-        """Read the frames in order, many at a time, each checked."""
-        for frames in self._runs():
-            start, end = frames[0].offset, frames[-1].offset + frames[-1].stored_bytes
-            content = memoryview(await self._store.read(self._key, start, end - start))
-            pieces = [(frame, content[frame.offset - start:frame.offset - start + frame.stored_bytes])
-                      for frame in frames]
-            await in_thread(_check, pieces)
-            yield pieces
+    async def _read(self, place: int, numbers: list[int]) -> AsyncIterator[dict[int, memoryview]]:
+        """Read blocks of a pack in order, many at a time, each checked."""
+        number, table = self.manifest.packs[place], self._tables[place]
+        key = pack_key(number)
+        with self._trusting(number), _about(key):
+            for run in _runs(table, numbers):
+                first, last = table.blocks[run[0]], table.blocks[run[-1]]
+                content = memoryview(await self._store.read(key, first.offset,
+                                                            last.offset + last.stored_bytes - first.offset))
+                found = {}
+                for index in run:
+                    block = table.blocks[index]
+                    at = block.offset - first.offset
+                    found[index] = content[at:at + block.stored_bytes]
+                await in_thread(_check, [(table.blocks[index], stored) for index, stored in found.items()])
+                yield found
 
-    def _runs(self) -> Iterator[list[Frame]]:
-        """Cut the table into as much as is read at once."""
-        run: list[Frame] = []
-        for frame in self.table.frames():
-            if run and (len(run) == _READ_FRAMES
-                        or frame.offset + frame.stored_bytes - run[0].offset > _READ_BYTES):
+
+def _runs(table: PackTable, numbers: list[int]) -> Iterator[list[int]]:
+    """Cut ascending numbers of blocks into as many as are read at once."""
+    run: list[int] = []
+    for number in numbers:
+        block = table.blocks[number]
+        if run:
+            last, first = table.blocks[run[-1]], table.blocks[run[0]]
+            if (block.offset - last.offset - last.stored_bytes > _GAP_BYTES
+                    or block.offset + block.stored_bytes - first.offset > _READ_BYTES):
                 yield run
                 run = []
-            run.append(frame)
-        if run:
-            yield run
+        run.append(number)
+    if run:
+        yield run
 
 
-def _check(pieces: list[Piece]) -> None:
-    for frame, stored in pieces:
-        if checksum(stored) != frame.checksum:
-            raise BlobCorrupt(f"the frame at {frame.offset} is damaged", offset=frame.offset)
+def _check(pieces: list[tuple[Block, memoryview]]) -> None:
+    for block, stored in pieces:
+        block.check(stored)
 
 
 @contextmanager
@@ -117,26 +200,42 @@ def _about(key: str) -> Iterator[None]:
     try:
         yield
     except BlobCorrupt as error:
+        if "key" in error.details:
+            raise
         raise BlobCorrupt(f"{key}: {error.message}", hint="Restore the file from a backup, or use another image.",
                           **{"key": key, **error.details}) from error
 
 
-async def open_source(store: Store, key: str, *, threads: int) -> ImageSource:
-    """Open an object and check its table.
+async def open_pack(store: Store, number: int) -> PackTable:
+    """Read and check the table of a pack; raises as ``open_source``."""
+    key = pack_key(number)
+    with _about(key):
+        size = await store.size(key)
+        tail = await store.read(key, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
+        needed = pack.tail_bytes(tail, size)
+        if needed > len(tail):
+            tail = await store.read(key, size - needed, needed)
+        head = await store.read(key, 0, pack.HEADER.size)
+        return await in_thread(pack.parse, number, head, tail[-needed:], size)
+
+
+async def open_source(store: Store, references: References, crid: int, *, threads: int) -> ImageSource:
+    """Open an image and check what it says of itself.
 
     Args:
         store: that has it.
-        key: of it.
+        references: are told of packs that are damaged.
+        crid: of it.
         threads: that decompress.
 
     Raises:
         BlobMissing, ArchiveUnavailable: it cannot be read.
         BlobCorrupt: it is damaged.
     """
+    key = image_key(crid)
     with _about(key):
-        size = await store.size(key)
-        end = await store.read(key, max(0, size - TRAILER.size), TRAILER.size)
-        table_bytes = parse_trailer(end, size) * ENTRY.size
-        head = await store.read(key, 0, HEADER.size)
-        entries = await store.read(key, size - TRAILER.size - table_bytes, table_bytes)
-        return ImageSource(store, key, await in_thread(parse_table, head, entries, end, size), threads=threads)
+        head = manifest.parse_head(await store.read(key, 0, manifest.HEAD.size))
+        if head.object_bytes != await store.size(key):
+            raise BlobCorrupt("the object is torn")
+        content = await store.read(key, 0, head.object_bytes)
+        return ImageSource(store, references, key, await in_thread(manifest.decode, content), threads=threads)

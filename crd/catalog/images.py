@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, exists, func, insert, select, update
+from sqlalchemy import delete, exists, func, insert, or_, select, update
 
 from crd.catalog.rows import Choice, Image, Settled
 from crd.catalog.schema import images, requests
@@ -210,6 +210,16 @@ class Images:
         query = query.order_by(images.c.crid.desc()).limit(limit)
         async with self._database.read() as connection:
             return [_image(row) for row in await connection.execute(query)]
+
+    async def relative(self, host: str, pid: int, target: str | None) -> Crid | None:
+        """Return the newest undamaged image of a process or of its target, None if there is none."""
+        same = images.c.pid == pid
+        query = select(images.c.crid).where(
+            _THERE, images.c.state == "ok", images.c.host == host,
+            same if target is None else or_(same, images.c.target == target)).order_by(images.c.crid.desc()).limit(1)
+        async with self._database.read() as connection:
+            crid = (await connection.execute(query)).scalar()
+        return None if crid is None else Crid(crid)
 
     async def max_crid(self) -> int:
         """Return the largest crid ever entered, 0 if none."""

@@ -50,8 +50,9 @@ class Pipeline:
         Raises:
             CrdError: there is no image, nothing is half-written, and the target runs on.
         """
+        base = await self.catalog.images.relative(self.host, pid, target)
         async with (_in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease() as worker,
-                    self.sink() as sink):
+                    self.sink(base) as sink):
             with Pipe() as pipe:
                 await worker.begin_checkpoint(pid, pipe.write_end, options, self.crid_file)
                 pipe.close_write_end()
@@ -133,9 +134,9 @@ class Pipeline:
         return source
 
     @asynccontextmanager
-    async def sink(self) -> AsyncIterator[ImageSink]:
-        """Begin an image, of which nothing is left unless it is kept."""
-        sink = await self.archive.sink()
+    async def sink(self, base: Crid | None = None) -> AsyncIterator[ImageSink]:
+        """Begin an image, of which nothing is left unless it is kept; ``base`` is likely to have the same pages."""
+        sink = await self.archive.sink(base)
         try:
             yield sink
         finally:

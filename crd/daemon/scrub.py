@@ -63,15 +63,20 @@ class Scrub:
             BlobCorrupt, BlobMissing: it is damaged.
             ArchiveUnavailable: it cannot be read just now.
         """
+        image, _ = await self._check(crid)
+        return image
+
+    async def _check(self, crid: Crid) -> tuple[Image, int]:
+        """Check an image, and return how many bytes were read of it, too."""
         with self._readers.reading(crid):
             try:
-                await self._pipeline.verify(await self._catalog.images.get(crid))
+                source = await self._pipeline.verify(await self._catalog.images.get(crid))
             except (BlobCorrupt, BlobMissing) as error:
                 self._metrics.scrub_errors.inc()
                 logger.error("image %d is damaged: %s", crid, error.message,  # noqa: TRY400  not a fault of ours
                              extra={"event": "image.damaged", "crid": crid, "error": error.code})
                 raise
-            return await self._catalog.images.verified(crid, self._clock.now())
+            return await self._catalog.images.verified(crid, self._clock.now()), source.checked_bytes
 
     async def run(self) -> None:
         """Check what is due, until cancelled."""
@@ -114,14 +119,14 @@ class Scrub:
         return so_far
 
     async def _check_slowly(self, image: Image, so_far: Scrubbed) -> None:
-        began = time.monotonic()
+        began, read_bytes = time.monotonic(), image.stored_bytes
         try:
-            await self.check(image.crid)
+            _, read_bytes = await self._check(image.crid)
         except ImageNotFound:
             return  # forgotten meanwhile
         except (BlobCorrupt, BlobMissing):
             so_far.damaged.append(image.crid)
         so_far.checked += 1
-        so_far.bytes += image.stored_bytes
-        pause = image.stored_bytes / self._settings().scrub_rate - (time.monotonic() - began)
+        so_far.bytes += read_bytes
+        pause = read_bytes / self._settings().scrub_rate - (time.monotonic() - began)
         await asyncio.sleep(max(0.0, pause))

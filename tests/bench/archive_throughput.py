@@ -26,7 +26,7 @@ from pathlib import Path
 import zstandard
 
 from crd.archive.archive import Archive
-from crd.archive.layout import FRAME_BYTES
+from crd.archive.pack import FRAME_BYTES
 from crd.archive.stores.local import LocalStore
 from crd.ids import Crid
 

@@ -54,8 +54,16 @@ def objects(daemon: RunningDaemon) -> set[int]:
     return {int(path.name[:16], 16) for path in (daemon.state / "archive").rglob("*.image")}
 
 
+def packs(daemon: RunningDaemon) -> list[Path]:
+    return sorted((daemon.state / "archive").rglob("*.pack"), key=lambda path: path.stat().st_mtime_ns)
+
+
 def spoil(daemon: RunningDaemon, crid: int) -> None:
     [stored] = (daemon.state / "archive").rglob(f"{crid:016x}.image")
+    spoil_file(stored)
+
+
+def spoil_file(stored: Path) -> None:
     content = bytearray(stored.read_bytes())
     content[len(content) // 2] ^= 0x10
     stored.write_bytes(content)
@@ -101,8 +109,9 @@ def test_an_image_to_be_restarted_is_not_forgotten(daemon: RunningDaemon, progra
 
 def test_damage_is_found_shown_and_refused(daemon: RunningDaemon, program: CountingProgram) -> None:
     good, bad = taken(daemon), taken(daemon)
-    assert daemon.crctl("scrub") == {"images": 2, "checked": 2, "damaged": [], "bytes": sum(
-        image["stored_bytes"] for image in daemon.crctl("images"))}
+    scrubbed = daemon.crctl("scrub")
+    assert (scrubbed["images"], scrubbed["checked"], scrubbed["damaged"]) == (2, 2, [])
+    assert scrubbed["bytes"] > sum(path.stat().st_size for path in packs(daemon)), "what they share was read twice"
     spoil(daemon, bad)
     scrub = daemon.run_crctl("scrub", "--json")
     assert (scrub.returncode, json.loads(scrub.stdout)["damaged"]) == (1, [bad])
@@ -117,6 +126,22 @@ def test_damage_is_found_shown_and_refused(daemon: RunningDaemon, program: Count
         assert refused.value.error["error"] == code
     spoil(daemon, bad)
     assert daemon.crctl("verify", str(bad))["image"]["state"] == "ok", "put right again"
+    program.assert_unharmed()
+
+
+def test_damage_of_what_images_share_hurts_those_and_no_others(daemon: RunningDaemon, program: CountingProgram) -> None:
+    first, second = taken(daemon), taken(daemon)
+    shared = packs(daemon)[0]
+    spoil_file(shared)
+    scrub = daemon.run_crctl("scrub", "--json")
+    assert (scrub.returncode, sorted(json.loads(scrub.stdout)["damaged"])) == (1, [first, second])
+    assert shared.name in daemon.crctl("show", str(second))["damage"]
+    third = taken(daemon)
+    assert daemon.crctl("verify", str(third))["image"]["state"] == "ok", "it stored anew what was damaged"
+    daemon.crctl("forget", str(first), str(second))
+    assert len(packs(daemon)) == 1
+    program.kill()
+    daemon.crctl("restart", str(third), "--wait")
     program.assert_unharmed()
 
 
@@ -242,7 +267,7 @@ def test_what_is_no_whole_image_is_not_imported(daemon: RunningDaemon, tmp_path:
         assert refused.value.error["error"] == code
     assert crids(daemon) == [crid]
     assert objects(daemon) == {crid}
-    assert [path for path in (daemon.state / "archive").rglob("*") if path.is_file() and path.suffix != ".image"] == []
+    assert [path.suffix for path in sorted((daemon.state / "archive").rglob("*.*"))] == [".image", ".pack"]
 
 
 def test_an_import_that_is_broken_off_leaves_nothing(daemon: RunningDaemon, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 /* The public C interface: what crd does with tasks, in exact terms.
  *
  * Results and errors never share a channel: a function returns 0, or -1 with *err filled in; what it found goes through
- * pointers named *_ret. Nothing here prints, allocates, keeps state or calls back. A ptrace session belongs to the one
- * thread that seized the tracee, so nothing here needs a lock. */
+ * pointers named *_ret. Nothing here prints, calls back, or, but for the index of pages, allocates or keeps state. A ptrace
+ * session belongs to the one thread that seized the tracee, so nothing here needs a lock. */
 #ifndef CRD_CORE_H
 #define CRD_CORE_H
 
@@ -14,6 +14,7 @@
 #include "../cdef/clone.h"
 #include "../cdef/memory.h"
 #include "../cdef/pagemap.h"
+#include "../cdef/pages.h"
 #include "../cdef/stubs.h"
 #include "../cdef/syscall.h"
 #include "../cdef/threads.h"

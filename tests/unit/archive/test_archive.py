@@ -11,20 +11,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crd.archive.archive import Archive
-from crd.archive.layout import FRAME_BYTES
-from crd.archive.sink import key_of
+from crd.archive.names import image_key
+from crd.archive.pack import BLOCK_BYTES
 from crd.archive.stores.memory import MemoryStore
 from crd.errors import ArchiveError, ArchiveFull, BlobCorrupt, BlobMissing, ImageSinkClosed
 from crd.ids import Crid
+from crd.native.memory import PAGE_BYTES
+from tests.unit.archive.streams import content, read_image, record, store_image, write_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from crd.archive.sink import Stored
-
-
-def content(length: int) -> bytes:
-    return random.Random(length).randbytes(length // 2 + 1) + bytes(length - length // 2 - 1)
 
 
 @asynccontextmanager
@@ -33,60 +29,44 @@ async def archive(store: MemoryStore | None = None) -> AsyncIterator[Archive]:
         yield opened
 
 
-async def store_image(target: Archive, crid: int, data: bytes) -> Stored:
-    read_end, write_end = os.pipe()
-    sink = await target.sink()
-    writing = asyncio.create_task(asyncio.to_thread(write_all, write_end, data))
-    try:
-        assert await sink.drain(read_end) == len(data)
-        await writing
-        return await sink.commit(Crid(crid))
-    finally:
-        await sink.abort()
-        os.close(read_end)
+STREAMS = {
+    "a byte": b"x",
+    "less than a header": b"1234567",
+    "a header": record(b""),
+    "a record cut off in its header": record(b"abc") + b"1234",
+    "a record cut off before its pages": record(bytes(PAGE_BYTES + 100))[:50],
+    "a record cut off in a page": record(content(3 * PAGE_BYTES))[:-1],
+    "a record cut off between pages": record(content(3 * PAGE_BYTES))[:8 + PAGE_BYTES],
+    "small records": b"".join(record(bytes([n]) * n) for n in range(200)),
+    "a page": record(content(PAGE_BYTES)),
+    "a block": record(content(BLOCK_BYTES)),
+    "a block and a page": record(content(BLOCK_BYTES + PAGE_BYTES)),
+    "records of all sizes": b"".join(record(content(n)) for n in range(1, 3 * PAGE_BYTES, 777)),
+    "much": record(b"first") + record(content(30 * BLOCK_BYTES + 17)) * 3 + record(b"last"),
+    "noise": random.Random(1).randbytes(5 * BLOCK_BYTES + 17),
+}
 
 
-def write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view[:100_003]):]
-    os.close(fd)
-
-
-async def read_image(target: Archive, crid: int) -> bytes:
-    read_end, write_end = os.pipe()
-    source = await target.source(Crid(crid))
-    reading = asyncio.create_task(asyncio.to_thread(read_all, read_end))
-    try:
-        await source.pump(write_end)
-    finally:
-        os.close(write_end)
-        data = await reading
-    return data
-
-
-def read_all(fd: int) -> bytes:
-    data = b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
-    os.close(fd)
-    return data
-
-
-@pytest.mark.parametrize("length", [1, 100, FRAME_BYTES - 1, FRAME_BYTES, FRAME_BYTES + 1, 5 * FRAME_BYTES + 17])
-async def test_a_stream_comes_back_byte_for_byte(length: int) -> None:
+@pytest.mark.parametrize("data", STREAMS.values(), ids=STREAMS)
+async def test_a_stream_comes_back_byte_for_byte(data: bytes) -> None:
     async with archive() as target:
-        stored = await store_image(target, 7, content(length))
-        assert stored.image_bytes == length
+        stored = await store_image(target, 7, data)
+        assert stored.image_bytes == len(data)
         assert await target.crids() == [7]
         await (await target.source(Crid(7))).verify(stored.digest)
-        assert await read_image(target, 7) == content(length)
+        assert await read_image(target, 7) == data
         assert await target.stored(Crid(7)) == stored
         assert (await target.size()).stored_bytes == stored.stored_bytes
 
 
 async def test_equal_streams_have_equal_digests() -> None:
     async with archive() as target:
-        first, second = [await store_image(target, crid, content(300_000)) for crid in (1, 2)]
-        assert first.digest == second.digest
+        data = record(content(300_000))
+        first, second, third = [await store_image(target, crid, data, base) for crid, base in ((1, 0), (2, 0), (3, 1))]
+        assert first.digest == second.digest == third.digest
+        assert third.stored_bytes < first.stored_bytes / 10
+        other = await store_image(target, 4, data + record(b"more"))
+        assert other.digest != first.digest
 
 
 async def test_an_empty_stream_is_no_image() -> None:
@@ -121,7 +101,7 @@ async def test_a_full_store_keeps_nothing() -> None:
 
 def fill(fd: int) -> None:
     try:
-        write_all(fd, random.Random(1).randbytes(16 << 20))
+        write_all(fd, record(random.Random(1).randbytes(16 << 20)))
     except BrokenPipeError:
         os.close(fd)
 
@@ -140,30 +120,47 @@ async def test_a_drain_that_is_cancelled_ends_though_nobody_writes() -> None:
         await sink.abort()
 
 
+async def shared(store: MemoryStore, target: Archive) -> str:
+    """Store two images, of which the second has pages of the first; return its digest."""
+    pages = random.Random(1).randbytes(9 * PAGE_BYTES)
+    await store_image(target, 1, record(pages))
+    stored = await store_image(target, 2, record(b"x" * PAGE_BYTES + pages[:8 * PAGE_BYTES]), base=1)
+    assert sorted(key.rpartition(".")[2] for key in store.contents) == ["image", "image", "pack", "pack"]
+    return stored.digest
+
+
 async def test_every_damaged_byte_is_found_before_anything_is_restarted() -> None:
     store = MemoryStore()
     async with archive(store) as target:
-        stored = await store_image(target, 1, content(2 * FRAME_BYTES + 5))
-        whole = store.contents[key_of(1)]
+        digest = await shared(store, target)
         chance = random.Random(2)
-        places = {0, 8, 12, 20, len(whole) - 1, len(whole) - 20, len(whole) - 40, len(whole) - 72, len(whole) - 80}
-        for at in places | {chance.randrange(len(whole)) for _ in range(100)}:
-            damaged = bytearray(whole)
-            damaged[at] ^= 1 << chance.randrange(8)
-            store.contents[key_of(1)] = bytes(damaged)
-            with pytest.raises(BlobCorrupt):
-                await (await target.source(Crid(1))).verify(stored.digest)
+        for key, whole in list(store.contents.items()):
+            if key == image_key(1):
+                continue
+            ends = {*range(16), *range(len(whole) - 100, len(whole))}
+            for at in ends | {chance.randrange(len(whole)) for _ in range(100)}:
+                damaged = bytearray(whole)
+                damaged[at] ^= 1 << chance.randrange(8)
+                store.contents[key] = bytes(damaged)
+                with pytest.raises(BlobCorrupt) as caught:
+                    await (await target.source(Crid(2))).verify(digest)
+                assert caught.value.message.startswith(key)
+            store.contents[key] = whole
+        await (await target.source(Crid(2))).verify(digest)
 
 
 async def test_every_truncation_is_found() -> None:
     store = MemoryStore()
     async with archive(store) as target:
-        stored = await store_image(target, 1, content(FRAME_BYTES + 5))
-        whole = store.contents[key_of(1)]
-        for length in [*range(100), *range(len(whole) - 100, len(whole))]:
-            store.contents[key_of(1)] = whole[:length]
-            with pytest.raises(BlobCorrupt):
-                await (await target.source(Crid(1))).verify(stored.digest)
+        digest = await shared(store, target)
+        for key, whole in list(store.contents.items()):
+            if key == image_key(1):
+                continue
+            for length in [*range(100), *range(len(whole) - 100, len(whole))]:
+                store.contents[key] = whole[:length]
+                with pytest.raises(BlobCorrupt):
+                    await (await target.source(Crid(2))).verify(digest)
+            store.contents[key] = whole
 
 
 async def test_another_images_object_is_not_taken_for_it() -> None:
@@ -176,7 +173,7 @@ async def test_another_images_object_is_not_taken_for_it() -> None:
 
 async def test_a_reader_that_goes_away_is_an_error() -> None:
     async with archive() as target:
-        await store_image(target, 1, content(4 << 20))
+        await store_image(target, 1, record(content(4 << 20)))
         read_end, write_end = os.pipe()
         os.close(read_end)
         with pytest.raises(ImageSinkClosed):

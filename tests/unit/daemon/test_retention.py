@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -224,11 +225,12 @@ class Checker:
         self.damaged: set[int] = set()
         self.checked: list[int] = []
 
-    async def verify(self, found: Image) -> None:
+    async def verify(self, found: Image) -> SimpleNamespace:
         self.checked.append(found.crid)
         if found.crid in self.damaged:
             await self.catalog.images.damaged(found.crid, "drawn")
             raise BlobCorrupt("drawn")
+        return SimpleNamespace(checked_bytes=found.stored_bytes)
 
 
 async def test_a_scrub_checks_each_image_once_in_its_time(place: Place) -> None:

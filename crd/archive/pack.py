@@ -1,0 +1,227 @@
+"""The bytes of a pack: the pages that an image brought with it, little-endian.
+
+::
+
+    0   8   "CRDPACK1"
+    8   8   identifier of the pack
+    16      blocks of 64 pages (the last may be shorter): bytes of a raw frame u32, stored length u32 of each frame,
+            then the zstd frames, each of that many bytes (the last may be shorter), which are whole pages
+            table: 20 bytes a block: stored length u32, first 16 bytes of the BLAKE3 of what is stored
+            hashes: 16 bytes a page, of its BLAKE3
+    -56 8   number of pages
+    -48 32  BLAKE3 of header, table, hashes and the 8 bytes before this
+    -16 8   reserved, 0
+    -8  8   "CRDPACKE"
+
+A page is found by its number: which block, which frame, where in it.  New pages that came one after the other are in
+frames of a whole block: that is quickest, and images that need few of these pages grow rare together with them.  Those
+that were scattered among others are in frames of four: they will be replaced one by one, and what is left of them is
+not to take long to read.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+
+import zstandard
+from blake3 import blake3
+
+from crd.errors import BlobCorrupt
+from crd.native.memory import PAGE_BYTES
+from crd.native.pages import HASH_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+BLOCK_PAGES = 64
+FRAME_BYTES = 4 * PAGE_BYTES
+"""Of scattered pages."""
+BLOCK_BYTES = BLOCK_PAGES * PAGE_BYTES
+HEADER = struct.Struct("<8sQ")
+ENTRY = struct.Struct("<I16s")
+TRAILER = struct.Struct("<Q32sQ8s")
+_MAGIC, _END = b"CRDPACK1", b"CRDPACKE"
+_COUNT = struct.Struct("<Q")
+_WORD = struct.Struct("<I")
+_SEGMENT = struct.Struct("<2Q")
+PAGES_MAX = 1 << 28
+"""A TiB; its table and hashes are 4 GiB, which bounds what a hostile object can make us read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Where a block lies in its pack, and what it must be."""
+
+    offset: int
+    stored_bytes: int
+    checksum: bytes
+    pages: int
+
+    def check(self, stored: memoryview) -> None:
+        """Raises BlobCorrupt: this is not what was stored."""
+        if _checksum(stored) != self.checksum:
+            raise BlobCorrupt(f"the block at {self.offset} is damaged", offset=self.offset)
+
+    def frames(self, stored: memoryview) -> Frames:
+        """Cut what was stored into frames.
+
+        Raises:
+            BlobCorrupt: that is impossible.
+        """
+        if len(stored) > _WORD.size:
+            [frame_bytes] = _WORD.unpack_from(stored)
+            n = -(-self.pages * PAGE_BYTES // frame_bytes) if frame_bytes else 0
+            start = _WORD.size * (1 + n)
+            if n and frame_bytes <= BLOCK_BYTES and not frame_bytes % PAGE_BYTES and len(stored) >= start:
+                ends = list(accumulate(struct.unpack_from(f"<{n}I", stored, _WORD.size), initial=start))
+                if ends[-1] == len(stored):
+                    return Frames(frame_bytes // PAGE_BYTES, [stored[at:end] for at, end in pairwise(ends)])
+        raise BlobCorrupt(f"the frames of the block at {self.offset} do not add up", offset=self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """A block, cut: pages of each frame but the last, and what is stored of each."""
+
+    pages: int
+    stored: list[memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class PackTable:
+    """What a pack holds.
+
+    Attributes:
+        blocks: in order; they hold 64 pages each but the last.
+        hashes: 16 bytes a page.
+    """
+
+    blocks: list[Block]
+    hashes: bytes
+
+    @property
+    def pages(self) -> int:
+        """How many it holds."""
+        return len(self.hashes) // HASH_BYTES
+
+
+class BlockCompressor:
+    """Makes blocks of pages; for one thread."""
+
+    def __init__(self, level: int) -> None:
+        """Use a level of zstd, 1 to 19."""
+        self._zstd = zstandard.ZstdCompressor(level=level)
+
+    def blocks(self, pages: memoryview, *, scattered: bool) -> list[bytes]:
+        """Return the blocks of some pages, each as it is stored.
+
+        Args:
+            pages: of the pack.
+            scattered: there were others between them.
+        """
+        cut = [pages[start:start + BLOCK_BYTES] for start in range(0, len(pages), BLOCK_BYTES)]
+        return [self._scattered(block) if scattered else _block(BLOCK_BYTES, [self._zstd.compress(block)])
+                for block in cut]
+
+    def _scattered(self, pages: memoryview) -> bytes:
+        parts = [min(FRAME_BYTES, len(pages) - start) for start in range(0, len(pages), FRAME_BYTES)]
+        found: Any = self._zstd.multi_compress_to_buffer(zstandard.BufferWithSegments(pages, _segments(parts)),
+                                                         threads=1)
+        return _block(FRAME_BYTES, [found[index].tobytes() for index in range(len(found))])
+
+
+def _block(frame_bytes: int, frames: Sequence[bytes]) -> bytes:
+    return b"".join([struct.pack(f"<I{len(frames)}I", frame_bytes, *map(len, frames)), *frames])
+
+
+def _segments(lengths: Iterable[int]) -> bytes:
+    """Return what zstandard.BufferWithSegments takes: start and length of parts that lie one after the other."""
+    ends = accumulate(lengths, initial=0)
+    return b"".join(_SEGMENT.pack(start, end - start) for start, end in pairwise(ends))
+
+
+def decompressed(frames: Sequence[memoryview], lengths: Sequence[int]) -> list[memoryview]:
+    """Decompress frames that hold so many bytes each.
+
+    Raises:
+        BlobCorrupt: they do not; what a frame says of itself is checked before that much is allocated.
+    """
+    if not frames:
+        return []  # zstandard divides by their number
+    try:
+        if any(zstandard.frame_content_size(frame) != length for frame, length in zip(frames, lengths, strict=True)):
+            raise BlobCorrupt("a frame is not of the size it must be")
+        found: Any = zstandard.ZstdDecompressor().multi_decompress_to_buffer(
+            zstandard.BufferWithSegments(b"".join(frames), _segments(map(len, frames))), threads=1)
+    except zstandard.ZstdError as error:
+        raise BlobCorrupt(f"a frame is damaged: {error}") from error
+    return [memoryview(found[index]) for index in range(len(found))]
+
+
+def entry(stored: bytes) -> bytes:
+    """Return the entry of a block in the table."""
+    return ENTRY.pack(len(stored), _checksum(stored))
+
+
+def header(pack: int) -> bytes:
+    """Return the first bytes of a pack."""
+    return HEADER.pack(_MAGIC, pack)
+
+
+def trailer(pack: int, entries: bytes | bytearray, hashes: bytes | bytearray) -> list[bytes]:
+    """Return what stands behind the blocks."""
+    n_pages = len(hashes) // HASH_BYTES
+    return [bytes(entries), bytes(hashes), TRAILER.pack(n_pages, _digest(pack, entries, hashes), 0, _END)]
+
+
+def tail_bytes(end: bytes, size: int) -> int:
+    """Return how many bytes table, hashes and trailer of a pack have, from the last ones of an object of ``size``.
+
+    Raises:
+        BlobCorrupt: it is no whole pack.
+    """
+    if len(end) < TRAILER.size or not end.endswith(_END):
+        raise BlobCorrupt("the object has no end: it is torn or of another format")
+    n_pages, *_ = TRAILER.unpack(end[-TRAILER.size:])
+    needed = int(n_pages) * HASH_BYTES + _blocks_of(n_pages) * ENTRY.size + TRAILER.size
+    if n_pages > PAGES_MAX or HEADER.size + needed > size:
+        raise BlobCorrupt(f"the object cannot hold {n_pages} pages")
+    return needed
+
+
+def parse(pack: int, head: bytes, tail: bytes, size: int) -> PackTable:
+    """Check header, table, hashes and trailer of a pack against each other.
+
+    Raises:
+        BlobCorrupt: they do not fit, or are damaged.
+    """
+    if head != header(pack):
+        raise BlobCorrupt("the object is another pack, or was written by another version of crd")
+    n_pages, digest, reserved, _ = TRAILER.unpack(tail[-TRAILER.size:])
+    table_bytes = _blocks_of(n_pages) * ENTRY.size
+    entries, hashes = tail[:table_bytes], tail[table_bytes:-TRAILER.size]
+    if _digest(pack, entries, hashes) != digest or reserved:
+        raise BlobCorrupt("the object's table is damaged")
+    blocks, offset, left = [], HEADER.size, n_pages
+    for stored_bytes, check in ENTRY.iter_unpack(entries):
+        blocks.append(Block(offset, stored_bytes, check, min(left, BLOCK_PAGES)))
+        offset, left = offset + stored_bytes, left - BLOCK_PAGES
+    if offset + len(tail) != size or any(block.stored_bytes > 2 * BLOCK_BYTES for block in blocks):
+        raise BlobCorrupt("the object's table does not add up")
+    return PackTable(blocks, hashes)
+
+
+def _blocks_of(n_pages: int) -> int:
+    return -(-n_pages // BLOCK_PAGES)
+
+
+def _checksum(stored: bytes | memoryview) -> bytes:
+    return blake3(stored).digest(length=16)
+
+
+def _digest(pack: int, entries: bytes | bytearray, hashes: bytes | bytearray) -> bytes:
+    return blake3(header(pack)).update(entries).update(hashes).update(
+        _COUNT.pack(len(hashes) // HASH_BYTES)).digest()

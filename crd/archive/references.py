@@ -1,0 +1,93 @@
+"""Which images need which packs: a pack is deleted with the last image that needs it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from crd.archive.manifest import HEAD, NO_PACK, parse_head
+from crd.archive.names import image_key, numbered, pack_key
+from crd.errors import BlobCorrupt, BlobMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from crd.archive.stores.store import Store
+
+logger = logging.getLogger(__name__)
+
+_USUAL_PACKS = 64
+
+
+class References:
+    """Counts who needs a pack: images, and checkpoints that are under way.
+
+    It is made anew from the store at each start, so nothing that was lost with a daemon can mislead it.  As long as an
+    image cannot be read, no one knows what it needs, and no pack is deleted.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Know of no image; ``load``."""
+        self._store = store
+        self._images: dict[int, Sequence[int]] = {}
+        self._counts: Counter[int] = Counter()
+        self._unreadable: set[int] = set()
+        self._distrusted: set[int] = set()
+
+    async def load(self) -> None:
+        """Read what each image of the store needs, and remove packs that none does: a commit was cut off.
+
+        Raises:
+            ArchiveUnavailable: the store cannot be read.
+        """
+        keys = await self._store.objects()
+        for crid in numbered(keys, "image"):
+            try:
+                self.enter(crid, await self._needed(crid))
+            except (BlobCorrupt, BlobMissing) as error:
+                self._unreadable.add(crid)
+                logger.warning("image %d cannot be read, so no pack will be removed until it is forgotten: %s", crid,
+                               error.message, extra={"event": "archive.unreadable", "crid": crid})
+        await self._remove(numbered(keys, "pack"))
+
+    async def _needed(self, crid: int) -> list[int]:
+        key = image_key(crid)
+        start = await self._store.read(key, 0, HEAD.size + 8 * _USUAL_PACKS)
+        head = parse_head(start)
+        return head.packs(start if head.n_packs <= _USUAL_PACKS else await self._store.read(key, 0, head.packs_end))
+
+    def sound(self, crid: int) -> list[int]:
+        """Return the packs that an image needs, without those that were found damaged; none if it is unknown."""
+        return [pack for pack in self._images.get(crid, ()) if pack not in self._distrusted]
+
+    def distrust(self, pack: int) -> None:
+        """Take note that a pack is damaged or missing: no new image shall need it."""
+        self._distrusted.add(pack)
+
+    def hold(self, packs: Iterable[int]) -> None:
+        """Keep packs until they are released."""
+        self._counts.update(packs)
+
+    async def release(self, packs: Iterable[int]) -> None:
+        """Undo a ``hold``; what nobody needs any more is deleted."""
+        packs = list(packs)
+        self._counts.subtract(packs)
+        await self._remove(packs)
+
+    def enter(self, crid: int, packs: Sequence[int]) -> None:
+        """Take note of an image that is there."""
+        self._images[crid] = [pack for pack in packs if pack != NO_PACK]
+        self.hold(self._images[crid])
+
+    async def forget(self, crid: int) -> None:
+        """Take note that an image is gone from the store; what only it needed is deleted."""
+        self._unreadable.discard(crid)
+        await self.release(self._images.pop(crid, ()))
+
+    async def _remove(self, packs: Iterable[int]) -> None:
+        for pack in packs:
+            if self._counts[pack] <= 0:
+                del self._counts[pack]
+                if not self._unreadable:
+                    await self._store.delete(pack_key(pack))

@@ -1,0 +1,178 @@
+"""Images that share pages: each whole whatever becomes of the others, and nothing kept that none needs."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crd.archive.archive import Archive
+from crd.archive.names import image_key, numbered, pack_key
+from crd.archive.stores.memory import MemoryStore, MemoryUpload
+from crd.errors import ArchiveError, ArchiveFull, BlobCorrupt, BlobMissing
+from crd.ids import Crid
+from crd.native.memory import PAGE_BYTES
+from tests.unit.archive.streams import read_image, record, store_image
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def page(number: int) -> bytes:
+    return random.Random(number).randbytes(PAGE_BYTES)
+
+
+def stream(numbers: Sequence[int]) -> bytes:
+    """Return records of up to 7 of these pages."""
+    return record(b"head") + b"".join(
+        record(f"{start}".encode() + b"".join(map(page, numbers[start:start + 7])))
+        for start in range(0, len(numbers), 7))
+
+
+def packs(store: MemoryStore) -> set[int]:
+    return set(numbered(dict.fromkeys(store.contents, 0), "pack"))
+
+
+async def test_only_new_pages_are_stored() -> None:
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        first = await store_image(archive, 1, stream(range(1000)))
+        second = await store_image(archive, 2, stream([*range(500), *range(5000, 5010), *range(510, 1000)]), base=1)
+        assert second.stored_bytes < 10 * PAGE_BYTES + 5000 < first.stored_bytes
+        same = await store_image(archive, 3, stream(range(1000)), base=2)
+        assert same.stored_bytes < 5000, "pages of the base's base are known, too"
+        assert len(packs(store)) == 2
+
+
+async def test_equal_pages_of_an_image_are_stored_once() -> None:
+    async with Archive(MemoryStore()) as archive:
+        stored = await store_image(archive, 1, stream([1] * 3000))
+        assert stored.stored_bytes < 3 * PAGE_BYTES
+        assert await read_image(archive, 1) == stream([1] * 3000)
+
+
+HISTORIES = st.lists(st.one_of(
+    st.tuples(st.just("store"), st.lists(st.integers(0, 30), max_size=20), st.integers(0, 10)),
+    st.tuples(st.just("forget"), st.integers(0, 10)),
+    st.just(("restart",)),
+), max_size=25)
+
+
+@given(HISTORIES)
+@settings(max_examples=60, deadline=None)
+async def test_any_image_can_be_forgotten_in_any_order(history: list[tuple[object, ...]]) -> None:
+    store, there = MemoryStore(), dict[int, bytes]()
+    archive = await Archive(store).__aenter__()
+    for crid, step in enumerate(history, 1):
+        match step:
+            case ("store", list(numbers), int(base)):
+                there[crid] = stream(numbers)
+                await store_image(archive, crid, there[crid], base)
+            case ("forget", int(which)):
+                await archive.forget(Crid(which))
+                there.pop(which, None)
+            case _:
+                archive = await Archive(store).__aenter__()
+    for crid, data in there.items():
+        assert await read_image(archive, crid) == data
+    for crid in there:
+        await archive.forget(Crid(crid))
+    assert store.contents == {}
+
+
+async def test_a_base_may_be_forgotten_while_the_next_image_is_on_its_way() -> None:
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        await store_image(archive, 1, stream(range(100)))
+        sink = await archive.sink(Crid(1))
+        await archive.forget(Crid(1))
+        assert packs(store), "it is held"
+        await sink.abort()
+        assert store.contents == {}
+
+
+async def test_what_a_daemon_that_was_killed_left_is_removed() -> None:
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        await store_image(archive, 1, stream(range(100)))
+        await store_image(archive, 2, stream(range(50, 150)), base=1)
+    orphan = MemoryUpload(store)
+    await orphan.write([b"a pack whose image never came"])
+    await orphan.commit(pack_key(7))
+    del store.contents[image_key(1)]  # and its pack is still needed
+    async with Archive(store) as archive:
+        assert len(packs(store)) == 2
+        assert 7 not in packs(store)
+        assert await read_image(archive, 2) == stream(range(50, 150))
+
+
+async def test_no_pack_is_removed_while_an_image_cannot_be_read() -> None:
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        await store_image(archive, 1, stream(range(100)))
+        await store_image(archive, 2, stream(range(50, 150)), base=1)
+    whole = store.contents[image_key(2)]
+    store.contents[image_key(2)] = b"torn"
+    async with Archive(store) as archive:
+        await archive.forget(Crid(1))
+        assert len(packs(store)) == 2, "image 2 may need them"
+        store.contents[image_key(2)] = whole
+        assert await read_image(archive, 2) == stream(range(50, 150))
+        await archive.forget(Crid(2))
+    async with Archive(store):
+        assert store.contents == {}
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+async def test_no_new_image_needs_a_pack_that_was_found_damaged(damage: str) -> None:
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        stored = await store_image(archive, 1, stream(range(100)))
+        [number] = packs(store)
+        content = bytearray(store.contents.pop(pack_key(number)))
+        if damage == "flip":
+            content[5000] ^= 1
+            store.contents[pack_key(number)] = bytes(content)
+        with pytest.raises((BlobCorrupt, BlobMissing)):
+            await (await archive.source(Crid(1))).verify(stored.digest)
+        again = await store_image(archive, 2, stream(range(100)), base=1)
+        await (await archive.source(Crid(2))).verify(again.digest)
+        assert await read_image(archive, 2) == stream(range(100))
+
+
+class FailingUpload(MemoryUpload):
+    """Has no room for an image's manifest."""
+
+    async def commit(self, key: str) -> None:
+        if key.endswith(".image"):
+            raise ArchiveFull("the store is full")
+        await super().commit(key)
+
+
+class FailingStore(MemoryStore):
+    """Takes packs only."""
+
+    async def create(self) -> FailingUpload:
+        return FailingUpload(self)
+
+
+async def test_a_commit_that_fails_leaves_no_pack() -> None:
+    store = FailingStore()
+    async with Archive(store) as archive:
+        with pytest.raises(ArchiveFull):
+            await store_image(archive, 1, stream(range(100)))
+        assert store.contents == {}
+
+
+async def test_a_crid_that_is_taken_changes_nothing() -> None:
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        await store_image(archive, 1, stream(range(100)))
+        before = dict(store.contents)
+        with pytest.raises(ArchiveError):
+            await store_image(archive, 1, stream(range(200)), base=1)
+        assert store.contents == before
+        assert await read_image(archive, 1) == stream(range(100))
