@@ -10,6 +10,8 @@ from crd.native.ffi import ffi, lib
 from crd.native.memory import PAGE_BYTES
 
 HASH_BYTES = 16
+INDEX_PAGES = 1 << 20
+"""4 GiB of pages, in 50 MiB."""
 
 
 def page_hashes(pages: memoryview | bytes | bytearray) -> bytearray:
@@ -38,11 +40,11 @@ class Indexed:
 
 
 class PageIndex:
-    """Numbers of pages by their content: 24 to 50 bytes a page.  One thread at a time; the GIL is released."""
+    """Numbers of pages by their content: 50 to 100 bytes a page.  One thread at a time; the GIL is released."""
 
-    def __init__(self) -> None:
-        """Know no page."""
-        self._index = ffi.gc(lib.crd_page_index_new(), lib.crd_page_index_free)
+    def __init__(self, limit: int = INDEX_PAGES) -> None:
+        """Know no page, and never more than that many: of those that come later, equal ones go unseen."""
+        self._index = ffi.gc(lib.crd_page_index_new(limit), lib.crd_page_index_free)
         if not self._index:
             raise MemoryError
 
@@ -62,7 +64,7 @@ class PageIndex:
              ffi.from_buffer("uint64_t[]", numbers), len(numbers))
 
     def add(self, pages: memoryview | bytes | bytearray, next_number: int) -> Indexed:
-        """Hash pages and look them up; those that are not known get the next numbers, and are known from then on.
+        """Hash pages and look them up; those that are not known get the next numbers.
 
         Raises:
             NativeError: ENOMEM.

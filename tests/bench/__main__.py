@@ -50,6 +50,24 @@ while len(rows) < int(sys.argv[1]):
 open("ready", "w").close()
 time.sleep(1e6)
 """
+CHANGES = """
+import mmap, os, random, time
+size = 1 << 30
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+random.seed(1)
+words = [b"%x" % random.getrandbits(random.randrange(8, 64)) for _ in range(4096)]
+for at in range(0, size, 4096):
+    memory[at:at + 4096] = b" ".join(random.choices(words, k=600))[:4096].ljust(4096)
+open("ready", "w").close()
+while True:
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    for page in random.sample(range(size // 4096), size // 4096 // 100):
+        at = page * 4096 + random.randrange(0, 4096 - 256)
+        memory[at:at + 256] = random.randbytes(256)
+    os.unlink("go")
+"""
 MANY_AREAS = """
 import mmap, time
 areas = [mmap.mmap(-1, 32768, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
@@ -187,6 +205,38 @@ async def whole_checkpoint(home: Path, rows: int, n: int) -> None:
         f"{statistics.median(ours) / statistics.median(baseline):.2f}")
 
 
+def cpu_seconds() -> float:
+    """Return what we and the workers that have ended have used."""
+    return sum(os.times()[:4])
+
+
+async def increments(home: Path, n: int) -> None:
+    """Measure images of a process that writes 1 % of its pages between them."""
+    with python(home / "changes", CHANGES) as pid:
+        async with (Archive(LocalStore(home / "increments")) as archive,
+                    await Catalog.open(f"sqlite+aiosqlite:///{home}/increments.db") as catalog,
+                    WorkerPool() as workers):
+            pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", 600, 600)
+            cpu, seconds, stored = [], [], []
+            for _ in range(1 + n):
+                go = home / "changes" / "go"
+                go.touch()
+                await asyncio.to_thread(until, "changes", lambda go=go: not go.exists())
+                await asyncio.sleep(1)
+                began, before = time.monotonic(), cpu_seconds()
+                image = await pipeline.checkpoint(pid, CheckpointOptions())
+                seconds.append(time.monotonic() - began)
+                cpu.append(cpu_seconds() - before)
+                stored.append(image.stored_bytes)
+    what = "image of 1 GiB, 1 % of its pages written since the last one"
+    row(f"{what}: CPU time", n, f"{statistics.median(cpu[1:]):.2f} s", f"{cpu[0]:.2f} s for the first one",
+        f"{statistics.median(cpu[1:]) / cpu[0]:.2f}")
+    row(f"{what}: from request to catalog", n, f"{statistics.median(seconds[1:]):.2f} s",
+        f"{seconds[0]:.2f} s for the first one", f"{statistics.median(seconds[1:]) / seconds[0]:.2f}")
+    row(f"{what}: stored", n, f"{statistics.median(stored[1:]) / 2**20:.1f} MiB",
+        f"{stored[0] / 2**20:.1f} MiB for the first one", f"{statistics.median(stored[1:]) / stored[0]:.3f}")
+
+
 def restart_time(home: Path, n: int) -> None:
     """Measure a restart, from the first byte read to the release."""
     starts = []
@@ -239,6 +289,7 @@ def main() -> None:
         stop_time(home, 1024, 7)
         stop_of_threads(home, 15)
         asyncio.run(whole_checkpoint(home, 2_600_000, 5))
+        asyncio.run(increments(home, 7))
 
 
 if __name__ == "__main__":

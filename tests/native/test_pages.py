@@ -48,6 +48,17 @@ def test_what_was_learnt_is_known() -> None:
     assert found.n_fresh == 0
 
 
+def test_an_index_that_is_full_takes_no_more_and_is_right_all_the_same() -> None:
+    index = PageIndex(limit=100)
+    pages = b"".join(bytes([n]) * PAGE_BYTES for n in range(200))
+    index.learn(page_hashes(pages[:50 * PAGE_BYTES]), array("Q", range(1000, 1050)))
+    assert list(index.add(pages, 0).numbers) == [*range(1000, 1050), *range(150)]
+    again = index.add(pages, 150)
+    assert list(again.numbers) == [*range(1000, 1050), *range(50), *range(150, 250)]
+    index.learn(page_hashes(pages), array("Q", range(200)))
+    assert index.add(pages, 250).n_fresh == 100
+
+
 def test_hashes_and_numbers_must_be_as_many() -> None:
     with pytest.raises(ValueError, match="as many"):
         PageIndex().learn(bytes(HASH_BYTES), array("Q", [1, 2]))

@@ -184,11 +184,16 @@ struct crd_page_index {
     struct entry *entries;
     unsigned char *used;
     size_t capacity, n; /* a power of two, at most half of it used */
+    size_t limit;
 };
 
-struct crd_page_index *crd_page_index_new(void)
+struct crd_page_index *crd_page_index_new(size_t limit)
 {
-    return calloc(1, sizeof(struct crd_page_index));
+    struct crd_page_index *index = calloc(1, sizeof(*index));
+
+    if (index)
+        index->limit = limit;
+    return index;
 }
 
 void crd_page_index_free(struct crd_page_index *index)
@@ -219,9 +224,10 @@ static void put(struct crd_page_index *index, size_t at, const uint64_t hash[2],
 
 static int make_room(struct crd_page_index *index, size_t more, struct crd_error *err)
 {
-    struct crd_page_index grown = {.capacity = index->capacity ? index->capacity : 1024};
+    struct crd_page_index grown = {.capacity = index->capacity ? index->capacity : 1024, .limit = index->limit};
+    size_t wanted = index->n + more < index->limit ? index->n + more : index->limit;
 
-    while (grown.capacity < 2 * (index->n + more))
+    while (grown.capacity < 2 * wanted)
         grown.capacity *= 2;
     if (grown.capacity == index->capacity)
         return 0;
@@ -247,7 +253,7 @@ int crd_page_index_learn(struct crd_page_index *index, const unsigned char *hash
 {
     if (make_room(index, n, err))
         return -1;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && index->n < index->limit; i++) {
         uint64_t hash[2];
         memcpy(hash, hashes + i * HASH, HASH);
         size_t at = find(index, hash);
@@ -270,9 +276,9 @@ int crd_page_index_add(struct crd_page_index *index, const void *pages, size_t n
         memcpy(hash, hashes + i * HASH, HASH);
         size_t at = find(index, hash);
         fresh[i] = !index->used[at];
-        if (fresh[i])
-            put(index, at, hash, next_number + (*n_fresh)++);
-        numbers[i] = index->entries[at].number;
+        numbers[i] = fresh[i] ? next_number + (*n_fresh)++ : index->entries[at].number;
+        if (fresh[i] && index->n < index->limit)
+            put(index, at, hash, numbers[i]);
     }
     return 0;
 }
