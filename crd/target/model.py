@@ -9,6 +9,7 @@ from crd.errors import Obstacle
 
 __all__ = ["CheckReport", "FdInfo", "Lock", "MapEntry", "Obstacle", "PosixTimerEntry", "Process", "Stat", "Status"]
 
+PF_EXITING = 0x00000004
 PF_KTHREAD = 0x00200000
 END_OF_FILE = 2**63 - 1
 
@@ -68,6 +69,11 @@ class Stat:
     def terminal(self) -> int:
         """Field 7: device number of the controlling terminal, 0 = none."""
         return self.field(7)
+
+    @property
+    def is_exiting(self) -> bool:
+        """PF_EXITING in the flags, field 9: it gives back its files, paths and memory, or has done so."""
+        return bool(self.field(9) & PF_EXITING)
 
     @property
     def is_kernel_thread(self) -> bool:

@@ -168,7 +168,8 @@ def sharing(pid: int, tids: list[int], kcmp: Kcmp) -> Iterator[Obstacle]:
             yield Obstacle("task.shared", process_name(pid), f"shares its {noun} with {process_names(sharers)}",
                            "Checkpoint it when the other process has ended.")
     for kind in (_KCMP_FILES, _KCMP_FS):
-        loners = [tid for tid in tids if tid != pid and _same(kcmp, pid, tid, kind) is False]
+        loners = [tid for tid in tids
+                  if tid != pid and _same(kcmp, pid, tid, kind) is False and not _is_exiting(pid, tid)]
         if loners:
             yield Obstacle("task.unshared", f"thread {loners[0]}", f"has {_KCMP_KINDS[kind]} of its own (unshare(2))",
                            "crd cannot save this yet.")
@@ -179,3 +180,11 @@ def _same(kcmp: Kcmp, pid: int, other: int, kind: int) -> bool | None:
         return kcmp(pid, other, kind) == 0
     except NativeError:  # gone, or not ours to look at
         return None
+
+
+def _is_exiting(pid: int, tid: int) -> bool:
+    """Tell, after the kernel compared it, whether a thread may have nothing more to compare."""
+    try:
+        return procfs.stat(f"{pid}/task/{tid}").is_exiting
+    except TargetError:
+        return True

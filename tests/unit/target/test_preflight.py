@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+KCMP_FILES = 2
 PRELUDE = """
 import ctypes, fcntl, mmap, os, select, signal, socket, struct, sys, tempfile, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -183,6 +184,19 @@ def test_what_it_is(tmp_path: Path, code: str, source: str, said: str) -> None:
     with (contextmanager(strictly)(tmp_path, source) if strict else provoked(tmp_path, source)) as program:
         obstacle = found(program.pid)[code]
         assert said in f"{obstacle.object} {obstacle.reason}"
+
+
+def test_a_thread_that_has_given_back_its_files_as_it_ends_is_no_loner(tmp_path: Path) -> None:
+    source = ("def brief():\n    while not os.path.exists('go'): time.sleep(0.01)\n"
+              "threading.Thread(target=brief).start()")
+    with provoked(tmp_path, source) as program:
+        thread = program.tasks()[1]
+        tracee.seize(thread)  # an ended thread with a tracer stays until that has waited for it
+        (tmp_path / "go").touch()
+        until("its end", lambda: procfs.stat(f"{program.pid}/task/{thread}").state == "Z")
+        assert kcmp(program.pid, thread, KCMP_FILES) != 0
+        assert list(task_obstacles.sharing(program.pid, [program.pid, thread], kcmp)) == []
+        tracee.wait_end(thread)
 
 
 def strictly(directory: Path, source: str) -> Iterator[Program]:
