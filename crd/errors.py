@@ -324,6 +324,18 @@ class BlobMissing(ArchiveError):
     exit_status = EXIT_NOT_FOUND
 
 
+class KeyMissing(BlobMissing):
+    """The key that an object of the archive is encrypted with is not here."""
+
+    code = "archive.key-missing"
+
+
+class NotEncrypted(BlobMissing):
+    """An object of the archive is not encrypted, but has to be."""
+
+    code = "archive.not-encrypted"
+
+
 class BlobCorrupt(ArchiveError):
     """An object of the archive is damaged."""
 

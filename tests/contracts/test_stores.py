@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crd.archive.keys import Key, KeyRing
 from crd.archive.stores.local import LocalStore
 from crd.archive.stores.memory import MemoryStore
+from crd.archive.stores.sealed import SealedStore
 from crd.errors import ArchiveError, ArchiveUnavailable, BlobMissing
 
 if TYPE_CHECKING:
     from crd.archive.stores.store import Store
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "sealed local", "sealed memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return LocalStore(tmp_path / "store") if request.param == "local" else MemoryStore()
+    below = LocalStore(tmp_path / "store") if request.param.endswith("local") else MemoryStore()
+    return SealedStore(below, KeyRing([Key(bytes(range(32)))])) if request.param.startswith("sealed") else below
 
 
 async def put(store: Store, key: str, *parts: bytes) -> None:
