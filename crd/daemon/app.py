@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from crd.api.server import Server
 from crd.archive.archive import Archive
-from crd.archive.stores.local import LocalStore
 from crd.catalog.catalog import Catalog
 from crd.clock import Clock, SystemClock
 from crd.daemon.handlers import Handlers
@@ -24,6 +23,7 @@ from crd.daemon.readers import Readers
 from crd.daemon.retention import Retention
 from crd.daemon.scheduler import ScheduledTarget, Scheduler
 from crd.daemon.scrub import Scrub
+from crd.daemon.stores import open_store
 from crd.engine.api import After, CheckpointOptions
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
@@ -80,9 +80,10 @@ class App:
         settings = self.settings
         async with AsyncExitStack() as stack:
             stack.enter_context(_state_directory(settings.daemon.state_dir))
+            store = await open_store(settings)  # first: without its keys nothing is touched, not even the catalog
             self.catalog = await stack.enter_async_context(await Catalog.open(settings.catalog_url))
-            self.archive = await stack.enter_async_context(Archive(
-                LocalStore(settings.archive_path), level=settings.archive.level, threads=settings.archive.threads))
+            self.archive = await stack.enter_async_context(
+                Archive(store, level=settings.archive.level, threads=settings.archive.threads))
             await self._settle()
             workers = await stack.enter_async_context(WorkerPool())
             self._assemble(workers)

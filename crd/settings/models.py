@@ -49,6 +49,13 @@ class ArchiveSettings(Section):
     threads: Annotated[int, Field(ge=1, le=64)] = 2
 
 
+class EncryptionSettings(Section):
+    """Encryption of images: paths or systemd credentials with a key each; the first seals new images, all open old."""
+
+    keys: tuple[str, ...] = ()
+    accept_plain: bool = False
+
+
 class CatalogSettings(Section):
     """The database; an empty URL is SQLite in ``catalog.db`` under the state directory."""
 
@@ -132,6 +139,7 @@ class Settings(BaseSettings):
     daemon: DaemonSettings = DaemonSettings()
     engine: EngineSettings = EngineSettings()
     archive: ArchiveSettings = ArchiveSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
     catalog: CatalogSettings = CatalogSettings()
     api: ApiSettings = ApiSettings()
     metrics: MetricsSettings = MetricsSettings()
