@@ -17,6 +17,7 @@ import secrets
 import struct
 from collections import OrderedDict
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -219,17 +220,14 @@ class SealedStore:
         if opened is None:
             return await self._store.read(key, offset, length)
         end = min(offset + length, opened.content_bytes)
-        if offset >= end:
-            return b""
-        first, last = offset // CHUNK_BYTES, (end - 1) // CHUNK_BYTES
-        content = await self._chunks(opened, key, first, last)
-        return content[offset - first * CHUNK_BYTES:end - first * CHUNK_BYTES]
+        return await self._range(opened, key, offset, end) if offset < end else b""
 
-    async def _chunks(self, opened: _Opened, key: str, first: int, last: int) -> bytes:
-        sealed = await self._store.read(key + SUFFIX, _HEADER.size + first * _SEALED_BYTES,
-                                        (last - first + 1) * _SEALED_BYTES)
+    async def _range(self, opened: _Opened, key: str, offset: int, end: int) -> bytes:
+        chunks = _covering(offset, end)
+        sealed = await self._store.read(key + SUFFIX, _HEADER.size + chunks[0] * _SEALED_BYTES,
+                                        len(chunks) * _SEALED_BYTES)
         try:
-            return await in_thread(_unseal, opened, key, sealed, first, last)
+            return await in_thread(_unseal, opened, key, sealed, offset, end)
         except BlobCorrupt:
             self._opened.pop(key, None)  # perhaps somebody put another there
             raise
@@ -248,7 +246,7 @@ class SealedStore:
             raise NotEncrypted(f"{key} is not encrypted, and so not taken for one of ours", key=key,
                                hint="If it is from before encryption was turned on: encryption.accept_plain.") from None
         opened = self._header(key, await self._store.read(key + SUFFIX, 0, _HEADER.size), stored_bytes)
-        await self._chunks(opened, key, opened.last, opened.last)
+        await self._range(opened, key, opened.last * CHUNK_BYTES, opened.content_bytes)
         self._opened[key] = opened
         if len(self._opened) > _OPENED_MAX:
             self._opened.popitem(last=False)
@@ -305,11 +303,19 @@ def _keys(ids: set[str] | list[str]) -> str:
     return f"key {', '.join(sorted(ids))}" if ids else "an unknown key"
 
 
-def _unseal(opened: _Opened, key: str, sealed: bytes, first: int, last: int) -> bytes:
-    """Open consecutive chunks; one that is missing fails as one that is damaged."""
-    view = memoryview(sealed)
-    return b"".join(opened.decrypt(number, view[start:start + _SEALED_BYTES], key)
-                    for number, start in zip(range(first, last + 1), count(0, _SEALED_BYTES), strict=False))
+def _unseal(opened: _Opened, key: str, sealed: bytes, offset: int, end: int) -> bytes:
+    """Open the chunks that cover a range; one that is missing fails as one that is damaged."""
+    view, content = memoryview(sealed), BytesIO()  # which gives its bytes away uncopied: fresh pages are what costs
+    for number, start in zip(_covering(offset, end), count(0, _SEALED_BYTES), strict=False):
+        chunk, at = memoryview(opened.decrypt(number, view[start:start + _SEALED_BYTES], key)), number * CHUNK_BYTES
+        content.write(chunk[max(0, offset - at):end - at])
+    return content.getvalue()
+
+
+def _covering(offset: int, end: int) -> range:
+    """Return the numbers of the chunks that cover a range; at least one, as every object has."""
+    first = offset // CHUNK_BYTES
+    return range(first, max(first, (end - 1) // CHUNK_BYTES) + 1)
 
 
 def _batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
