@@ -6,6 +6,8 @@ import logging
 import random
 
 import pytest
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +46,21 @@ async def test_every_length_comes_back_and_costs_little(length: int) -> None:
     assert await content_of(below) == content
     assert len(below.contents["a.sealed"]) == HEADER + length + TAG * max(1, -(-length // CHUNK_BYTES))
     assert await SealedStore(below, KeyRing([OLD])).objects() == {"a": length}
+
+
+async def test_the_format_is_what_another_program_can_open() -> None:
+    """Pinned: an archive outlives the crd that wrote it."""
+    stored = (await sealed(CONTENT, "name")).contents["name.sealed"]
+    magic, salt, key_id, body = stored[:8], stored[8:24], stored[24:HEADER], stored[HEADER:]
+    secret = random.Random(1).randbytes(32)
+    assert magic == b"CRDSEAL1"
+    assert key_id == blake3(secret, derive_key_context="crd 2026 key id").digest(length=8)
+    cipher = AESGCM(blake3(secret + salt, derive_key_context="crd 2026 sealed object").digest())
+    chunks = [body[at:at + CHUNK_BYTES + TAG] for at in range(0, len(body), CHUNK_BYTES + TAG)]
+    opened = [cipher.decrypt(bytes(3) + number.to_bytes(8, "big") + b"\0", chunk, stored[:HEADER])
+              for number, chunk in enumerate(chunks[:-1])]
+    opened.append(cipher.decrypt(bytes(3) + (3).to_bytes(8, "big") + b"\1", chunks[-1], stored[:HEADER] + b"name"))
+    assert b"".join(opened) == CONTENT
 
 
 async def test_nothing_of_the_content_can_be_seen() -> None:
