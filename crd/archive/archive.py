@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.archive.manifest import PACK_SHIFT
-from crd.archive.names import image_key, numbered
+from crd.archive.names import image_key, numbered, pack_key
 from crd.archive.references import References
 from crd.archive.sink import ImageSink, Stored
 from crd.archive.source import ImageSource, open_pack, open_source
@@ -84,9 +84,14 @@ class Archive:
             raise
 
     async def _index(self, packs: list[int]) -> PageIndex:
-        """Return an index of all pages that packs have, but for the first, which is to be made."""
+        """Return an index of all pages that packs have, but for the first, which is to be made.
+
+        An image shall not need a key that is to go out of use, so packs that are not kept as new ones do not count.
+        """
         index = PageIndex()
         for place, number in list(enumerate(packs))[1:]:
+            if not await self._store.is_current(pack_key(number)):
+                continue
             try:
                 await in_thread(_learn, index, await open_pack(self._store, number), place << PACK_SHIFT)
             except (BlobCorrupt, BlobMissing):

@@ -63,6 +63,12 @@ async def test_a_key_is_given_once(store: Store) -> None:
     assert await store.read("a", 0, 10) == b"first"
 
 
+async def test_what_is_there_is_current(store: Store) -> None:
+    await put(store, "a", b"1")
+    assert await store.is_current("a")
+    assert not await store.is_current("b")
+
+
 async def test_keys_are_listed_in_order_and_deleted(store: Store) -> None:
     for key in ("c", "a", "b"):
         await put(store, key, b"1")

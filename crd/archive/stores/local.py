@@ -173,6 +173,10 @@ class LocalStore:
             finally:
                 os.close(fd)
 
+    async def is_current(self, key: str) -> bool:
+        """All are kept alike."""
+        return await in_thread((self._directory / key).exists)
+
     async def objects(self) -> dict[str, int]:
         """List the directory, without what is torn, and without what is no file."""
         return await in_thread(self._list)

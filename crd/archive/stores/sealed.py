@@ -265,6 +265,14 @@ class SealedStore:
         opened = await self._open(key)
         return await self._store.size(key) if opened is None else opened.content_bytes
 
+    async def is_current(self, key: str) -> bool:
+        """Tell whether an object names the current key; it is not opened."""
+        try:
+            header = await self._store.read(key + SUFFIX, 0, _HEADER.size)
+        except BlobMissing:
+            return False
+        return header.endswith(bytes.fromhex(self._keys.current.id)) and len(header) == _HEADER.size
+
     async def objects(self) -> dict[str, int]:
         """List what the store has, sealed or not, as it says; nothing is opened."""
         stored = await self._store.objects()

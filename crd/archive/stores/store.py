@@ -62,6 +62,14 @@ class Store(Protocol):
         """Return the bytes of an object; raises as ``read``."""
         ...
 
+    async def is_current(self, key: str) -> bool:
+        """Tell whether an object is there and kept as a new one would be: encrypted with the same key, if at all.
+
+        Raises:
+            ArchiveUnavailable: the store failed.
+        """
+        ...
+
     async def objects(self) -> dict[str, int]:
         """Return the keys of all whole objects, in order, with their bytes; raises ArchiveUnavailable."""
         ...

@@ -183,6 +183,18 @@ async def test_a_rotated_key_opens_what_it_sealed() -> None:
     await SealedStore(below, KeyRing([NEW])).prepare()  # the old key may go when nothing needs it any more
 
 
+async def test_what_another_key_or_none_sealed_is_not_current() -> None:
+    below = await sealed()
+    await put(below, "plain", b"1")
+    for keys in ([NEW, OLD], [NEW]):
+        store = SealedStore(below, KeyRing(keys), accept_plain=True)
+        assert not await store.is_current("a")
+        assert not await store.is_current("plain")
+    assert await SealedStore(below, KeyRing([OLD, NEW])).is_current("a")
+    below.contents["a.sealed"] = below.contents["a.sealed"][:HEADER - 1]
+    assert not await SealedStore(below, KeyRing([OLD])).is_current("a")
+
+
 async def test_a_store_of_another_key_is_refused_and_not_touched() -> None:
     below = MemoryStore()
     await SealedStore(below, KeyRing([OLD])).prepare()
