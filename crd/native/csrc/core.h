@@ -19,6 +19,7 @@
 #include "../cdef/syscall.h"
 #include "../cdef/threads.h"
 #include "../cdef/tracee.h"
+#include "../cdef/tracking.h"
 
 /* Fill in *err from errno and return -1. */
 int crd_fail(struct crd_error *err, const char *operation, int tid, uint64_t address);
