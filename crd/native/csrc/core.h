@@ -14,6 +14,7 @@
 #include "../cdef/clone.h"
 #include "../cdef/memory.h"
 #include "../cdef/pagemap.h"
+#include "../cdef/numbers.h"
 #include "../cdef/pages.h"
 #include "../cdef/stubs.h"
 #include "../cdef/syscall.h"
