@@ -35,9 +35,11 @@ from crd.image.profile import (
     ResourceLimit,
     SharedMemory,
     SharedPages,
+    Sharing,
     SignalActions,
     Thread,
     Vma,
+    Zombie,
 )
 from crd.image.records import Tail
 
@@ -82,6 +84,7 @@ class ProcessState:
     timers: set[tuple[type[Record], int]] = field(default_factory=set)  # also limits
     threads: int = 0
     tid: int = 0  # of the thread read last; 0: none yet
+    shares_files: bool = False  # those of its parent
 
 
 @dataclass(slots=True)
@@ -95,8 +98,13 @@ class ImageState:
     pipe_bytes: int = 0
     shared: dict[int, tuple[int, int]] = field(default_factory=dict)  # objref -> bytes, end of the pages so far
     processes: dict[int, ProcessState] = field(default_factory=dict)
+    zombies: set[int] = field(default_factory=set)
     tids: set[int] = field(default_factory=set)
     current: ProcessState = field(default_factory=lambda: ProcessState(0))
+
+    def is_taken(self, number: int) -> bool:
+        """Whether a thread or a zombie has the number."""
+        return number in self.tids or number in self.zombies
 
     def need_object(self, objref: int, *kinds: type[Record]) -> None:
         """Refuse a reference to anything but an object of these kinds that stands before."""
@@ -176,7 +184,7 @@ def _check_shared_memory(record: SharedMemory, image: ImageState) -> None:
 def _check_process(record: Process, image: ImageState) -> None:
     assert image.profile is not None  # noqa: S101
     need(0 < record.pid <= PID_MAX, f"has pid {record.pid}")
-    need(record.pid not in image.tids, f"has pid {record.pid}, which is taken")
+    need(not image.is_taken(record.pid), f"has pid {record.pid}, which is taken")
     need(not image.processes or record.parent_pid in image.processes,
           f"has the parent {record.parent_pid}, which is not before it")
     need(len(image.processes) < image.profile.processes, "is one more than PROFILE counts")
@@ -187,6 +195,24 @@ def _check_process(record: Process, image: ImageState) -> None:
     _need_flag(record.child_subreaper, "child_subreaper")
     _need_flag(record.thp_disable, "thp_disable")
     image.current = image.processes[record.pid] = ProcessState(record.pid)
+
+
+@check.register(Sharing)
+def _check_sharing(record: Sharing, image: ImageState) -> None:
+    _need_flag(record.files, "files")
+    _need_flag(record.directories, "directories")
+    need(len(image.processes) > 1, "is of the first process, whose parent is not in the image")
+    image.current.shares_files = bool(record.files)
+
+
+@check.register(Zombie)
+def _check_zombie(record: Zombie, image: ImageState) -> None:
+    need(0 < record.pid <= PID_MAX and not image.is_taken(record.pid), f"has pid {record.pid}, which is taken or none")
+    need(record.parent_pid in image.processes, f"has the parent {record.parent_pid}, which is not before it")
+    need(max(record.wait_status & 0x7F, record.exit_signal) <= SIGNALS, "has a signal above 64")
+    need(record.wait_status <= 0xFFFF, f"has wait status 0x{record.wait_status:x}")
+    need(len(record.uids) == len(record.gids) == 4, "has not four uids and gids")
+    image.zombies.add(record.pid)
 
 
 @check.register(MemoryLayout)
@@ -232,6 +258,7 @@ def _check_vma(record: Vma, image: ImageState) -> None:
 @check.register(FileDescriptor)
 def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
     _need_current(record.pid, image)
+    need(not image.current.shares_files, "is of a process that shares the file table of its parent")
     need(record.fd <= FD_MAX and record.fd not in image.current.fds, f"has fd {record.fd} a second time")
     image.need_object(record.objref, RegularFile, PipeEnd)
     _need_flag(record.close_on_exec, "close_on_exec")
@@ -281,7 +308,7 @@ def _check_thread(record: Thread, image: ImageState) -> None:
     assert image.profile is not None  # noqa: S101
     process = image.current
     need(process.threads or record.tid == process.pid, f"has tid {record.tid}, but the leader comes first")
-    need(0 < record.tid <= PID_MAX and record.tid not in image.tids, f"has tid {record.tid}, which is taken")
+    need(0 < record.tid <= PID_MAX and not image.is_taken(record.tid), f"has tid {record.tid}, which is taken")
     need(not process.threads or record.tid not in image.processes, f"has tid {record.tid}, which is a pid")
     need(len(image.tids) < image.profile.threads, "is one more than PROFILE counts")
     need(len(record.registers) == REGISTERS_BYTES, f"has {len(record.registers)} bytes of registers")

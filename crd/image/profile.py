@@ -6,9 +6,10 @@ comes before the memory, and memory comes last, so that a reader can check and p
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
     { REGULAR_FILE | PIPE PIPE_DATA* | PIPE_END | SHARED_MEMORY }*   shared objects, numbered from 1 (objref)
     per process, parents first:
-      TASK STRING PROCESS MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* FILE_LOCK* SIGNAL_ACTIONS PENDING_SIGNAL*
+      TASK STRING PROCESS SHARING? MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* FILE_LOCK* SIGNAL_ACTIONS PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
       { THREAD PENDING_SIGNAL* }+                                    the leader first
+    { TASK STRING ZOMBIE }*                                          children that ended
     SHARED_PAGES* PAGES*                                             per object, then per process
     TAIL
 """
@@ -18,7 +19,9 @@ from __future__ import annotations
 from crd.image.codec import Record, Struct
 from crd.image.fields import NO_DATA, S32, S64, U8, U32, U64, Bulk, Bytes, Items, Text
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
+READABLE_VERSIONS = {1, 2}
+"""Version 1 lacked SHARING and ZOMBIE."""
 PAGE_BYTES = 4096
 PAGES_PER_RECORD_MAX = 256
 """A memory record carries at most 1 MiB of pages, so readers need no more."""
@@ -130,6 +133,26 @@ class SharedPages(Record, type=0x43520006):
     objref: U32
     runs: Items[PageRun]
     data: Bulk = NO_DATA
+
+
+class Sharing(Record, type=0x43520007):
+    """What a process shares with its parent (clone(2)); without this record nothing."""
+
+    files: U8  # the file table: it has no FILE_DESCRIPTORs of its own
+    directories: U8  # working directory, root and umask
+
+
+class Zombie(Record, type=0x43520008):
+    """A child that has ended, and that its parent has not waited for."""
+
+    pid: U32
+    parent_pid: U32
+    process_group: U32
+    session: U32
+    wait_status: U32  # as wait4(2) gives it
+    exit_signal: U32
+    uids: Items[U32]  # real, effective, saved, file system
+    gids: Items[U32]
 
 
 class RegularFile(Record, type=0x43520010):

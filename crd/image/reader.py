@@ -11,7 +11,15 @@ from crd.image import profile
 from crd.image.codec import Record, corrupt
 from crd.image.framing import FrameReader, Source
 from crd.image.header import read_header
-from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PROFILE_VERSION, Pages, Profile, SharedPages
+from crd.image.profile import (
+    PAGE_BYTES,
+    PAGES_PER_RECORD_MAX,
+    PROFILE_VERSION,
+    READABLE_VERSIONS,
+    Pages,
+    Profile,
+    SharedPages,
+)
 from crd.image.records import MAGIC_TAIL, TASK_COMM_BYTES, HeadArch, Numbering, String, Tail, Task, terminated
 
 if TYPE_CHECKING:
@@ -90,6 +98,6 @@ class ImageReader:
 
 def _check_version(payload: memoryview) -> None:
     """The version is the first field of PROFILE in every version."""
-    if len(payload) >= 4 and (version := struct.unpack_from("<I", payload)[0]) != PROFILE_VERSION:
+    if len(payload) >= 4 and (version := struct.unpack_from("<I", payload)[0]) not in READABLE_VERSIONS:
         raise ImageVersionUnsupported(f"the image is of version {version} of crd's profile, not {PROFILE_VERSION}",
                                       record=Profile.record_name, version=version, errno=errno.EINVAL)

@@ -27,9 +27,11 @@ from crd.image.profile import (
     ResourceLimit,
     SharedMemory,
     SharedPages,
+    Sharing,
     SignalActions,
     Thread,
     Vma,
+    Zombie,
 )
 from crd.image.records import HeadArch, String, Tail, Task
 
@@ -50,8 +52,9 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     PipeEnd: {*_OBJECTS, Task},
     SharedMemory: {*_OBJECTS, Task},
     Task: {String},
-    String: {Process},
-    Process: {MemoryLayout},
+    String: {Process, Zombie},
+    Process: {Sharing, MemoryLayout},
+    Sharing: {MemoryLayout},
     MemoryLayout: {Vma, FileDescriptor, FileLock, SignalActions},
     Vma: {Vma, FileDescriptor, FileLock, SignalActions},
     FileDescriptor: {FileDescriptor, FileLock, SignalActions},
@@ -61,6 +64,7 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     PosixTimer: {*_TIMERS_AND_LIMITS[1:]},
     ResourceLimit: {*_TIMERS_AND_LIMITS[2:]},
     Thread: {PendingSignal, Thread, Task, SharedPages, Pages, Tail},
+    Zombie: {Task, SharedPages, Pages, Tail},
     SharedPages: {SharedPages, Pages, Tail},
     Pages: {Pages, Tail},
 }

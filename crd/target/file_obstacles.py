@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle, TargetGone
 from crd.target import procfs
-from crd.target.holders import pipe_holders, pipe_inode
+from crd.target.holders import pipe_inode
 from crd.target.paths import Reach, reach
 from crd.target.wording import printable, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from crd.target.model import FdInfo
 
@@ -69,14 +69,19 @@ class _Open:
         return pipe_inode(self.link)
 
 
-def descriptors(pid: int) -> Iterator[Obstacle]:
-    """Find open files that crd cannot save, in the order of their numbers, then locks, then pipes."""
+def descriptors(pid: int, holders: Mapping[int, list[int]]) -> Iterator[Obstacle]:
+    """Find open files that crd cannot save, in the order of their numbers, then locks, then pipes.
+
+    Args:
+        pid: of the process.
+        holders: processes outside of the target that have a pipe open, by pipe.
+    """
     table = list(_table(pid))
     for entry in table:
         yield from _kind(entry)
     for entry in table:
         yield from _locks(entry)
-    yield from _pipes(pid, table)
+    yield from _pipes(table, holders)
 
 
 def _table(pid: int) -> Iterator[_Open]:
@@ -144,11 +149,9 @@ def _locks(entry: _Open) -> Iterator[Obstacle]:
                        "Give the lease up before the checkpoint.")
 
 
-def _pipes(pid: int, table: list[_Open]) -> Iterator[Obstacle]:
-    pipes = {entry.pipe for entry in table if entry.pipe is not None}
-    holders = pipe_holders(pid, pipes) if pipes else {}
+def _pipes(table: list[_Open], holders: Mapping[int, list[int]]) -> Iterator[Obstacle]:
     for entry in table:
-        if entry.pipe in holders:
+        if entry.pipe is not None and entry.pipe in holders:
             yield Obstacle("fd.pipe", entry.name,
                            f"is a pipe that is open elsewhere too, in {process_names(holders[entry.pipe])}",
                            "Start it with its input and output in files, or without the other program.")

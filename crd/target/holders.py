@@ -22,10 +22,16 @@ def pipe_inode(link: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def pipe_holders(pid: int, inodes: Collection[int]) -> dict[int, list[int]]:
-    """Return the processes other than ``pid`` that have one of these pipes open, ascending, by pipe."""
+def outside_holders(inside: Collection[int]) -> dict[int, list[int]]:
+    """Return the other processes that have a pipe of the processes inside open, ascending, by pipe."""
+    pipes = set().union(*map(_pipes_of, inside))
+    return pipe_holders(inside, pipes) if pipes else {}
+
+
+def pipe_holders(inside: Collection[int], inodes: Collection[int]) -> dict[int, list[int]]:
+    """Return the processes other than those inside that have one of these pipes open, ascending, by pipe."""
     holders: dict[int, list[int]] = defaultdict(list)
-    for other in _others(pid):
+    for other in _others(inside):
         for inode in _pipes_of(other) & set(inodes):
             holders[inode].append(other)
     return holders
@@ -42,10 +48,10 @@ def _pipes_of(pid: int) -> set[int]:
     return {inode for inode in found if inode is not None}
 
 
-def memory_holders(pid: int, files: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
-    """Return the processes other than ``pid`` that map one of these (device, inode) shared, ascending."""
+def memory_holders(inside: Collection[int], files: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    """Return the processes other than those inside that map one of these (device, inode) shared, ascending."""
     holders: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for other in _others(pid):
+    for other in _others(inside):
         try:
             mapped = {(entry.device, entry.inode) for entry in procfs.maps(other) if entry.shared}
         except TargetError:
@@ -55,5 +61,5 @@ def memory_holders(pid: int, files: Collection[tuple[int, int]]) -> dict[tuple[i
     return holders
 
 
-def _others(pid: int) -> Iterator[int]:
-    return (other for other in sorted(procfs.pids()) if other != pid)
+def _others(inside: Collection[int]) -> Iterator[int]:
+    return (other for other in sorted(procfs.pids()) if other not in inside)

@@ -31,10 +31,12 @@ from crd.image.profile import (
     ResourceLimit,
     SharedMemory,
     SharedPages,
+    Sharing,
     SignalAction,
     SignalActions,
     Thread,
     Vma,
+    Zombie,
 )
 from crd.image.records import HeadArch, Task, comm_string
 from crd.image.writer import ImageWriter
@@ -128,8 +130,25 @@ def make_process_records(pid: int = PID, **values) -> list[Record]:
             make_process(pid, **values), make_memory_layout(), make_vma(), make_signal_actions(), make_thread(pid)]
 
 
+def make_zombie(pid: int = PID + 10, **values) -> Zombie:
+    return Zombie(**{"pid": pid, "parent_pid": PID, "process_group": PID, "session": PID, "wait_status": 7 << 8,
+                     "exit_signal": 17, "uids": [0] * 4, "gids": [0] * 4, **values})
+
+
+def make_tree_records() -> list[Record]:
+    """Those of ``make_records``, of a second process that shares its files with the first one, and of a zombie."""
+    process = make_process_records(PID + 5, parent_pid=PID)
+    records = make_records()
+    records[1] = make_profile(processes=2, threads=3)
+    memory = next(index for index, record in enumerate(records) if isinstance(record, SharedPages))
+    records[memory:memory] = [*process[:3], Sharing(files=1, directories=0), *process[3:],
+                              Task(state=0, exit_state=32, exit_code=7 << 8, exit_signal=17), comm_string("gone"),
+                              make_zombie()]
+    return records
+
+
 def make_records() -> list[Record]:
-    """At least one record of every type between the header and the tail; object 4 is a pipe with two packets."""
+    """At least one record of every type that an image of one process can have; object 4 is a pipe with two packets."""
     return [
         HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=832), make_profile(),
         make_file(1), SharedMemory(objref=2, bytes=2 * PAGE_BYTES),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace import limits
 from crd.engine.userspace.fds import regular
 from crd.errors import NativeError, ResourceChanged, RestartUnsupported
 from crd.native.syscall import NR, syscall
@@ -34,10 +34,7 @@ class Broker:
         """Hold nothing yet; open for whoever the leader was."""
         self._leader = leader
         self._fds: list[int] = []
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.fds_max = hard
-        if soft < hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.fds_max = limits.raise_our_own()
 
     def __enter__(self) -> Self:
         return self

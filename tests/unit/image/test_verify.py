@@ -28,9 +28,11 @@ from crd.image.profile import (
     ResourceLimit,
     SharedMemory,
     SharedPages,
+    Sharing,
     SignalActions,
     Thread,
     Vma,
+    Zombie,
 )
 from crd.image.reader import ImageReader
 from crd.image.records import HeadArch, String, Tail, Task
@@ -43,6 +45,8 @@ from tests.support.builders import (
     make_process_records,
     make_profile,
     make_records,
+    make_tree_records,
+    make_zombie,
     write_image,
 )
 
@@ -266,3 +270,26 @@ def test_an_object_may_not_follow_its_use():
     records = make_records()
     records[2:3] = []
     assert "no REGULAR_FILE" in refused(records).message
+
+
+class TestTrees:
+    def test_a_tree_is_valid(self):
+        verify(make_tree_records())
+
+    @pytest.mark.parametrize(("values", "said"), [
+        ({"pid": PID + 5}, "taken or none"), ({"pid": 0}, "taken or none"), ({"parent_pid": 77}, "not before it"),
+        ({"wait_status": 1 << 16}, "wait status"), ({"exit_signal": 65}, "above 64"), ({"uids": [0]}, "four uids")])
+    def test_zombies(self, values, said):
+        records = [make_zombie(**values) if isinstance(record, Zombie) else record for record in make_tree_records()]
+        assert said in refused(records).message
+
+    def test_the_first_process_shares_with_nobody(self):
+        records = make_records()
+        at = next(index for index, record in enumerate(records) if isinstance(record, MemoryLayout))
+        assert "the first process" in refused([*records[:at], Sharing(files=1, directories=1), *records[at:]]).message
+
+    def test_shared_files_are_not_listed_twice(self):
+        records = make_tree_records()
+        at = next(index for index, record in enumerate(records) if isinstance(record, Sharing)) + 3
+        records.insert(at, FileDescriptor(pid=PID + 5, fd=0, objref=1, close_on_exec=0))
+        assert "shares the file table" in refused(records).message
