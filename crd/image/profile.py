@@ -132,6 +132,14 @@ class SharedPages(Record, type=0x43520006):
     data: Bulk = NO_DATA
 
 
+class Owner(Struct):
+    """Who gets SIGIO for an open file description (F_GETOWN_EX), and which signal instead (F_GETSIG)."""
+
+    kind: U32  # F_OWNER_*
+    pid: S32  # 0 = nobody
+    signal: U32
+
+
 class RegularFile(Record, type=0x43520010):
     """One open file description, or one mapped file, of a regular file, directory or memory device."""
 
@@ -146,9 +154,7 @@ class RegularFile(Record, type=0x43520010):
     ctime_ns: S64
     flags: U32  # F_GETFL; 0 for a file that is only mapped
     position: U64
-    owner_type: U32  # F_GETOWN_EX; owner_pid 0 = none
-    owner_pid: S32
-    owner_signal: U32
+    owner: Owner
     mapped: U8  # a mapping needs it: the content must be what it was
     build_id: Bytes  # of an ELF file that is mapped executable, or empty
 
@@ -176,9 +182,7 @@ class PipeEnd(Record, type=0x43520013):
     objref: U32
     pipe: U32  # objref of the PIPE
     flags: U32  # F_GETFL
-    owner_type: U32
-    owner_pid: S32
-    owner_signal: U32
+    owner: Owner
 
 
 class SharedMemory(Record, type=0x43520014):
@@ -186,6 +190,13 @@ class SharedMemory(Record, type=0x43520014):
 
     objref: U32
     bytes: U64
+
+
+OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory)
+"""What has an objref."""
+
+PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe}
+"""What stands behind the object that it is in, and the kind of that."""
 
 
 class FileDescriptor(Record, type=0x43520018):

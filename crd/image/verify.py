@@ -11,21 +11,19 @@ from typing import TYPE_CHECKING
 from crd.image.checks import ImageState, MisfitError, check, need
 from crd.image.codec import Record, corrupt
 from crd.image.profile import (
+    OBJECTS,
+    PARTS,
     FileDescriptor,
     FileLock,
     IntervalTimer,
     MemoryLayout,
     Pages,
     PendingSignal,
-    Pipe,
     PipeData,
-    PipeEnd,
     PosixTimer,
     Process,
     Profile,
-    RegularFile,
     ResourceLimit,
-    SharedMemory,
     SharedPages,
     SignalActions,
     Thread,
@@ -38,17 +36,19 @@ if TYPE_CHECKING:
 
     from crd.image.reader import ImageReader
 
-_OBJECTS: set[type[Record]] = {RegularFile, Pipe, PipeEnd, SharedMemory}
+_OBJECTS: set[type[Record]] = set(OBJECTS)
 _TIMERS_AND_LIMITS: list[type[Record]] = [IntervalTimer, PosixTimer, ResourceLimit, Thread]
+
+
+def _parts_of(whole: type[Record]) -> set[type[Record]]:
+    return {part for part, kind in PARTS.items() if kind is whole}
+
 
 _NEXT: dict[type[Record], set[type[Record]]] = {
     HeadArch: {Profile},
     Profile: {*_OBJECTS, Task},
-    RegularFile: {*_OBJECTS, Task},
-    Pipe: {*_OBJECTS, PipeData, Task},
-    PipeData: {*_OBJECTS, PipeData, Task},
-    PipeEnd: {*_OBJECTS, Task},
-    SharedMemory: {*_OBJECTS, Task},
+    **{kind: {*_OBJECTS, *_parts_of(kind), Task} for kind in OBJECTS},
+    **{part: {*_OBJECTS, *_parts_of(whole), Task} for part, whole in PARTS.items()},
     Task: {String},
     String: {Process},
     Process: {MemoryLayout},

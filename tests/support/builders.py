@@ -18,6 +18,7 @@ from crd.image.profile import (
     FileLock,
     IntervalTimer,
     MemoryLayout,
+    Owner,
     PageRun,
     Pages,
     PendingSignal,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 PID = 4242
 SIGINFO = (10).to_bytes(4, "little").ljust(128, b"\0")
 MEMORY_START = 0x5000_0000
+NOBODY = Owner(kind=0, pid=0, signal=0)
 
 
 class MemorySink(io.BytesIO):
@@ -72,13 +74,12 @@ def make_profile(**values) -> Profile:
 def make_file(objref: int = 1, **values) -> RegularFile:
     return RegularFile(**{
         "objref": objref, "path": "/usr/bin/worker", "mode": 0o100755, "device": 2049, "rdev": 0, "inode": 77,
-        "size": 8192, "mtime_ns": 1, "ctime_ns": 1, "flags": 0, "position": 0, "owner_type": 0, "owner_pid": 0,
-        "owner_signal": 0, "mapped": 1, "build_id": b"\x01" * 20, **values})
+        "size": 8192, "mtime_ns": 1, "ctime_ns": 1, "flags": 0, "position": 0, "owner": NOBODY,
+        "mapped": 1, "build_id": b"\x01" * 20, **values})
 
 
 def make_pipe_end(objref: int, pipe: int, **values) -> PipeEnd:
-    return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner_type": 0, "owner_pid": 0, "owner_signal": 0,
-                      **values})
+    return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner": NOBODY, **values})
 
 
 def make_process(pid: int = PID, **values) -> Process:

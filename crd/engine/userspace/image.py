@@ -42,7 +42,7 @@ def write_records(writer: ImageWriter, pid: int, captured: Capture, threads: Seq
     leader = threads[0]
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(leader.xstate)))
     writer.write(_profile(captured, space, leader.xstate))
-    for shared_object in (*captured.files.objects, *space.files, *space.shared.values()):
+    for shared_object in (*captured.files.object_records, *space.files, *space.shared.values()):
         writer.write(shared_object)
     stat = captured.stat
     state = "T" if captured.stopped_by else captured.state
