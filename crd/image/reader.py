@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from crd.errors import ImageVersionUnsupported
-from crd.image import profile
+from crd.image import objects, profile
 from crd.image.codec import Record, corrupt
 from crd.image.framing import FrameReader, Source
 from crd.image.header import read_header
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PROFILE_RECORDS: dict[int, type[Record]] = {
     kind.record_type: kind
-    for kind in [HeadArch, String, Task, Tail, *vars(profile).values()]
+    for kind in [HeadArch, String, Task, Tail, *vars(objects).values(), *vars(profile).values()]
     if isinstance(kind, type) and issubclass(kind, Record) and kind.record_type
 }
 """Every record that may follow the header, by number."""

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from crd.image import object_checks  # noqa: F401  # registers its checks
 from crd.image.checks import ImageState, MisfitError, check, need
 from crd.image.codec import Record, corrupt
+from crd.image.objects import OBJECTS, PARTS, PipeData
 from crd.image.profile import (
-    OBJECTS,
-    PARTS,
     FileDescriptor,
     FileLock,
     IntervalTimer,
     MemoryLayout,
     Pages,
     PendingSignal,
-    PipeData,
     PosixTimer,
     Process,
     Profile,

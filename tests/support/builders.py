@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from crd.image.header import Header
+from crd.image.objects import Owner, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory
 from crd.image.profile import (
     LOCK_POSIX,
     PAGE_BYTES,
@@ -18,19 +19,13 @@ from crd.image.profile import (
     FileLock,
     IntervalTimer,
     MemoryLayout,
-    Owner,
     PageRun,
     Pages,
     PendingSignal,
-    Pipe,
-    PipeData,
-    PipeEnd,
     PosixTimer,
     Process,
     Profile,
-    RegularFile,
     ResourceLimit,
-    SharedMemory,
     SharedPages,
     SignalAction,
     SignalActions,

@@ -12,9 +12,8 @@ from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
 from crd.errors import AccessDenied, ResourceChanged, RestartUnsupported
+from crd.image.objects import OBJECTS, PARTS
 from crd.image.profile import (
-    OBJECTS,
-    PARTS,
     FileDescriptor,
     FileLock,
     IntervalTimer,

@@ -9,6 +9,7 @@ import pytest
 
 from crd.errors import ImageCorrupt
 from crd.image.framing import FRAME
+from crd.image.objects import Pipe, PipeData, PipeEnd, RegularFile, SharedMemory
 from crd.image.profile import (
     PAGE_BYTES,
     FileDescriptor,
@@ -18,15 +19,10 @@ from crd.image.profile import (
     PageRun,
     Pages,
     PendingSignal,
-    Pipe,
-    PipeData,
-    PipeEnd,
     PosixTimer,
     Process,
     Profile,
-    RegularFile,
     ResourceLimit,
-    SharedMemory,
     SharedPages,
     SignalActions,
     Thread,
@@ -98,7 +94,7 @@ RULES = [
     (SharedMemory, 0, {"bytes": 4097}, "4097 bytes"),
     (SharedMemory, 0, {"bytes": PAGE_BYTES}, "behind the end"),
     (Pipe, 0, {"data_bytes": 65537}, "capacity"),
-    (PipeData, 0, {"objref": 1}, "not of the PIPE"),
+    (PipeData, 0, {"objref": 1}, "not the one before"),
     (PipeData, 1, {"data": b""}, "0 bytes"),
     (PipeData, 1, {"data": bytes(65537)}, "65537 bytes"),
     (PipeData, 0, {"packet": 2}, "packet 2"),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle, ResourceChanged, TargetUnsupported
-from crd.image.profile import LOCK_FLOCK, LOCK_POSIX, FileLock, RegularFile
+from crd.image.objects import RegularFile
+from crd.image.profile import LOCK_FLOCK, LOCK_POSIX, FileLock
 from crd.native.syscall import NR
 from crd.target import procfs
 from crd.target.wording import process_name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds.kind import Kind, Making
 from crd.errors import NativeError, RestartUnsupported
-from crd.image.profile import Pipe, PipeData, PipeEnd
+from crd.image.objects import Pipe, PipeData, PipeEnd
 from crd.native.syscall import syscall
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace.fds.description import NOBODY
 from crd.engine.userspace.fds.kind import Kind, Making
 from crd.errors import ResourceChanged
-from crd.image.profile import Owner, RegularFile
+from crd.image.objects import Owner, RegularFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
 from crd.errors import Obstacle, TargetUnsupported
-from crd.image.profile import (
-    VMA_ANONYMOUS,
-    VMA_PRIVATE_FILE,
-    VMA_SHARED_FILE,
-    VMA_SHARED_MEMORY,
-    MemoryLayout,
-    RegularFile,
-    SharedMemory,
-    Vma,
-)
+from crd.image.objects import RegularFile, SharedMemory
+from crd.image.profile import VMA_ANONYMOUS, VMA_PRIVATE_FILE, VMA_SHARED_FILE, VMA_SHARED_MEMORY, MemoryLayout, Vma
 from crd.target import procfs
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
 from crd.errors import MemoryFault, ResourceChanged, RestartError
+from crd.image.objects import RegularFile, SharedMemory
 from crd.image.profile import (
     PAGE_BYTES,
     VMA_ANONYMOUS,
@@ -16,8 +17,6 @@ from crd.image.profile import (
     VMA_SHARED_FILE,
     VMA_SHARED_MEMORY,
     Pages,
-    RegularFile,
-    SharedMemory,
     SharedPages,
 )
 from crd.native.memory import process_write_runs
