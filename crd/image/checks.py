@@ -185,7 +185,8 @@ def _check_vma(record: Vma, image: ImageState) -> None:
 def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
     _need_current(record.pid, image)
     need(record.fd <= FD_MAX and record.fd not in image.current.fds, f"has fd {record.fd} a second time")
-    image.need_object(record.objref, *DESCRIPTIONS)
+    need(image.objects.get(record.objref) in DESCRIPTIONS, f"refers to object {record.objref}, which is no open file "
+                                                           "description before it")
     need_flag(record.close_on_exec, "close_on_exec")
     image.current.fds.add(record.fd)
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, ImageState, check, need, need_flag
-from crd.image.objects import Pipe, PipeData, PipeEnd, RegularFile, SharedMemory
+from crd.image.objects import EventFd, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, SignalFd, TimerFd
 from crd.image.profile import PAGE_BYTES
 
 if TYPE_CHECKING:
     from crd.image.codec import Record
 
 PIPE_DATA_BYTES_MAX = 64 << 10
+EVENT_COUNT_MAX = 2**64 - 2
+"""What can be written into an eventfd."""
+TIMER_CLOCKS = {0, 1, 7, 8, 9}
+"""Those of timerfd_create(2)."""
+TIMER_FLAGS = 3
+"""TFD_TIMER_ABSTIME and TFD_TIMER_CANCEL_ON_SET."""
+TIME_NS_MAX = 2**62
 
 
 def _declare(image: ImageState, record: Record) -> None:
@@ -59,3 +66,23 @@ def _check_shared_memory(record: SharedMemory, image: ImageState) -> None:
     _declare(image, record)
     need(0 < record.bytes <= ADDRESS_END and record.bytes % PAGE_BYTES == 0, f"has {record.bytes} bytes")
     image.shared[record.objref] = (record.bytes, 0)
+
+
+@check.register(EventFd)
+def _check_event_fd(record: EventFd, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.count <= EVENT_COUNT_MAX, f"has the count {record.count}")
+    need_flag(record.semaphore, "semaphore")
+
+
+@check.register(TimerFd)
+def _check_timer_fd(record: TimerFd, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.clock in TIMER_CLOCKS, f"is of clock {record.clock}")
+    need(record.set_flags <= TIMER_FLAGS, f"has the flags {record.set_flags:#x}")
+    need(max(record.value_ns, record.interval_ns, record.taken_realtime_ns) <= TIME_NS_MAX, "has a time above 2**62 ns")
+
+
+@check.register(SignalFd)
+def _check_signal_fd(record: SignalFd, image: ImageState) -> None:
+    _declare(image, record)

@@ -69,7 +69,40 @@ class SharedMemory(Record, type=0x43520014):
     bytes: U64
 
 
-OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory)
+class EventFd(Record, type=0x43520040):
+    """eventfd(2)."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    count: U64
+    semaphore: U8  # EFD_SEMAPHORE
+
+
+class TimerFd(Record, type=0x43520041):
+    """timerfd_create(2) and timerfd_settime(2)."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    clock: U32  # CLOCK_*
+    set_flags: U32  # TFD_TIMER_*
+    ticks: U64  # expirations that nobody has read
+    value_ns: U64  # what is left, 0 = disarmed
+    interval_ns: U64
+    taken_realtime_ns: U64  # CLOCK_REALTIME when that was left
+
+
+class SignalFd(Record, type=0x43520042):
+    """signalfd(2)."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    mask: U64  # signal 1 is bit 0
+
+
+OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)

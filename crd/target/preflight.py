@@ -74,6 +74,6 @@ def _all(pid: int, kcmp: Kcmp | None) -> Iterator[Obstacle]:
     yield from task_obstacles.namespaces(pid, tids)
     if kcmp is not None:
         yield from task_obstacles.sharing(pid, tids, kcmp)
-    yield from file_obstacles.descriptors(pid)
+    yield from file_obstacles.descriptors(pid, kcmp)
     yield from file_obstacles.working_directory(pid)
     yield from memory_obstacles.mappings(pid)

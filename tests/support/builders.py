@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from crd.image.header import Header
-from crd.image.objects import Owner, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory
+from crd.image.objects import EventFd, Owner, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, SignalFd, TimerFd
 from crd.image.profile import (
     LOCK_POSIX,
     PAGE_BYTES,
@@ -77,6 +77,17 @@ def make_pipe_end(objref: int, pipe: int, **values) -> PipeEnd:
     return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner": NOBODY, **values})
 
 
+def make_special_files() -> list[Record]:
+    """Objects from 10 on: at least one description of every kind that has no name."""
+    common = {"flags": 2, "owner": NOBODY}
+    return [
+        EventFd(objref=10, **common, count=5, semaphore=1),
+        TimerFd(objref=11, **common, clock=1, set_flags=0, ticks=1, value_ns=10**9, interval_ns=0,
+                taken_realtime_ns=1_795_000_000 * 10**9),
+        SignalFd(objref=12, **common, mask=1 << 9),
+    ]
+
+
 def make_process(pid: int = PID, **values) -> Process:
     return Process(**{
         "pid": pid, "parent_pid": 1, "process_group": pid, "session": pid, "stopped_by": 0, "stop_reported": 0,
@@ -131,7 +142,7 @@ def make_records() -> list[Record]:
         make_file(1), SharedMemory(objref=2, bytes=2 * PAGE_BYTES),
         Pipe(objref=4, inode=99, capacity_bytes=65536, data_bytes=8),
         PipeData(objref=4, packet=0, data=b"hello"), PipeData(objref=4, packet=0, data=b"you"),
-        make_pipe_end(5, 4), make_pipe_end(6, 4, flags=1),
+        make_pipe_end(5, 4), make_pipe_end(6, 4, flags=1), *make_special_files(),
         Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"), make_process(),
         make_memory_layout(),
         make_vma(MEMORY_START), make_vma(MEMORY_START + 4 * PAGE_BYTES, kind=VMA_PRIVATE_FILE, objref=1),

@@ -6,6 +6,7 @@ order in which they are asked; what a kind does not need it leaves out.
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -45,9 +46,11 @@ class Making:
         opened = self.plan.opened
         return [record for record in self.plan.of(kind) if record.objref in opened]  # type: ignore[attr-defined]
 
-    def add(self, objref: int, fd: int) -> None:
-        """Take over our descriptor of a description."""
+    def add(self, objref: int, fd: int, flags: int | None = None) -> None:
+        """Take over our descriptor of a description, and give it these flags (F_SETFL)."""
         self.ours[objref] = self.broker.hold(fd)
+        if flags is not None:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
 class Kind:
