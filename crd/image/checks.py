@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
+from crd.image.objects import DESCRIPTIONS, Pipe, RegularFile, SharedMemory
 from crd.image.profile import (
     LOCK_FLOCK,
     LOCK_POSIX,
@@ -25,15 +26,10 @@ from crd.image.profile import (
     PageRun,
     Pages,
     PendingSignal,
-    Pipe,
-    PipeData,
-    PipeEnd,
     PosixTimer,
     Process,
     Profile,
-    RegularFile,
     ResourceLimit,
-    SharedMemory,
     SharedPages,
     Sharing,
     SignalActions,
@@ -57,7 +53,6 @@ SIGINFO_BYTES = 128
 XSTATE_BYTES_MIN = 576
 """The legacy area and the header that follows it."""
 RESOURCES = 16
-PIPE_DATA_BYTES_MAX = 64 << 10
 FD_MAX = 2**31 - 1
 FILE_OFFSET_MAX = 2**63 - 1
 
@@ -94,6 +89,7 @@ class ImageState:
     previous: type[Record] | None = None
     profile: Profile | None = None
     objects: dict[int, type[Record]] = field(default_factory=dict)
+    whole: int = 0  # objref of the object declared last, whose parts may follow
     pipe: Pipe | None = None
     pipe_bytes: int = 0
     shared: dict[int, tuple[int, int]] = field(default_factory=dict)  # objref -> bytes, end of the pages so far
@@ -133,50 +129,6 @@ def _check_tail(_record: Tail, image: ImageState) -> None:
           f"{image.profile.processes} and {image.profile.threads}")
 
 
-# --- shared objects ----------------------------------------------------------------------------
-
-
-def _declare(image: ImageState, record: RegularFile | Pipe | PipeEnd | SharedMemory) -> None:
-    need(record.objref and record.objref not in image.objects, f"takes the objref {record.objref} a second time")
-    image.objects[record.objref] = type(record)
-
-
-@check.register(RegularFile)
-def _check_file(record: RegularFile, image: ImageState) -> None:
-    _declare(image, record)
-    need(record.path, "has no path")
-    need(record.position <= FILE_OFFSET_MAX and record.size <= FILE_OFFSET_MAX, "has a size or position above 2**63")
-    _need_flag(record.mapped, "mapped")
-
-
-@check.register(Pipe)
-def _check_pipe(record: Pipe, image: ImageState) -> None:
-    _declare(image, record)
-    need(record.data_bytes <= record.capacity_bytes, "holds more than its capacity")
-    image.pipe, image.pipe_bytes = record, 0
-
-
-@check.register(PipeData)
-def _check_pipe_data(record: PipeData, image: ImageState) -> None:
-    need(image.pipe and record.objref == image.pipe.objref, "is not of the PIPE before it")
-    need(1 <= len(record.data) <= PIPE_DATA_BYTES_MAX, f"holds {len(record.data)} bytes")
-    _need_flag(record.packet, "packet")
-    image.pipe_bytes += len(record.data)
-
-
-@check.register(PipeEnd)
-def _check_pipe_end(record: PipeEnd, image: ImageState) -> None:
-    _declare(image, record)
-    image.need_object(record.pipe, Pipe)
-
-
-@check.register(SharedMemory)
-def _check_shared_memory(record: SharedMemory, image: ImageState) -> None:
-    _declare(image, record)
-    need(0 < record.bytes <= ADDRESS_END and record.bytes % PAGE_BYTES == 0, f"has {record.bytes} bytes")
-    image.shared[record.objref] = (record.bytes, 0)
-
-
 # --- processes ---------------------------------------------------------------------------------
 
 
@@ -191,16 +143,16 @@ def _check_process(record: Process, image: ImageState) -> None:
     need(max(record.stopped_by, record.exit_signal) <= SIGNALS, "has a signal above 64")
     need(record.umask <= 0o777, f"has umask {record.umask:o}")
     need(-1000 <= record.oom_score_adj <= 1000, f"has oom_score_adj {record.oom_score_adj}")
-    _need_flag(record.stop_reported, "stop_reported")
-    _need_flag(record.child_subreaper, "child_subreaper")
-    _need_flag(record.thp_disable, "thp_disable")
+    need_flag(record.stop_reported, "stop_reported")
+    need_flag(record.child_subreaper, "child_subreaper")
+    need_flag(record.thp_disable, "thp_disable")
     image.current = image.processes[record.pid] = ProcessState(record.pid)
 
 
 @check.register(Sharing)
 def _check_sharing(record: Sharing, image: ImageState) -> None:
-    _need_flag(record.files, "files")
-    _need_flag(record.directories, "directories")
+    need_flag(record.files, "files")
+    need_flag(record.directories, "directories")
     need(len(image.processes) > 1, "is of the first process, whose parent is not in the image")
     image.current.shares_files = bool(record.files)
 
@@ -260,8 +212,9 @@ def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
     _need_current(record.pid, image)
     need(not image.current.shares_files, "is of a process that shares the file table of its parent")
     need(record.fd <= FD_MAX and record.fd not in image.current.fds, f"has fd {record.fd} a second time")
-    image.need_object(record.objref, RegularFile, PipeEnd)
-    _need_flag(record.close_on_exec, "close_on_exec")
+    need(image.objects.get(record.objref) in DESCRIPTIONS, f"refers to object {record.objref}, which is no open file "
+                                                           "description before it")
+    need_flag(record.close_on_exec, "close_on_exec")
     image.current.fds.add(record.fd)
 
 
@@ -271,7 +224,7 @@ def _check_file_lock(record: FileLock, image: ImageState) -> None:
     need(record.kind in {LOCK_POSIX, LOCK_FLOCK}, f"is of unknown kind {record.kind}")
     need(record.fd in image.current.fds, f"is on fd {record.fd}, which is not open")
     need(record.start <= record.end <= FILE_OFFSET_MAX, f"is from {record.start} to {record.end}")
-    _need_flag(record.exclusive, "exclusive")
+    need_flag(record.exclusive, "exclusive")
 
 
 @check.register(SignalActions)
@@ -314,7 +267,7 @@ def _check_thread(record: Thread, image: ImageState) -> None:
     need(len(record.registers) == REGISTERS_BYTES, f"has {len(record.registers)} bytes of registers")
     need(len(record.xstate) >= XSTATE_BYTES_MIN, f"has {len(record.xstate)} bytes of xstate")
     need(len(record.uids) == len(record.gids) == 4, "has not four uids and gids")
-    _need_flag(record.no_new_privileges, "no_new_privileges")
+    need_flag(record.no_new_privileges, "no_new_privileges")
     image.tids.add(record.tid)
     process.threads += 1
     process.tid = record.tid
@@ -360,7 +313,8 @@ def _need_range(start: int, end: int) -> None:
           f"has the range 0x{start:x} to 0x{end:x}")
 
 
-def _need_flag(value: int, name: str) -> None:
+def need_flag(value: int, name: str) -> None:
+    """Refuse a flag that is neither 0 nor 1."""
     need(value <= 1, f"has {name} {value}")
 
 

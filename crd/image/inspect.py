@@ -9,18 +9,8 @@ from crd.errors import ImageError
 from crd.image.cursor import Cursor
 from crd.image.generations import PREFIX_BYTES, Generation, recognise
 from crd.image.inspection import Damage, FileEntry, Inspection, MemoryEntry, RecordEntry, TaskEntry
-from crd.image.profile import (
-    PAGE_BYTES,
-    VMA_PRIVATE_FILE,
-    FileDescriptor,
-    Pages,
-    PipeEnd,
-    Process,
-    RegularFile,
-    Thread,
-    Vma,
-    Zombie,
-)
+from crd.image.objects import PipeEnd, RegularFile
+from crd.image.profile import PAGE_BYTES, VMA_PRIVATE_FILE, FileDescriptor, Pages, Process, Thread, Vma, Zombie
 from crd.image.reader import ImageReader
 from crd.image.records import String, Task
 from crd.image.verify import verified

@@ -4,7 +4,7 @@ The bytes are specified in ``FORMAT.md``.  Every record is framed (nothing raw f
 comes before the memory, and memory comes last, so that a reader can check and plan before it makes anything::
 
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
-    { REGULAR_FILE | PIPE PIPE_DATA* | PIPE_END | SHARED_MEMORY }*   shared objects, numbered from 1 (objref)
+    { a shared object, followed by what is in it }*               ``objects.py``; numbered from 1 (objref)
     per process, parents first:
       TASK STRING PROCESS SHARING? MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* FILE_LOCK* SIGNAL_ACTIONS PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
@@ -17,11 +17,9 @@ comes before the memory, and memory comes last, so that a reader can check and p
 from __future__ import annotations
 
 from crd.image.codec import Record, Struct
-from crd.image.fields import NO_DATA, S32, S64, U8, U32, U64, Bulk, Bytes, Items, Text
+from crd.image.fields import NO_DATA, S32, U8, U32, U64, Bulk, Bytes, Items, Text
 
-PROFILE_VERSION = 2
-READABLE_VERSIONS = {1, 2}
-"""Version 1 lacked SHARING and ZOMBIE."""
+PROFILE_VERSION = 1
 PAGE_BYTES = 4096
 PAGES_PER_RECORD_MAX = 256
 """A memory record carries at most 1 MiB of pages, so readers need no more."""
@@ -153,62 +151,6 @@ class Zombie(Record, type=0x43520008):
     exit_signal: U32
     uids: Items[U32]  # real, effective, saved, file system
     gids: Items[U32]
-
-
-class RegularFile(Record, type=0x43520010):
-    """One open file description, or one mapped file, of a regular file, directory or memory device."""
-
-    objref: U32
-    path: Text
-    mode: U32  # st_mode
-    device: U64
-    rdev: U64
-    inode: U64
-    size: U64
-    mtime_ns: S64
-    ctime_ns: S64
-    flags: U32  # F_GETFL; 0 for a file that is only mapped
-    position: U64
-    owner_type: U32  # F_GETOWN_EX; owner_pid 0 = none
-    owner_pid: S32
-    owner_signal: U32
-    mapped: U8  # a mapping needs it: the content must be what it was
-    build_id: Bytes  # of an ELF file that is mapped executable, or empty
-
-
-class Pipe(Record, type=0x43520011):
-    """A pipe, both ends inside the image; its data follow in PIPE_DATA records."""
-
-    objref: U32
-    inode: U64
-    capacity_bytes: U32
-    data_bytes: U32
-
-
-class PipeData(Record, type=0x43520012):
-    """Bytes in flight, one packet each for a pipe in packet mode, else up to 64 KiB."""
-
-    objref: U32
-    packet: U8
-    data: Bytes
-
-
-class PipeEnd(Record, type=0x43520013):
-    """One open file description of a pipe."""
-
-    objref: U32
-    pipe: U32  # objref of the PIPE
-    flags: U32  # F_GETFL
-    owner_type: U32
-    owner_pid: S32
-    owner_signal: U32
-
-
-class SharedMemory(Record, type=0x43520014):
-    """Anonymous shared memory."""
-
-    objref: U32
-    bytes: U64
 
 
 class FileDescriptor(Record, type=0x43520018):

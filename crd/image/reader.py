@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from crd.errors import ImageVersionUnsupported
-from crd.image import profile
+from crd.image import objects, profile
 from crd.image.codec import Record, corrupt
 from crd.image.framing import FrameReader, Source
 from crd.image.header import read_header
@@ -15,7 +15,6 @@ from crd.image.profile import (
     PAGE_BYTES,
     PAGES_PER_RECORD_MAX,
     PROFILE_VERSION,
-    READABLE_VERSIONS,
     Pages,
     Profile,
     SharedPages,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 PROFILE_RECORDS: dict[int, type[Record]] = {
     kind.record_type: kind
-    for kind in [HeadArch, String, Task, Tail, *vars(profile).values()]
+    for kind in [HeadArch, String, Task, Tail, *vars(objects).values(), *vars(profile).values()]
     if isinstance(kind, type) and issubclass(kind, Record) and kind.record_type
 }
 """Every record that may follow the header, by number."""
@@ -98,6 +97,6 @@ class ImageReader:
 
 def _check_version(payload: memoryview) -> None:
     """The version is the first field of PROFILE in every version."""
-    if len(payload) >= 4 and (version := struct.unpack_from("<I", payload)[0]) not in READABLE_VERSIONS:
+    if len(payload) >= 4 and (version := struct.unpack_from("<I", payload)[0]) != PROFILE_VERSION:
         raise ImageVersionUnsupported(f"the image is of version {version} of crd's profile, not {PROFILE_VERSION}",
                                       record=Profile.record_name, version=version, errno=errno.EINVAL)

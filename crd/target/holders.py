@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from crd.errors import TargetError
+from crd.errors import NativeError, TargetError
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
+    from crd.target.task_obstacles import Kcmp
+
+_KCMP_FILE = 0
 _PIPE = re.compile(r"pipe:\[(\d+)\]")
 
 
@@ -38,14 +42,36 @@ def pipe_holders(inside: Collection[int], inodes: Collection[int]) -> dict[int, 
 
 
 def _pipes_of(pid: int) -> set[int]:
+    return {inode for link in _links(pid).values() if (inode := pipe_inode(link)) is not None}
+
+
+def _links(pid: int) -> dict[int, str]:
+    """Return the link of each descriptor; of none if the process has ended, or is not ours to look at."""
     directory = procfs.PROC / str(pid) / "fd"
-    found = set()
     try:
-        for name in os.listdir(directory):
-            found.add(pipe_inode(os.readlink(directory / name)))
-    except OSError:  # ended, or not ours to look at
-        pass
-    return {inode for inode in found if inode is not None}
+        return {int(name): os.readlink(directory / name) for name in os.listdir(directory)}
+    except OSError:
+        return {}
+
+
+def description_holders(pid: int, links: Mapping[int, str], inside: Collection[int],
+                        kcmp: Kcmp) -> dict[int, list[int]]:
+    """Return the processes other than those inside that have an open file description of ``pid``, by descriptor.
+
+    Args:
+        pid: whose they are.
+        links: of its descriptors.
+        inside: processes that may share them.
+        kcmp: kcmp(2).
+    """
+    holders: dict[int, list[int]] = defaultdict(list)
+    for other in _others(inside):
+        for theirs, link in _links(other).items():
+            for fd in [fd for fd, ours in links.items() if ours == link]:
+                with suppress(NativeError):  # gone, or not ours to look at
+                    if kcmp(pid, other, _KCMP_FILE, fd, theirs) == 0:
+                        holders[fd].append(other)
+    return holders
 
 
 def memory_holders(inside: Collection[int], files: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:

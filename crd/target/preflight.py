@@ -98,6 +98,6 @@ def _all(pid: int, members: Mapping[int, int], holders: Mapping[int, list[int]],
     yield from task_obstacles.namespaces(pid, tids)
     if kcmp is not None:
         yield from task_obstacles.loners(pid, tids, kcmp)
-    yield from file_obstacles.descriptors(pid, holders)
+    yield from file_obstacles.descriptors(pid, members, holders, kcmp)
     yield from file_obstacles.working_directory(pid)
     yield from memory_obstacles.mappings(pid, members)

@@ -300,7 +300,7 @@ def fd_stat(pid: int, fd: int) -> os.stat_result:
         return os.stat(_path(pid, f"fd/{fd}"))
 
 
-def fdinfo(pid: int, fd: int) -> FdInfo:
+def fdinfo(pid: int | str, fd: int) -> FdInfo:
     """Parse the information of one descriptor."""
     values: dict[str, str] = {}
     locks = []

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from crd.image.profile import RegularFile, Thread
+    from crd.image.objects import RegularFile
+    from crd.image.profile import Thread
     from crd.native.batch import Batch, Result
 
 _OPENAT2, _AT_FDCWD, _RESOLVE_NO_SYMLINKS = 437, -100, 4

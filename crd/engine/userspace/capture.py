@@ -194,7 +194,7 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
     found = Capture(
         pid=pid, known=known, stat=stat, statuses=statuses, group=frozen.group, told=told, entries=entries,
         scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
-        files=FileTable() if shared.files else table.dump(pid, mapped.numbers), shared=shared,
+        files=FileTable(mapped.numbers) if shared.files else table.dump(pid, mapped.numbers), shared=shared,
         subreaper=bool(told.of_process[0].number(0, 4)),
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
         state="S" if frozen.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),

@@ -63,7 +63,7 @@ def write_records(writer: ImageWriter, clocks_ns: tuple[int, int, int], processe
     xstate = processes[0].threads[0].xstate
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(xstate)))
     writer.write(_profile(clocks_ns, processes, xstate))
-    for shared_object in (*(record for one in processes for record in one.captured.files.objects),
+    for shared_object in (*(record for one in processes for record in one.captured.files.object_records),
                           *mapped.files.values(), *mapped.memories.values()):
         writer.write(shared_object)
     for one in processes:

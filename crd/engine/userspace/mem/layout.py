@@ -11,16 +11,8 @@ from crd.engine.userspace.fds import regular
 from crd.engine.userspace.mem.shared import copy_shared
 from crd.engine.userspace.objects import ObjectNumbers
 from crd.errors import Obstacle, TargetUnsupported
-from crd.image.profile import (
-    VMA_ANONYMOUS,
-    VMA_PRIVATE_FILE,
-    VMA_SHARED_FILE,
-    VMA_SHARED_MEMORY,
-    MemoryLayout,
-    RegularFile,
-    SharedMemory,
-    Vma,
-)
+from crd.image.objects import RegularFile, SharedMemory
+from crd.image.profile import VMA_ANONYMOUS, VMA_PRIVATE_FILE, VMA_SHARED_FILE, VMA_SHARED_MEMORY, MemoryLayout, Vma
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
