@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
 @click.pass_context
 def check(context: click.Context, pid: int, *, as_json: bool) -> None:
-    """Say everything that would keep process PID from being checkpointed; stop nobody.
+    """Say everything that would keep process PID and its descendants from being checkpointed; stop nobody.
 
     Exit status: 0 nothing stands in the way, 11 no such process, 13 something does.
     """

@@ -26,13 +26,15 @@ CRID_FILE_VARIABLE = "CRD_ENGINE__CRID_FILE"
 @click.argument("pid", type=click.IntRange(min=1))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE|-",
               help="Where to: a file, which is made or replaced once the image is safe, or - for standard output.")
-@click.option("--kill", "after", flag_value="kill", help="Kill the process once its image is safe.")
-@click.option("--stop", "after", flag_value="stop", help="Leave the process stopped (SIGSTOP).")
+@click.option("--kill", "after", flag_value="kill", help="Kill all its processes once the image is safe.")
+@click.option("--stop", "after", flag_value="stop", help="Leave them stopped (SIGSTOP).")
+@click.option("--no-tree", "tree", is_flag=True, default=True, flag_value=False,
+              help="Save the process alone, without its descendants.")
 @click.option("--engine", type=click.Choice(["auto", "kernel", "userspace"]), default="auto", show_default=True,
               help="What takes the image: a Linux-CR kernel's system call, or crd itself.")
 @json_option
-def checkpoint(pid: int, *, output: Path, after: str | None, engine: str, as_json: bool) -> None:
-    """Write an image of process PID; the process runs on.
+def checkpoint(pid: int, *, output: Path, after: str | None, tree: bool, engine: str, as_json: bool) -> None:
+    """Write an image of process PID and all its descendants; they run on.
 
     Prints crid and figures on standard error; with --json as one value on standard output (on standard error if that
     is where the image goes).
@@ -45,7 +47,7 @@ def checkpoint(pid: int, *, output: Path, after: str | None, engine: str, as_jso
     from crd.engine.crid import DEFAULT_PATH, CridCounter
 
     crids = CridCounter(Path(os.environ.get(CRID_FILE_VARIABLE) or DEFAULT_PATH))
-    options = CheckpointOptions(after=After(after or "run"), engine=engine)
+    options = CheckpointOptions(after=After(after or "run"), engine=engine, tree=tree)
     with opened_for_writing(output) as image:
         result = take(pid, image.fd, options=options, crids=crids, commit=lambda _: image.commit())
     if as_json:

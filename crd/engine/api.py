@@ -43,12 +43,17 @@ class CheckpointOptions:
             no child).
         freeze_seconds: how long stopping all threads may take.
         engine: "userspace", "kernel" or "auto".
+        tree: the process's descendants are saved with it; else it alone, and whatever it shares with them is an
+            obstacle.
+        only_uid: refuse processes that do not run as this user alone; None: whoever they are of.
     """
 
     after: After = After.RUN
     method: str = "auto"
     freeze_seconds: float = 2.0
     engine: str = "auto"
+    tree: bool = True
+    only_uid: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +62,11 @@ class CheckpointResult:
 
     Attributes:
         crid: its identifier.
+        pid, comm: of the first process.
+        uid: as which all of its threads run; 0 if they do not all run as one user.
         taken_at: seconds since the epoch, of the freeze.
-        tasks, threads: how many.
+        method: "copy" if any process had to be copied, and why.
+        tasks, threads: how many, zombies not counted.
         image_bytes: of the stream.
         memory_bytes: pages read.
         stop_seconds: from the freeze to the thaw (for kill and stop: until nothing more was needed of the target).
@@ -167,17 +175,15 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
         raise BadRequest(f"flags {flags:#x}: only 0 is defined")
     if options.engine == "kernel":
         raise FeatureMissing("this kernel has no Linux-CR system calls", hint="Use the userspace engine.")
-    if found := obstacles(pid, kcmp=kcmp):
+    if found := obstacles(pid, kcmp=kcmp, tree=options.tree):
         raise TargetUnsupported(reasons=found, pid=pid)
     crids.check()
     with dumped(pid, DescriptorSink(fd), options, hold=options.after != After.RUN) as image:
         result = _result(pid, image, crids, time.monotonic() - started)
         if commit:
             commit(result)
-        if options.after == After.KILL:
-            _send(pid, signal.SIGKILL)
-        elif options.after == After.STOP:
-            _send(pid, signal.SIGSTOP)
+        for captured in image.captures if options.after != After.RUN else ():
+            _send(captured.pid, signal.SIGKILL if options.after == After.KILL else signal.SIGSTOP)
     return result
 
 
@@ -189,12 +195,13 @@ def _send(pid: int, number: int) -> None:
 
 
 def _result(pid: int, image: Dumped, crids: CridCounter, duration_seconds: float) -> CheckpointResult:
-    leader = image.capture.status(pid)
+    uids = {uid for captured in image.captures for tid in captured.group.tids for uid in captured.status(tid).uids}
     return CheckpointResult(
-        crid=crids.next(), pid=pid, uid=leader.uids[0], comm=leader.comm, taken_at=image.taken_at_ns / 1e9,
-        engine=USERSPACE, method=image.method, method_reason=image.method_reason, tasks=1,
-        threads=len(image.capture.group), image_bytes=image.image_bytes, memory_bytes=image.memory_bytes,
-        stop_seconds=image.stop_seconds, duration_seconds=duration_seconds, header=image.header)
+        crid=crids.next(), pid=pid, uid=uids.pop() if len(uids) == 1 else 0, comm=image.captures[0].status(pid).comm,
+        taken_at=image.taken_at_ns / 1e9, engine=USERSPACE, method=image.method, method_reason=image.method_reason,
+        tasks=len(image.captures), threads=sum(len(captured.group) for captured in image.captures),
+        image_bytes=image.image_bytes, memory_bytes=image.memory_bytes, stop_seconds=image.stop_seconds,
+        duration_seconds=duration_seconds, header=image.header)
 
 
 def restart(fd: int, flags: int = 0, *, options: RestartOptions | None = None,

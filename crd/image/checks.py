@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
+from crd.image.objects import DESCRIPTIONS, Pipe, RegularFile, SharedMemory
 from crd.image.profile import (
     LOCK_FLOCK,
     LOCK_POSIX,
@@ -25,19 +26,16 @@ from crd.image.profile import (
     PageRun,
     Pages,
     PendingSignal,
-    Pipe,
-    PipeData,
-    PipeEnd,
     PosixTimer,
     Process,
     Profile,
-    RegularFile,
     ResourceLimit,
-    SharedMemory,
     SharedPages,
+    Sharing,
     SignalActions,
     Thread,
     Vma,
+    Zombie,
 )
 from crd.image.records import Tail
 
@@ -55,7 +53,6 @@ SIGINFO_BYTES = 128
 XSTATE_BYTES_MIN = 576
 """The legacy area and the header that follows it."""
 RESOURCES = 16
-PIPE_DATA_BYTES_MAX = 64 << 10
 FD_MAX = 2**31 - 1
 FILE_OFFSET_MAX = 2**63 - 1
 
@@ -82,6 +79,7 @@ class ProcessState:
     timers: set[tuple[type[Record], int]] = field(default_factory=set)  # also limits
     threads: int = 0
     tid: int = 0  # of the thread read last; 0: none yet
+    shares_files: bool = False  # those of its parent
 
 
 @dataclass(slots=True)
@@ -91,12 +89,18 @@ class ImageState:
     previous: type[Record] | None = None
     profile: Profile | None = None
     objects: dict[int, type[Record]] = field(default_factory=dict)
+    whole: int = 0  # objref of the object declared last, whose parts may follow
     pipe: Pipe | None = None
     pipe_bytes: int = 0
     shared: dict[int, tuple[int, int]] = field(default_factory=dict)  # objref -> bytes, end of the pages so far
     processes: dict[int, ProcessState] = field(default_factory=dict)
+    zombies: set[int] = field(default_factory=set)
     tids: set[int] = field(default_factory=set)
     current: ProcessState = field(default_factory=lambda: ProcessState(0))
+
+    def is_taken(self, number: int) -> bool:
+        """Whether a thread or a zombie has the number."""
+        return number in self.tids or number in self.zombies
 
     def need_object(self, objref: int, *kinds: type[Record]) -> None:
         """Refuse a reference to anything but an object of these kinds that stands before."""
@@ -125,50 +129,6 @@ def _check_tail(_record: Tail, image: ImageState) -> None:
           f"{image.profile.processes} and {image.profile.threads}")
 
 
-# --- shared objects ----------------------------------------------------------------------------
-
-
-def _declare(image: ImageState, record: RegularFile | Pipe | PipeEnd | SharedMemory) -> None:
-    need(record.objref and record.objref not in image.objects, f"takes the objref {record.objref} a second time")
-    image.objects[record.objref] = type(record)
-
-
-@check.register(RegularFile)
-def _check_file(record: RegularFile, image: ImageState) -> None:
-    _declare(image, record)
-    need(record.path, "has no path")
-    need(record.position <= FILE_OFFSET_MAX and record.size <= FILE_OFFSET_MAX, "has a size or position above 2**63")
-    _need_flag(record.mapped, "mapped")
-
-
-@check.register(Pipe)
-def _check_pipe(record: Pipe, image: ImageState) -> None:
-    _declare(image, record)
-    need(record.data_bytes <= record.capacity_bytes, "holds more than its capacity")
-    image.pipe, image.pipe_bytes = record, 0
-
-
-@check.register(PipeData)
-def _check_pipe_data(record: PipeData, image: ImageState) -> None:
-    need(image.pipe and record.objref == image.pipe.objref, "is not of the PIPE before it")
-    need(1 <= len(record.data) <= PIPE_DATA_BYTES_MAX, f"holds {len(record.data)} bytes")
-    _need_flag(record.packet, "packet")
-    image.pipe_bytes += len(record.data)
-
-
-@check.register(PipeEnd)
-def _check_pipe_end(record: PipeEnd, image: ImageState) -> None:
-    _declare(image, record)
-    image.need_object(record.pipe, Pipe)
-
-
-@check.register(SharedMemory)
-def _check_shared_memory(record: SharedMemory, image: ImageState) -> None:
-    _declare(image, record)
-    need(0 < record.bytes <= ADDRESS_END and record.bytes % PAGE_BYTES == 0, f"has {record.bytes} bytes")
-    image.shared[record.objref] = (record.bytes, 0)
-
-
 # --- processes ---------------------------------------------------------------------------------
 
 
@@ -176,17 +136,35 @@ def _check_shared_memory(record: SharedMemory, image: ImageState) -> None:
 def _check_process(record: Process, image: ImageState) -> None:
     assert image.profile is not None  # noqa: S101
     need(0 < record.pid <= PID_MAX, f"has pid {record.pid}")
-    need(record.pid not in image.tids, f"has pid {record.pid}, which is taken")
+    need(not image.is_taken(record.pid), f"has pid {record.pid}, which is taken")
     need(not image.processes or record.parent_pid in image.processes,
           f"has the parent {record.parent_pid}, which is not before it")
     need(len(image.processes) < image.profile.processes, "is one more than PROFILE counts")
     need(max(record.stopped_by, record.exit_signal) <= SIGNALS, "has a signal above 64")
     need(record.umask <= 0o777, f"has umask {record.umask:o}")
     need(-1000 <= record.oom_score_adj <= 1000, f"has oom_score_adj {record.oom_score_adj}")
-    _need_flag(record.stop_reported, "stop_reported")
-    _need_flag(record.child_subreaper, "child_subreaper")
-    _need_flag(record.thp_disable, "thp_disable")
+    need_flag(record.stop_reported, "stop_reported")
+    need_flag(record.child_subreaper, "child_subreaper")
+    need_flag(record.thp_disable, "thp_disable")
     image.current = image.processes[record.pid] = ProcessState(record.pid)
+
+
+@check.register(Sharing)
+def _check_sharing(record: Sharing, image: ImageState) -> None:
+    need_flag(record.files, "files")
+    need_flag(record.directories, "directories")
+    need(len(image.processes) > 1, "is of the first process, whose parent is not in the image")
+    image.current.shares_files = bool(record.files)
+
+
+@check.register(Zombie)
+def _check_zombie(record: Zombie, image: ImageState) -> None:
+    need(0 < record.pid <= PID_MAX and not image.is_taken(record.pid), f"has pid {record.pid}, which is taken or none")
+    need(record.parent_pid in image.processes, f"has the parent {record.parent_pid}, which is not before it")
+    need(max(record.wait_status & 0x7F, record.exit_signal) <= SIGNALS, "has a signal above 64")
+    need(record.wait_status <= 0xFFFF, f"has wait status 0x{record.wait_status:x}")
+    need(len(record.uids) == len(record.gids) == 4, "has not four uids and gids")
+    image.zombies.add(record.pid)
 
 
 @check.register(MemoryLayout)
@@ -232,9 +210,11 @@ def _check_vma(record: Vma, image: ImageState) -> None:
 @check.register(FileDescriptor)
 def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
     _need_current(record.pid, image)
+    need(not image.current.shares_files, "is of a process that shares the file table of its parent")
     need(record.fd <= FD_MAX and record.fd not in image.current.fds, f"has fd {record.fd} a second time")
-    image.need_object(record.objref, RegularFile, PipeEnd)
-    _need_flag(record.close_on_exec, "close_on_exec")
+    need(image.objects.get(record.objref) in DESCRIPTIONS, f"refers to object {record.objref}, which is no open file "
+                                                           "description before it")
+    need_flag(record.close_on_exec, "close_on_exec")
     image.current.fds.add(record.fd)
 
 
@@ -244,7 +224,7 @@ def _check_file_lock(record: FileLock, image: ImageState) -> None:
     need(record.kind in {LOCK_POSIX, LOCK_FLOCK}, f"is of unknown kind {record.kind}")
     need(record.fd in image.current.fds, f"is on fd {record.fd}, which is not open")
     need(record.start <= record.end <= FILE_OFFSET_MAX, f"is from {record.start} to {record.end}")
-    _need_flag(record.exclusive, "exclusive")
+    need_flag(record.exclusive, "exclusive")
 
 
 @check.register(SignalActions)
@@ -281,13 +261,13 @@ def _check_thread(record: Thread, image: ImageState) -> None:
     assert image.profile is not None  # noqa: S101
     process = image.current
     need(process.threads or record.tid == process.pid, f"has tid {record.tid}, but the leader comes first")
-    need(0 < record.tid <= PID_MAX and record.tid not in image.tids, f"has tid {record.tid}, which is taken")
+    need(0 < record.tid <= PID_MAX and not image.is_taken(record.tid), f"has tid {record.tid}, which is taken")
     need(not process.threads or record.tid not in image.processes, f"has tid {record.tid}, which is a pid")
     need(len(image.tids) < image.profile.threads, "is one more than PROFILE counts")
     need(len(record.registers) == REGISTERS_BYTES, f"has {len(record.registers)} bytes of registers")
     need(len(record.xstate) >= XSTATE_BYTES_MIN, f"has {len(record.xstate)} bytes of xstate")
     need(len(record.uids) == len(record.gids) == 4, "has not four uids and gids")
-    _need_flag(record.no_new_privileges, "no_new_privileges")
+    need_flag(record.no_new_privileges, "no_new_privileges")
     image.tids.add(record.tid)
     process.threads += 1
     process.tid = record.tid
@@ -333,7 +313,8 @@ def _need_range(start: int, end: int) -> None:
           f"has the range 0x{start:x} to 0x{end:x}")
 
 
-def _need_flag(value: int, name: str) -> None:
+def need_flag(value: int, name: str) -> None:
+    """Refuse a flag that is neither 0 nor 1."""
     need(value <= 1, f"has {name} {value}")
 
 

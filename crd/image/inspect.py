@@ -9,19 +9,10 @@ from crd.errors import ImageError
 from crd.image.cursor import Cursor
 from crd.image.generations import PREFIX_BYTES, Generation, recognise
 from crd.image.inspection import Damage, FileEntry, Inspection, MemoryEntry, RecordEntry, TaskEntry
-from crd.image.profile import (
-    PAGE_BYTES,
-    VMA_PRIVATE_FILE,
-    FileDescriptor,
-    Pages,
-    PipeEnd,
-    Process,
-    RegularFile,
-    Thread,
-    Vma,
-)
+from crd.image.objects import PipeEnd, RegularFile
+from crd.image.profile import PAGE_BYTES, VMA_PRIVATE_FILE, FileDescriptor, Pages, Process, Thread, Vma, Zombie
 from crd.image.reader import ImageReader
-from crd.image.records import Task
+from crd.image.records import String, Task
 from crd.image.verify import verified
 from crd.image.walk_early import walk_early
 from crd.image.walk_late import walk_late
@@ -85,6 +76,7 @@ class _CrdWalk:
         self.inspection = inspection
         self.objects: dict[int, tuple[str, int, int | None]] = {}  # path, flags, position
         self.task: Task | None = None
+        self.comm = ""
         self.process: Process | None = None
         self.areas: dict[int, deque[MemoryEntry]] = {}  # by pid; those that may still get pages
 
@@ -96,6 +88,8 @@ class _CrdWalk:
                 self.objects[record.objref] = (f"pipe:[{record.pipe}]", record.flags, None)
             case Task():
                 self.task = record
+            case String():
+                self.comm = record.text
             case Process():
                 self.process = record
             case Vma() if self.process:
@@ -104,14 +98,20 @@ class _CrdWalk:
                 path, flags, position = self.objects[record.objref]
                 self.inspection.files.append(FileEntry(record.pid, record.fd, path, flags, position,
                                                        bool(record.close_on_exec)))
-            case Thread() if self.process and self.task:
-                self.inspection.tasks.append(
-                    TaskEntry(record.tid, self.process.parent_pid, self.process.pid, record.comm, self.task.state,
-                              self.process.exit_signal))
+            case Thread() | Zombie():
+                self.inspection.tasks.append(self.task_entry(record))
             case Pages():
                 self.pages(record)
             case _:
                 pass
+
+    def task_entry(self, record: Thread | Zombie) -> TaskEntry:
+        task, process = self.task, self.process
+        assert task is not None  # noqa: S101
+        assert process is not None  # noqa: S101
+        if isinstance(record, Zombie):
+            return TaskEntry(record.pid, record.parent_pid, record.pid, self.comm, task.exit_state, record.exit_signal)
+        return TaskEntry(record.tid, process.parent_pid, process.pid, record.comm, task.state, process.exit_signal)
 
     def area(self, vma: Vma, pid: int) -> None:
         letters = "".join(letter if vma.protection & bit else "-" for bit, letter in ((1, "r"), (2, "w"), (4, "x")))

@@ -4,11 +4,12 @@ The bytes are specified in ``FORMAT.md``.  Every record is framed (nothing raw f
 comes before the memory, and memory comes last, so that a reader can check and plan before it makes anything::
 
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
-    { REGULAR_FILE | PIPE PIPE_DATA* | PIPE_END | SHARED_MEMORY }*   shared objects, numbered from 1 (objref)
+    { a shared object, followed by what is in it }*               ``objects.py``; numbered from 1 (objref)
     per process, parents first:
-      TASK STRING PROCESS MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* FILE_LOCK* SIGNAL_ACTIONS PENDING_SIGNAL*
+      TASK STRING PROCESS SHARING? MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* FILE_LOCK* SIGNAL_ACTIONS PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
       { THREAD PENDING_SIGNAL* }+                                    the leader first
+    { TASK STRING ZOMBIE }*                                          children that ended
     SHARED_PAGES* PAGES*                                             per object, then per process
     TAIL
 """
@@ -16,7 +17,7 @@ comes before the memory, and memory comes last, so that a reader can check and p
 from __future__ import annotations
 
 from crd.image.codec import Record, Struct
-from crd.image.fields import NO_DATA, S32, S64, U8, U32, U64, Bulk, Bytes, Items, Text
+from crd.image.fields import NO_DATA, S32, U8, U32, U64, Bulk, Bytes, Items, Text
 
 PROFILE_VERSION = 1
 PAGE_BYTES = 4096
@@ -132,60 +133,24 @@ class SharedPages(Record, type=0x43520006):
     data: Bulk = NO_DATA
 
 
-class RegularFile(Record, type=0x43520010):
-    """One open file description, or one mapped file, of a regular file, directory or memory device."""
+class Sharing(Record, type=0x43520007):
+    """What a process shares with its parent (clone(2)); without this record nothing."""
 
-    objref: U32
-    path: Text
-    mode: U32  # st_mode
-    device: U64
-    rdev: U64
-    inode: U64
-    size: U64
-    mtime_ns: S64
-    ctime_ns: S64
-    flags: U32  # F_GETFL; 0 for a file that is only mapped
-    position: U64
-    owner_type: U32  # F_GETOWN_EX; owner_pid 0 = none
-    owner_pid: S32
-    owner_signal: U32
-    mapped: U8  # a mapping needs it: the content must be what it was
-    build_id: Bytes  # of an ELF file that is mapped executable, or empty
+    files: U8  # the file table: it has no FILE_DESCRIPTORs of its own
+    directories: U8  # working directory, root and umask
 
 
-class Pipe(Record, type=0x43520011):
-    """A pipe, both ends inside the image; its data follow in PIPE_DATA records."""
+class Zombie(Record, type=0x43520008):
+    """A child that has ended, and that its parent has not waited for."""
 
-    objref: U32
-    inode: U64
-    capacity_bytes: U32
-    data_bytes: U32
-
-
-class PipeData(Record, type=0x43520012):
-    """Bytes in flight, one packet each for a pipe in packet mode, else up to 64 KiB."""
-
-    objref: U32
-    packet: U8
-    data: Bytes
-
-
-class PipeEnd(Record, type=0x43520013):
-    """One open file description of a pipe."""
-
-    objref: U32
-    pipe: U32  # objref of the PIPE
-    flags: U32  # F_GETFL
-    owner_type: U32
-    owner_pid: S32
-    owner_signal: U32
-
-
-class SharedMemory(Record, type=0x43520014):
-    """Anonymous shared memory."""
-
-    objref: U32
-    bytes: U64
+    pid: U32
+    parent_pid: U32
+    process_group: U32
+    session: U32
+    wait_status: U32  # as wait4(2) gives it
+    exit_signal: U32
+    uids: Items[U32]  # real, effective, saved, file system
+    gids: Items[U32]
 
 
 class FileDescriptor(Record, type=0x43520018):

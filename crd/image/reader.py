@@ -7,11 +7,18 @@ import struct
 from typing import TYPE_CHECKING
 
 from crd.errors import ImageVersionUnsupported
-from crd.image import profile
+from crd.image import objects, profile
 from crd.image.codec import Record, corrupt
 from crd.image.framing import FrameReader, Source
 from crd.image.header import read_header
-from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PROFILE_VERSION, Pages, Profile, SharedPages
+from crd.image.profile import (
+    PAGE_BYTES,
+    PAGES_PER_RECORD_MAX,
+    PROFILE_VERSION,
+    Pages,
+    Profile,
+    SharedPages,
+)
 from crd.image.records import MAGIC_TAIL, TASK_COMM_BYTES, HeadArch, Numbering, String, Tail, Task, terminated
 
 if TYPE_CHECKING:
@@ -19,7 +26,7 @@ if TYPE_CHECKING:
 
 PROFILE_RECORDS: dict[int, type[Record]] = {
     kind.record_type: kind
-    for kind in [HeadArch, String, Task, Tail, *vars(profile).values()]
+    for kind in [HeadArch, String, Task, Tail, *vars(objects).values(), *vars(profile).values()]
     if isinstance(kind, type) and issubclass(kind, Record) and kind.record_type
 }
 """Every record that may follow the header, by number."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from crd.image import object_checks  # noqa: F401  # registers its checks
 from crd.image.checks import ImageState, MisfitError, check, need
 from crd.image.codec import Record, corrupt
+from crd.image.objects import OBJECTS, PARTS, PipeData
 from crd.image.profile import (
     FileDescriptor,
     FileLock,
@@ -17,19 +19,16 @@ from crd.image.profile import (
     MemoryLayout,
     Pages,
     PendingSignal,
-    Pipe,
-    PipeData,
-    PipeEnd,
     PosixTimer,
     Process,
     Profile,
-    RegularFile,
     ResourceLimit,
-    SharedMemory,
     SharedPages,
+    Sharing,
     SignalActions,
     Thread,
     Vma,
+    Zombie,
 )
 from crd.image.records import HeadArch, String, Tail, Task
 
@@ -38,20 +37,23 @@ if TYPE_CHECKING:
 
     from crd.image.reader import ImageReader
 
-_OBJECTS: set[type[Record]] = {RegularFile, Pipe, PipeEnd, SharedMemory}
+_OBJECTS: set[type[Record]] = set(OBJECTS)
 _TIMERS_AND_LIMITS: list[type[Record]] = [IntervalTimer, PosixTimer, ResourceLimit, Thread]
+
+
+def _parts_of(whole: type[Record]) -> set[type[Record]]:
+    return {part for part, kind in PARTS.items() if kind is whole}
+
 
 _NEXT: dict[type[Record], set[type[Record]]] = {
     HeadArch: {Profile},
     Profile: {*_OBJECTS, Task},
-    RegularFile: {*_OBJECTS, Task},
-    Pipe: {*_OBJECTS, PipeData, Task},
-    PipeData: {*_OBJECTS, PipeData, Task},
-    PipeEnd: {*_OBJECTS, Task},
-    SharedMemory: {*_OBJECTS, Task},
+    **{kind: {*_OBJECTS, *_parts_of(kind), Task} for kind in OBJECTS},
+    **{part: {*_OBJECTS, *_parts_of(whole), Task} for part, whole in PARTS.items()},
     Task: {String},
-    String: {Process},
-    Process: {MemoryLayout},
+    String: {Process, Zombie},
+    Process: {Sharing, MemoryLayout},
+    Sharing: {MemoryLayout},
     MemoryLayout: {Vma, FileDescriptor, FileLock, SignalActions},
     Vma: {Vma, FileDescriptor, FileLock, SignalActions},
     FileDescriptor: {FileDescriptor, FileLock, SignalActions},
@@ -61,6 +63,7 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     PosixTimer: {*_TIMERS_AND_LIMITS[1:]},
     ResourceLimit: {*_TIMERS_AND_LIMITS[2:]},
     Thread: {PendingSignal, Thread, Task, SharedPages, Pages, Tail},
+    Zombie: {Task, SharedPages, Pages, Tail},
     SharedPages: {SharedPages, Pages, Tail},
     Pages: {Pages, Tail},
 }

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crd.errors import Obstacle, TargetGone
-from crd.target import procfs
-from crd.target.holders import pipe_holders, pipe_inode
+from crd.errors import Obstacle
+from crd.target import nameless, procfs
+from crd.target.descriptors import open_descriptors
+from crd.target.holders import pipe_inode
 from crd.target.paths import Reach, reach
 from crd.target.wording import printable, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
-    from crd.target.model import FdInfo
+    from crd.target.descriptors import Open
+    from crd.target.task_obstacles import Kcmp
 
 MEMORY_DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
 """null, zero, full, random, urandom (Documentation/admin-guide/devices.txt): any open of them is as good as another."""
@@ -25,10 +25,7 @@ MEMORY_DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
 _TERMINAL_MAJORS = {4, 5, *range(136, 144)}  # ttyN and ttySN; tty, console and ptmx; pts
 
 _ANONYMOUS_INODES = {
-    "anon_inode:[eventfd]": ("fd.eventfd", "an eventfd"),
     "anon_inode:[eventpoll]": ("fd.epoll", "an epoll set"),
-    "anon_inode:[timerfd]": ("fd.timerfd", "a timerfd"),
-    "anon_inode:[signalfd]": ("fd.signalfd", "a signalfd"),
     "anon_inode:inotify": ("fd.inotify", "an inotify watch list"),
     "anon_inode:[pidfd]": ("fd.pidfd", "a pidfd"),
     "anon_inode:[io_uring]": ("fd.io-uring", "an io_uring"),
@@ -47,56 +44,35 @@ _REMEDIES = {
     "fd.memfd": "Use a regular file or anonymous memory instead.",
     "fd.device": "Close the device before the checkpoint.",
 }
-_LOOKS_MAX = 50
 _NOT_YET = "Close it before the checkpoint; this version of crd cannot save it."
 
 
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """An open descriptor as /proc shows it."""
+def descriptors(pid: int, inside: Collection[int], holders: Mapping[int, list[int]],
+                kcmp: Kcmp | None) -> Iterator[Obstacle]:
+    """Find open files that crd cannot save, in the order of their numbers, then locks, then what others hold too.
 
-    fd: int
-    link: str
-    file: os.stat_result
-    info: FdInfo
-
-    @property
-    def name(self) -> str:
-        return f"fd {self.fd} ({printable(self.link)})"
-
-    @property
-    def pipe(self) -> int | None:
-        return pipe_inode(self.link)
-
-
-def descriptors(pid: int) -> Iterator[Obstacle]:
-    """Find open files that crd cannot save, in the order of their numbers, then locks, then pipes."""
-    table = list(_table(pid))
+    Args:
+        pid: of the process.
+        inside: all processes of the target.
+        holders: processes outside of the target that have a pipe open, by pipe.
+        kcmp: kcmp(2), to find descriptions of nameless objects in other processes; None: these go unseen.
+    """
+    table = open_descriptors(pid)
     for entry in table:
         yield from _kind(entry)
     for entry in table:
         yield from _locks(entry)
-    yield from _pipes(pid, table)
+    yield from _pipes(table, holders)
+    if kcmp is not None:
+        yield from nameless.shared(pid, inside, table, kcmp)
 
 
-def _table(pid: int) -> Iterator[_Open]:
-    for fd in procfs.fd_numbers(pid):
-        with suppress(TargetGone):  # closed meanwhile
-            yield _look(pid, fd)
-
-
-def _look(pid: int, fd: int) -> _Open:
-    """Look at a descriptor, again if name and file do not fit: a shell puts file after file under one number."""
-    for _ in range(_LOOKS_MAX):
-        entry = _Open(fd, procfs.read_link(pid, f"fd/{fd}"), procfs.fd_stat(pid, fd), procfs.fdinfo(pid, fd))
-        if not entry.link.startswith("/") or reach(entry.link, entry.file) is Reach.SAME:
-            break
-    return entry
-
-
-def _kind(entry: _Open) -> Iterator[Obstacle]:
+def _kind(entry: Open) -> Iterator[Obstacle]:
     mode = entry.file.st_mode
-    if entry.pipe is not None or (stat.S_ISCHR(mode) and entry.file.st_rdev in MEMORY_DEVICES):
+    if pipe_inode(entry.link) is not None or (stat.S_ISCHR(mode) and entry.file.st_rdev in MEMORY_DEVICES):
+        return
+    if entry.link in nameless.RULES:
+        yield from nameless.RULES[entry.link](entry)
         return
     if found := _nameless(entry.link, entry.file):
         code, noun = found
@@ -127,14 +103,14 @@ def _special_file(file: os.stat_result) -> tuple[str, str]:
     return "fd.device", "a device"
 
 
-def _regular(entry: _Open) -> Iterator[Obstacle]:
+def _regular(entry: Open) -> Iterator[Obstacle]:
     how = reach(entry.link, entry.file)
     if how is not Reach.SAME:
         yield Obstacle(f"fd.{how.name.lower()}", entry.name, f"{how.value}, and crd cannot save its content yet",
                        "Have the program open the file again (log rotation: copytruncate, or a reload).")
 
 
-def _locks(entry: _Open) -> Iterator[Obstacle]:
+def _locks(entry: Open) -> Iterator[Obstacle]:
     kinds = {lock.kind for lock in entry.info.locks}
     if "OFDLCK" in kinds:
         yield Obstacle("fd.ofd-lock", entry.name, "holds an open file description lock, which crd cannot save yet",
@@ -144,13 +120,12 @@ def _locks(entry: _Open) -> Iterator[Obstacle]:
                        "Give the lease up before the checkpoint.")
 
 
-def _pipes(pid: int, table: list[_Open]) -> Iterator[Obstacle]:
-    pipes = {entry.pipe for entry in table if entry.pipe is not None}
-    holders = pipe_holders(pid, pipes) if pipes else {}
+def _pipes(table: list[Open], holders: Mapping[int, list[int]]) -> Iterator[Obstacle]:
     for entry in table:
-        if entry.pipe in holders:
+        inode = pipe_inode(entry.link)
+        if inode is not None and inode in holders:
             yield Obstacle("fd.pipe", entry.name,
-                           f"is a pipe that is open elsewhere too, in {process_names(holders[entry.pipe])}",
+                           f"is a pipe that is open elsewhere too, in {process_names(holders[inode])}",
                            "Start it with its input and output in files, or without the other program.")
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from crd.errors import TargetError
+from crd.errors import NativeError, TargetError
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
+    from crd.target.task_obstacles import Kcmp
+
+_KCMP_FILE = 0
 _PIPE = re.compile(r"pipe:\[(\d+)\]")
 
 
@@ -22,30 +26,58 @@ def pipe_inode(link: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def pipe_holders(pid: int, inodes: Collection[int]) -> dict[int, list[int]]:
-    """Return the processes other than ``pid`` that have one of these pipes open, ascending, by pipe."""
+def outside_holders(inside: Collection[int]) -> dict[int, list[int]]:
+    """Return the other processes that have a pipe of the processes inside open, ascending, by pipe."""
+    pipes = set().union(*map(_pipes_of, inside))
+    return pipe_holders(inside, pipes) if pipes else {}
+
+
+def pipe_holders(inside: Collection[int], inodes: Collection[int]) -> dict[int, list[int]]:
+    """Return the processes other than those inside that have one of these pipes open, ascending, by pipe."""
     holders: dict[int, list[int]] = defaultdict(list)
-    for other in _others(pid):
+    for other in _others(inside):
         for inode in _pipes_of(other) & set(inodes):
             holders[inode].append(other)
     return holders
 
 
 def _pipes_of(pid: int) -> set[int]:
+    return {inode for link in _links(pid).values() if (inode := pipe_inode(link)) is not None}
+
+
+def _links(pid: int) -> dict[int, str]:
+    """Return the link of each descriptor; of none if the process has ended, or is not ours to look at."""
     directory = procfs.PROC / str(pid) / "fd"
-    found = set()
     try:
-        for name in os.listdir(directory):
-            found.add(pipe_inode(os.readlink(directory / name)))
-    except OSError:  # ended, or not ours to look at
-        pass
-    return {inode for inode in found if inode is not None}
+        return {int(name): os.readlink(directory / name) for name in os.listdir(directory)}
+    except OSError:
+        return {}
 
 
-def memory_holders(pid: int, files: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
-    """Return the processes other than ``pid`` that map one of these (device, inode) shared, ascending."""
+def description_holders(pid: int, links: Mapping[int, str], inside: Collection[int],
+                        kcmp: Kcmp) -> dict[int, list[int]]:
+    """Return the processes other than those inside that have an open file description of ``pid``, by descriptor.
+
+    Args:
+        pid: whose they are.
+        links: of its descriptors.
+        inside: processes that may share them.
+        kcmp: kcmp(2).
+    """
+    holders: dict[int, list[int]] = defaultdict(list)
+    for other in _others(inside):
+        for theirs, link in _links(other).items():
+            for fd in [fd for fd, ours in links.items() if ours == link]:
+                with suppress(NativeError):  # gone, or not ours to look at
+                    if kcmp(pid, other, _KCMP_FILE, fd, theirs) == 0:
+                        holders[fd].append(other)
+    return holders
+
+
+def memory_holders(inside: Collection[int], files: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    """Return the processes other than those inside that map one of these (device, inode) shared, ascending."""
     holders: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for other in _others(pid):
+    for other in _others(inside):
         try:
             mapped = {(entry.device, entry.inode) for entry in procfs.maps(other) if entry.shared}
         except TargetError:
@@ -55,5 +87,5 @@ def memory_holders(pid: int, files: Collection[tuple[int, int]]) -> dict[tuple[i
     return holders
 
 
-def _others(pid: int) -> Iterator[int]:
-    return (other for other in sorted(procfs.pids()) if other != pid)
+def _others(inside: Collection[int]) -> Iterator[int]:
+    return (other for other in sorted(procfs.pids()) if other not in inside)

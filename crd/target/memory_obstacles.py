@@ -13,7 +13,7 @@ from crd.target.paths import DELETED, Reach, reach
 from crd.target.wording import printable, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from crd.target.model import MapEntry
 
@@ -41,8 +41,13 @@ _REMEDY = "Run the program without this feature; this version of crd cannot save
 _FILE_REMEDY = "Start the program again, so that it uses the file that is there now."
 
 
-def mappings(pid: int) -> Iterator[Obstacle]:
-    """Find mappings that crd cannot save, in the order of their addresses; each file once."""
+def mappings(pid: int, inside: Collection[int]) -> Iterator[Obstacle]:
+    """Find mappings that crd cannot save, in the order of their addresses; each file once.
+
+    Args:
+        pid: of the process.
+        inside: all processes of the target, which may share memory.
+    """
     flags = procfs.vm_flags(pid)
     shared: dict[tuple[int, int], MapEntry] = {}
     files: dict[tuple[int, int], MapEntry] = {}
@@ -62,7 +67,7 @@ def mappings(pid: int) -> Iterator[Obstacle]:
             files.setdefault((entry.device, entry.inode), entry)
     for entry in files.values():
         yield from _file(pid, entry)
-    yield from _shared(pid, shared)
+    yield from _shared(inside, shared)
 
 
 def is_shared_anonymous(entry: MapEntry) -> bool:
@@ -114,8 +119,8 @@ def _reach_by_maps(entry: MapEntry) -> Reach:
     return Reach.DELETED if entry.deleted else Reach.HIDDEN
 
 
-def _shared(pid: int, shared: dict[tuple[int, int], MapEntry]) -> Iterator[Obstacle]:
-    holders = memory_holders(pid, shared) if shared else {}
+def _shared(inside: Collection[int], shared: dict[tuple[int, int], MapEntry]) -> Iterator[Obstacle]:
+    holders = memory_holders(inside, shared) if shared else {}
     for key, pids in holders.items():
         yield Obstacle("memory.shared", _name(shared[key]), f"is memory shared with {process_names(pids)}",
                        "Checkpoint it when the other process has ended.")

@@ -1,4 +1,4 @@
-"""Everything that would keep a process from being checkpointed, found without stopping anybody.
+"""Everything that would keep a process and its descendants from being checkpointed, found without stopping anybody.
 
 What holds for one moment may not hold for the next: the engine looks again at what it captures.  Not visible from
 outside, and so not found: Landlock domains, security labels, and pipe ends in processes that crd may not look at.
@@ -6,15 +6,18 @@ outside, and so not found: Landlock domains, security labels, and pipe ends in p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle, TargetGone, TargetNotFound
 from crd.target import file_obstacles, memory_obstacles, permission, procfs, task_obstacles
+from crd.target.holders import outside_holders
 from crd.target.model import CheckReport
+from crd.target.tree import family
 from crd.target.wording import printable, process_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from crd.target.task_obstacles import Kcmp
 
@@ -22,7 +25,7 @@ PID_MAX = 2**22
 """PID_MAX_LIMIT of 64-bit kernels."""
 
 
-def check(pid: int, *, kcmp: Kcmp | None = None) -> CheckReport:
+def check(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True) -> CheckReport:
     """Return what ``obstacles`` finds, with the name of the process.
 
     Raises:
@@ -30,15 +33,16 @@ def check(pid: int, *, kcmp: Kcmp | None = None) -> CheckReport:
         TargetGone: it ended meanwhile.
     """
     comm = _find(pid)
-    return CheckReport(pid, printable(comm), obstacles(pid, kcmp=kcmp))
+    return CheckReport(pid, printable(comm), obstacles(pid, kcmp=kcmp, tree=tree))
 
 
-def obstacles(pid: int, *, kcmp: Kcmp | None = None) -> tuple[Obstacle, ...]:
-    """Return all that stands in the way of a checkpoint, the most important first.
+def obstacles(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True) -> tuple[Obstacle, ...]:
+    """Return all that stands in the way of a checkpoint, the most important first, process by process.
 
     Args:
         pid: the process.
         kcmp: kcmp(2), such as ``crd.native.syscall.kcmp``; without it sharing between processes goes unseen.
+        tree: its descendants are to be saved, too.
 
     Raises:
         TargetNotFound: there is no such process.
@@ -47,7 +51,28 @@ def obstacles(pid: int, *, kcmp: Kcmp | None = None) -> tuple[Obstacle, ...]:
     _find(pid)
     if fatal := task_obstacles.fatal(pid):
         return (fatal,)
-    return tuple(_all(pid, kcmp))
+    members = family(pid) if tree else {pid: 0}
+    found: dict[int, list[Obstacle]] = {member: [] for member in members}
+    found[pid] += task_obstacles.kinship(pid)
+    holders = outside_holders(members)
+    for member in members:
+        try:
+            found[member] += _all(member, members, holders, kcmp)
+        except TargetGone:
+            if member == pid:
+                raise
+    if kcmp is not None:
+        for member, obstacle in task_obstacles.sharing(members, kcmp):
+            found[member].append(obstacle)
+    return tuple(_of_whom(obstacle, member, pid) for member, listed in found.items() for obstacle in listed)
+
+
+def _of_whom(obstacle: Obstacle, member: int, root: int) -> Obstacle:
+    """Say of an obstacle in a descendant whose it is."""
+    name = process_name(member)
+    if member == root or obstacle.object.startswith(name):
+        return obstacle
+    return replace(obstacle, object=f"{name}, {obstacle.object}")
 
 
 def _find(pid: int) -> str:
@@ -59,21 +84,20 @@ def _find(pid: int) -> str:
     raise TargetNotFound(f"there is no process {pid}", pid=pid, hint="ps -e lists the processes there are.")
 
 
-def _all(pid: int, kcmp: Kcmp | None) -> Iterator[Obstacle]:
+def _all(pid: int, members: Mapping[int, int], holders: Mapping[int, list[int]],
+         kcmp: Kcmp | None) -> Iterator[Obstacle]:
     statuses = task_obstacles.thread_statuses(pid)
     tids = list(statuses)
-    yield from task_obstacles.kinship(pid)
     yield from task_obstacles.tracing(statuses)
     if reason := permission.why_denied(pid, statuses):
         yield Obstacle("task.denied", process_name(pid), reason, permission.remedy())
         return
     yield from task_obstacles.architecture(pid)
     yield from task_obstacles.freezing(pid, statuses)
-    yield from task_obstacles.family(pid)
     yield from task_obstacles.confinement(statuses)
     yield from task_obstacles.namespaces(pid, tids)
     if kcmp is not None:
-        yield from task_obstacles.sharing(pid, tids, kcmp)
-    yield from file_obstacles.descriptors(pid)
+        yield from task_obstacles.loners(pid, tids, kcmp)
+    yield from file_obstacles.descriptors(pid, members, holders, kcmp)
     yield from file_obstacles.working_directory(pid)
-    yield from memory_obstacles.mappings(pid)
+    yield from memory_obstacles.mappings(pid, members)

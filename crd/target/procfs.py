@@ -19,7 +19,7 @@ from crd.errors import TargetError, TargetGone
 from crd.target.model import END_OF_FILE, FdInfo, Lock, MapEntry, PosixTimerEntry, Stat, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
 __all__ = ["LIMIT_NAMES", "PROC", "FdInfo", "Lock", "MapEntry", "PosixTimerEntry", "Stat", "Status"]
@@ -119,10 +119,10 @@ def n_threads(pid: int) -> int:
         return os.stat(_path(pid, "task")).st_nlink - 2
 
 
-def children(pid: int) -> list[int]:
-    """Return the children of all threads; exact only while these are stopped (proc_tid_children(5))."""
+def children(pid: int, tids: Iterable[int] | None = None) -> list[int]:
+    """Return the children of all threads, or of some; exact only while these are stopped (proc_tid_children(5))."""
     words: list[str] = []
-    for tid in threads(pid):
+    for tid in threads(pid) if tids is None else tids:
         with suppress(TargetGone):  # a thread that has ended has none
             words += read(pid, f"task/{tid}/children").split()
     with _asking(pid, "children"):
@@ -300,7 +300,7 @@ def fd_stat(pid: int, fd: int) -> os.stat_result:
         return os.stat(_path(pid, f"fd/{fd}"))
 
 
-def fdinfo(pid: int, fd: int) -> FdInfo:
+def fdinfo(pid: int | str, fd: int) -> FdInfo:
     """Parse the information of one descriptor."""
     values: dict[str, str] = {}
     locks = []

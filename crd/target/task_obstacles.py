@@ -6,6 +6,8 @@ import os
 import struct
 import time
 from contextlib import suppress
+from functools import cmp_to_key
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 from crd.errors import NativeError, Obstacle, TargetError, TargetGone
@@ -14,7 +16,7 @@ from crd.target.cgroups import frozen_cgroup
 from crd.target.wording import printable, process_name, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from crd.target.model import Status
 
@@ -28,7 +30,7 @@ _KCMP_FILES, _KCMP_FS = 2, 3
 class Kcmp(Protocol):
     """kcmp(2): 0 if two tasks share the object; raises NativeError (``crd.native.syscall.kcmp``)."""
 
-    def __call__(self, pid1: int, pid2: int, kind: int, /) -> int:
+    def __call__(self, pid1: int, pid2: int, kind: int, index1: int = 0, index2: int = 0, /) -> int:
         """Compare."""
         ...
 
@@ -127,14 +129,6 @@ def _call_of(pid: int, tid: int) -> str:
     return ""
 
 
-def family(pid: int) -> Iterator[Obstacle]:
-    """Name the children: this release saves single processes."""
-    if pids := procfs.children(pid):
-        yield Obstacle("task.children", process_name(pid),
-                       f"has child processes, which crd cannot save yet: {process_names(pids)}",
-                       "Try again when they have ended, or checkpoint a process that has none.")
-
-
 def confinement(statuses: dict[int, Status]) -> Iterator[Obstacle]:
     """Find seccomp: an injected system call could kill the target."""
     for mode, word in ((1, "strict mode"), (2, "a filter")):
@@ -160,26 +154,73 @@ def namespaces(pid: int, tids: list[int]) -> Iterator[Obstacle]:
                        "Run crd inside that namespace, or the target outside of it.")
 
 
-def sharing(pid: int, tids: list[int], kcmp: Kcmp) -> Iterator[Obstacle]:
-    """Find processes that share kernel objects with the target (clone(2)), and threads that do not."""
+def sharing(members: Mapping[int, int], kcmp: Kcmp) -> Iterator[tuple[int, Obstacle]]:
+    """Find processes that share kernel objects with the target (clone(2)), or within it as cannot be made again.
+
+    A process of the target may share its files or its working directory with its parent.
+
+    Args:
+        members: parent of each process of the target, parents first.
+        kcmp: kcmp(2).
+
+    Yields:
+        The process, and the obstacle.
+    """
+    pids = [*members, *sorted({*procfs.pids()} - {*members})]
     for kind, noun in _KCMP_KINDS.items():
-        sharers = [other for other in sorted(procfs.pids()) if other != pid and _same(kcmp, pid, other, kind)]
-        if sharers:
-            yield Obstacle("task.shared", process_name(pid), f"shares its {noun} with {process_names(sharers)}",
-                           "Checkpoint it when the other process has ended.")
-    for kind in (_KCMP_FILES, _KCMP_FS):
-        loners = [tid for tid in tids
-                  if tid != pid and _same(kcmp, pid, tid, kind) is False and not _is_exiting(pid, tid)]
-        if loners:
-            yield Obstacle("task.unshared", f"thread {loners[0]}", f"has {_KCMP_KINDS[kind]} of its own (unshare(2))",
-                           "crd cannot save this yet.")
+        for found in _same(pids, kind, kcmp):
+            sharers = [pid for pid in found if not _will_execute(pid, found)]
+            inside, outside = [pid for pid in sharers if pid in members], [pid for pid in sharers if pid not in members]
+            if inside and outside:
+                yield inside[0], Obstacle(
+                    "task.shared", process_name(inside[0]), f"shares its {noun} with {process_names(outside)}",
+                    "Checkpoint it when the other process has ended.")
+            apart = [pid for pid in inside[1:] if kind not in {_KCMP_FILES, _KCMP_FS} or members[pid] not in inside]
+            if apart:
+                others = [pid for pid in inside if pid != apart[0]]
+                yield apart[0], Obstacle(
+                    "task.shared", process_name(apart[0]), f"shares its {noun} with {process_names(others)}",
+                    "Checkpoint it when the other process has ended; crd cannot save this yet.")
 
 
-def _same(kcmp: Kcmp, pid: int, other: int, kind: int) -> bool | None:
+def _same(pids: Iterable[int], kind: int, kcmp: Kcmp) -> Iterator[list[int]]:
+    """Group processes that share an object: the kernel has an order of them, in which equal ones are neighbours."""
+    visible = [pid for pid in pids if _compared(kcmp, pid, pid, kind) == 0]
+    rank = {pid: index for index, pid in enumerate(visible)}
+    def by_kernel(one: int, other: int) -> int:
+        return (0, -1, 1, 0)[_compared(kcmp, one, other, kind)]
+
+    order = cmp_to_key(by_kernel)
+    for _, same in groupby(sorted(visible, key=order), order):
+        if len(sharers := sorted(same, key=rank.__getitem__)) > 1:
+            yield sharers
+
+
+def _will_execute(pid: int, sharers: list[int]) -> bool:
+    """Whether a process shares with its parent only until it executes a program or ends, for which that waits."""
     try:
-        return kcmp(pid, other, kind) == 0
-    except NativeError:  # gone, or not ours to look at
-        return None
+        parent = procfs.stat(pid).parent_pid
+        return parent in sharers and any(_call_of(parent, tid) in _VFORK_CALLS for tid in procfs.threads(parent))
+    except TargetGone:
+        return True
+
+
+def _compared(kcmp: Kcmp, one: int, other: int, kind: int) -> int:
+    """Return what kcmp does; 3 for processes that are gone or not ours to look at."""
+    try:
+        return kcmp(one, other, kind)
+    except NativeError:
+        return 3
+
+
+def loners(pid: int, tids: list[int], kcmp: Kcmp) -> Iterator[Obstacle]:
+    """Find threads that do not share what threads normally do (unshare(2))."""
+    for kind in (_KCMP_FILES, _KCMP_FS):
+        alone = [tid for tid in tids if tid != pid and _compared(kcmp, pid, tid, kind) in {1, 2}
+                 and not _is_exiting(pid, tid)]
+        if alone:
+            yield Obstacle("task.unshared", f"thread {alone[0]}", f"has {_KCMP_KINDS[kind]} of its own (unshare(2))",
+                           "crd cannot save this yet.")
 
 
 def _is_exiting(pid: int, tid: int) -> bool:

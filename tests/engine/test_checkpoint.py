@@ -10,7 +10,7 @@ import pytest
 
 from crd.engine.api import CheckpointOptions, CheckpointResult, Pids, RestartOptions, checkpoint, restart, wait_for_root
 from crd.engine.crid import CridCounter
-from crd.engine.userspace.freeze import frozen
+from crd.engine.userspace.tree import frozen
 from crd.errors import BadRequest, FeatureMissing, ImageSinkClosed, ImageSinkFull, PidInUse, TargetUnsupported
 from crd.image.reader import ImageReader
 from crd.image.verify import verified

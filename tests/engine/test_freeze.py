@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crd.engine.userspace.freeze import frozen
+from crd.engine.userspace.tree import frozen
 from crd.errors import FreezeTimeout, TargetGone, TracerBusy
 from crd.native import tracee
 from tests.engine.programs import THREADS_COME_AND_GO, VFORK_WITHOUT_EXEC, compiled, interpreted
@@ -63,12 +63,12 @@ def in_a_process_of_its_own(work: Callable[[], None]) -> None:
 
 def test_all_threads_are_stopped_the_main_one_first(tmp_path: Path) -> None:
     with Victim("counter", tmp_path, 8) as victim:
-        with frozen(victim.pid, 5) as state:
-            assert sorted(state.threads) == victim.tasks()
-            assert next(iter(state.threads)) == victim.pid
+        with frozen(victim.pid, 5) as tree:
+            assert sorted(tree.root.threads) == victim.tasks()
+            assert next(iter(tree.root.threads)) == victim.pid
             assert states(victim) == {"State:\tt (tracing stop)"}
         victim.assert_unharmed()
-        assert 0 < state.stop_seconds < 5
+        assert 0 < tree.stop_seconds < 5
         victim.verify()
 
 
@@ -119,8 +119,8 @@ def test_who_does_not_stop_in_time_does_not_hold_the_others(tmp_path: Path) -> N
 def test_threads_that_come_and_go(tmp_path: Path) -> None:
     with compiled(tmp_path, THREADS_COME_AND_GO) as program:
         for _ in range(100):
-            with frozen(program.pid, 5) as state:
-                assert sorted(state.threads) == program.tasks()
+            with frozen(program.pid, 5) as tree:
+                assert sorted(tree.root.threads) == program.tasks()
         program.assert_unharmed()
 
 
@@ -136,8 +136,8 @@ if "{caller}" == "another thread":
 replace()
 """) as program:
         for _ in range(60):
-            with frozen(program.pid, 5) as state:
-                assert state.memory.read(state.registers.rsp, 8)
+            with frozen(program.pid, 5) as tree:
+                assert tree.root.memory.read(tree.root.registers.rsp, 8)
         program.assert_unharmed()
 
 
@@ -160,8 +160,8 @@ def test_a_stopped_task_stays_stopped_until_it_is_continued(tmp_path: Path) -> N
         os.kill(program.pid, signal.SIGSTOP)
         until("stop", lambda: states(program) == {"State:\tT (stopped)"})
         for _ in range(5):
-            with frozen(program.pid, 5) as state:
-                assert state.leader.stop.is_group_stop
+            with frozen(program.pid, 5) as tree:
+                assert tree.root.leader.stop.is_group_stop
         until("stopped again", lambda: states(program) == {"State:\tT (stopped)"})
         os.kill(program.pid, signal.SIGCONT)
         until("running", program.is_running)

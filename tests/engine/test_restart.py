@@ -306,14 +306,14 @@ while True:
 
 def test_a_stop_that_was_ended_during_the_checkpoint(tmp_path: Path) -> None:
     """SIGCONT came while the stopped task was traced: in the image it is stopped, with SIGCONT pending."""
-    from crd.engine.userspace.freeze import frozen
+    from crd.engine.userspace.tree import frozen
 
     program = interpreted(tmp_path, "rest()")
     with program:
         os.kill(program.pid, signal.SIGSTOP)
         until("stop", lambda: program.status()["State"].startswith("T"))
-        with frozen(program.pid, 5.0) as state:
-            assert state.leader.stop.is_group_stop
+        with frozen(program.pid, 5.0) as tree:
+            assert tree.root.leader.stop.is_group_stop
         image = taken(program, kill=False)
         os.kill(program.pid, signal.SIGKILL)
         program.wait_gone()

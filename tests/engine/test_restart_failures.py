@@ -16,7 +16,8 @@ import pytest
 
 from crd.engine.userspace import threads
 from crd.errors import ImageTruncated, NativeError, RestartError, RestartUnsupported
-from crd.image.profile import FileDescriptor, FileLock, Pages, Profile, RegularFile, SharedPages, Thread
+from crd.image.objects import RegularFile
+from crd.image.profile import FileDescriptor, FileLock, Pages, Profile, SharedPages, Thread
 from crd.image.reader import ImageReader
 from crd.image.verify import verified
 from crd.image.writer import ImageWriter

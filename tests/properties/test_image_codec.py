@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crd.errors import ImageCorrupt
-from crd.image import fields, profile, records
+from crd.image import fields, objects, profile, records
 from crd.image.codec import Record, Struct
 from crd.image.framing import FRAME
 from crd.image.profile import PAGE_BYTES, Pages, SharedPages
@@ -22,7 +22,7 @@ from tests.support.builders import make_header, write_image
 RANGES = {"U8": (0, 2**8 - 1), "U16": (0, 2**16 - 1), "U32": (0, 2**32 - 1), "U64": (0, 2**64 - 1),
           "S32": (-(2**31), 2**31 - 1), "S64": (-(2**63), 2**63 - 1)}
 TEXT = st.binary(max_size=40).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
-KINDS = sorted({kind for module in (records, profile) for kind in vars(module).values()
+KINDS = sorted({kind for module in (records, objects, profile) for kind in vars(module).values()
                 if isinstance(kind, type) and issubclass(kind, Record) and kind.record_type},
                key=lambda kind: kind.record_type)
 
@@ -38,7 +38,7 @@ def values(kind: str) -> st.SearchStrategy:
         return st.binary(max_size=200).map(memoryview)
     if kind.startswith("Items["):
         return st.lists(values(kind[6:-1]), max_size=9)
-    return instances(getattr(profile, kind))
+    return instances(getattr(profile, kind, None) or getattr(objects, kind))
 
 
 def instances(kind: type[Record | Struct]) -> st.SearchStrategy:

@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from crd.image.header import Header
+from crd.image.objects import EventFd, Owner, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, SignalFd, TimerFd
 from crd.image.profile import (
     LOCK_POSIX,
     PAGE_BYTES,
@@ -21,20 +22,17 @@ from crd.image.profile import (
     PageRun,
     Pages,
     PendingSignal,
-    Pipe,
-    PipeData,
-    PipeEnd,
     PosixTimer,
     Process,
     Profile,
-    RegularFile,
     ResourceLimit,
-    SharedMemory,
     SharedPages,
+    Sharing,
     SignalAction,
     SignalActions,
     Thread,
     Vma,
+    Zombie,
 )
 from crd.image.records import HeadArch, Task, comm_string
 from crd.image.writer import ImageWriter
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
 PID = 4242
 SIGINFO = (10).to_bytes(4, "little").ljust(128, b"\0")
 MEMORY_START = 0x5000_0000
+NOBODY = Owner(kind=0, pid=0, signal=0)
 
 
 class MemorySink(io.BytesIO):
@@ -72,13 +71,23 @@ def make_profile(**values) -> Profile:
 def make_file(objref: int = 1, **values) -> RegularFile:
     return RegularFile(**{
         "objref": objref, "path": "/usr/bin/worker", "mode": 0o100755, "device": 2049, "rdev": 0, "inode": 77,
-        "size": 8192, "mtime_ns": 1, "ctime_ns": 1, "flags": 0, "position": 0, "owner_type": 0, "owner_pid": 0,
-        "owner_signal": 0, "mapped": 1, "build_id": b"\x01" * 20, **values})
+        "size": 8192, "mtime_ns": 1, "ctime_ns": 1, "flags": 0, "position": 0, "owner": NOBODY,
+        "mapped": 1, "build_id": b"\x01" * 20, **values})
 
 
 def make_pipe_end(objref: int, pipe: int, **values) -> PipeEnd:
-    return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner_type": 0, "owner_pid": 0, "owner_signal": 0,
-                      **values})
+    return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner": NOBODY, **values})
+
+
+def make_special_files() -> list[Record]:
+    """Objects from 10 on: at least one description of every kind that has no name."""
+    common = {"flags": 2, "owner": NOBODY}
+    return [
+        EventFd(objref=10, **common, count=5, semaphore=1),
+        TimerFd(objref=11, **common, clock=1, set_flags=0, ticks=1, value_ns=10**9, interval_ns=0,
+                taken_realtime_ns=1_795_000_000 * 10**9),
+        SignalFd(objref=12, **common, mask=1 << 9),
+    ]
 
 
 def make_process(pid: int = PID, **values) -> Process:
@@ -128,14 +137,31 @@ def make_process_records(pid: int = PID, **values) -> list[Record]:
             make_process(pid, **values), make_memory_layout(), make_vma(), make_signal_actions(), make_thread(pid)]
 
 
+def make_zombie(pid: int = PID + 10, **values) -> Zombie:
+    return Zombie(**{"pid": pid, "parent_pid": PID, "process_group": PID, "session": PID, "wait_status": 7 << 8,
+                     "exit_signal": 17, "uids": [0] * 4, "gids": [0] * 4, **values})
+
+
+def make_tree_records() -> list[Record]:
+    """Those of ``make_records``, of a second process that shares its files with the first one, and of a zombie."""
+    process = make_process_records(PID + 5, parent_pid=PID)
+    records = make_records()
+    records[1] = make_profile(processes=2, threads=3)
+    memory = next(index for index, record in enumerate(records) if isinstance(record, SharedPages))
+    records[memory:memory] = [*process[:3], Sharing(files=1, directories=0), *process[3:],
+                              Task(state=0, exit_state=32, exit_code=7 << 8, exit_signal=17), comm_string("gone"),
+                              make_zombie()]
+    return records
+
+
 def make_records() -> list[Record]:
-    """At least one record of every type between the header and the tail; object 4 is a pipe with two packets."""
+    """At least one record of every type that an image of one process can have; object 4 is a pipe with two packets."""
     return [
         HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=832), make_profile(),
         make_file(1), SharedMemory(objref=2, bytes=2 * PAGE_BYTES),
         Pipe(objref=4, inode=99, capacity_bytes=65536, data_bytes=8),
         PipeData(objref=4, packet=0, data=b"hello"), PipeData(objref=4, packet=0, data=b"you"),
-        make_pipe_end(5, 4), make_pipe_end(6, 4, flags=1),
+        make_pipe_end(5, 4), make_pipe_end(6, 4, flags=1), *make_special_files(),
         Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"), make_process(),
         make_memory_layout(),
         make_vma(MEMORY_START), make_vma(MEMORY_START + 4 * PAGE_BYTES, kind=VMA_PRIVATE_FILE, objref=1),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace import limits
 from crd.engine.userspace.fds import regular
 from crd.errors import NativeError, ResourceChanged, RestartUnsupported
 from crd.native.syscall import NR, syscall
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from crd.image.profile import RegularFile, Thread
+    from crd.image.objects import RegularFile
+    from crd.image.profile import Thread
     from crd.native.batch import Batch, Result
 
 _OPENAT2, _AT_FDCWD, _RESOLVE_NO_SYMLINKS = 437, -100, 4
@@ -34,10 +35,7 @@ class Broker:
         """Hold nothing yet; open for whoever the leader was."""
         self._leader = leader
         self._fds: list[int] = []
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.fds_max = hard
-        if soft < hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.fds_max = limits.raise_our_own()
 
     def __enter__(self) -> Self:
         return self

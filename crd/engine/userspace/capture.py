@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from contextlib import suppress
@@ -11,22 +10,26 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace import credentials, limits, scheduling
 from crd.engine.userspace.fds import table
+from crd.engine.userspace.fds.table import FileTable
 from crd.engine.userspace.interrupted import begin_again
-from crd.engine.userspace.interview import Interview, interview
-from crd.engine.userspace.mem import layout, pages
+from crd.engine.userspace.interview import interview
+from crd.engine.userspace.mem import layout
 from crd.engine.userspace.questions import OUT, Question, TargetAsker
 from crd.engine.userspace.sig import pending
 from crd.engine.userspace.snapshot import stub_places
 from crd.engine.userspace.timers import interval, posix
-from crd.errors import TargetGone, TargetUnsupported, TraceeGone
+from crd.errors import Obstacle, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
 from crd.native.inject import Injector
-from crd.native.syscall import NR
+from crd.native.syscall import NR, kcmp
 from crd.target import procfs, task_obstacles
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from crd.engine.userspace.freeze import Frozen
-    from crd.engine.userspace.objects import ObjectNumbers
+    from crd.engine.userspace.interview import Interview
+    from crd.engine.userspace.mem.layout import MappedObjects
     from crd.engine.userspace.scheduling import Scheduling
     from crd.native.memory import Memory
     from crd.native.threads import ThreadGroup
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
 
 PR_GET_PDEATHSIG, PR_GET_SECUREBITS, PR_GET_CHILD_SUBREAPER, PR_GET_TID_ADDRESS = 2, 27, 37, 40
 
-_WALL = 0x4000_0000
+_YOUNG_SECONDS = 1.0
+_KCMP_VM, _KCMP_FILES, _KCMP_FS = 1, 2, 3
 
 _THREAD_QUESTIONS = [
     Question(NR.SIGALTSTACK, (0, OUT)),
@@ -42,7 +46,6 @@ _THREAD_QUESTIONS = [
     Question(NR.PRCTL, (PR_GET_PDEATHSIG, OUT)),
     Question(NR.PRCTL, (PR_GET_SECUREBITS,)),
 ]
-_ANY_CHILD = Question(NR.WAITID, (0, 0, OUT, os.WNOHANG | os.WEXITED | os.WNOWAIT | _WALL, 0))
 _PROCESS_QUESTIONS = [Question(NR.PRCTL, (PR_GET_CHILD_SUBREAPER, OUT)), *interval.QUESTIONS]
 
 
@@ -84,10 +87,19 @@ class Known:
         return now == before
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a process shares with its parent (clone(2)): the file table; working directory, root and umask."""
+
+    files: bool
+    directories: bool
+
+
 @dataclass(slots=True)
 class Capture:
-    """Everything but the pages that a snapshot has."""
+    """Everything of a process but the pages that a snapshot has."""
 
+    pid: int
     known: Known
     stat: Stat
     statuses: dict[int, Status]  # of some threads; of the others their text is in the group
@@ -96,6 +108,7 @@ class Capture:
     scheduling: dict[int, Scheduling]
     entries: list[MapEntry]
     files: table.FileTable
+    shared: Shared
     subreaper: bool
     stopped_by: int
     state: str
@@ -104,9 +117,8 @@ class Capture:
     pending: list[PendingSignal]
     queues: dict[int, list[PendingSignal]]
     interval_timers: list[IntervalTimer]
-    clocks_ns: tuple[int, int, int]
+    auxv: bytes
     posix_timers: list[PosixTimer] = field(default_factory=list)
-    shared: dict[tuple[int, int], pages.Copied] = field(default_factory=dict)
 
     @property
     def private_entries(self) -> list[MapEntry]:
@@ -128,6 +140,12 @@ def know(pid: int) -> Known:
     flags = procfs.vm_flags(pid)
     wiped = {start for start, words in flags.items() if {"dc", "wf"} & set(words.split())}
     return replace(_know(pid), flags=flags, wiped=wiped, maps=maps, entries=procfs.parsed_maps(pid, maps))
+
+
+def is_young(pid: int) -> bool:
+    """Whether a process began so recently that it may not have come to rest."""
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - procfs.stat(pid).start_time / os.sysconf("SC_CLK_TCK")
+    return age < _YOUNG_SECONDS
 
 
 def _know(pid: int) -> Known:
@@ -152,9 +170,17 @@ def injector(frozen: Frozen, entries: list[MapEntry]) -> Injector:
     return Injector(frozen.memory, [(entry.start, entry.end) for entry in stub_places(entries)])
 
 
-def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Known,
-            objects: ObjectNumbers) -> Capture:
-    """Read a stopped target.
+def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Known, mapped: MappedObjects,
+            relatives: Container[int]) -> Capture:
+    """Read a stopped process.
+
+    Args:
+        frozen: the process.
+        entries: its areas.
+        stubs: for system calls in it.
+        known: what was read before.
+        mapped: the objects of all processes.
+        relatives: pids of all processes.
 
     Raises:
         TargetUnsupported: it holds something that the preflight did not see.
@@ -162,26 +188,35 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
     """
     pid = frozen.pid
     statuses = _refuse_confined(frozen)
-    told = _interview(frozen, stubs, entries)
+    told = interview(frozen, stubs, entries, _THREAD_QUESTIONS, _PROCESS_QUESTIONS)
+    stat = procfs.stat(pid)
+    shared = _shared(pid, stat.parent_pid if stat.parent_pid in relatives else 0)
     found = Capture(
-        known=known, stat=procfs.stat(pid), statuses=statuses, group=frozen.group, told=told, entries=entries,
+        pid=pid, known=known, stat=stat, statuses=statuses, group=frozen.group, told=told, entries=entries,
         scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
-        files=table.dump(pid, objects), subreaper=bool(told.of_process[0].number(0, 4)),
+        files=FileTable(mapped.numbers) if shared.files else table.dump(pid, mapped.numbers), shared=shared,
+        subreaper=bool(told.of_process[0].number(0, 4)),
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
         state="S" if frozen.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),
         root=procfs.read_link(pid, "root"), pending=pending.dump_process(pid),
-        queues={thread.tid: pending.dump_thread(thread) for thread in frozen.threads.values()
-                if thread.signal_due or frozen.group.is_queued(thread.tid)},
-        interval_timers=interval.dump(told.of_process[1:4]),
-        clocks_ns=(time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
-                   time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
+        queues={tid: pending.dump_thread(tid) for tid in frozen.threads if frozen.group.is_queued(tid)},
+        interval_timers=interval.dump(told.of_process[1:4]), auxv=procfs.read_bytes(pid, "auxv"))
     if timers := procfs.posix_timers(pid):
         found.posix_timers = posix.dump(timers, TargetAsker(stubs, pid, frozen.registers))
     for entry in entries:
-        if layout.kind(entry) == VMA_SHARED_MEMORY and (entry.device, entry.inode) not in found.shared:
-            where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
-            found.shared[entry.device, entry.inode] = pages.copy_shared(where)
+        if layout.kind(entry) == VMA_SHARED_MEMORY:
+            mapped.copy(pid, entry)
     return found
+
+
+def _shared(pid: int, parent: int) -> Shared:
+    if not parent:
+        return Shared(files=False, directories=False)
+    memory, files, directories = (not kcmp(pid, parent, what) for what in (_KCMP_VM, _KCMP_FILES, _KCMP_FS))
+    if memory:
+        raise TargetUnsupported(reasons=[Obstacle(
+            "task.shared", f"pid {pid}", f"shares its memory with pid {parent}, which crd cannot save yet")])
+    return Shared(files, directories)
 
 
 def _refuse_confined(frozen: Frozen) -> dict[int, Status]:
@@ -197,16 +232,6 @@ def _refuse_confined(frozen: Frozen) -> dict[int, Status]:
     if found := [*task_obstacles.confinement(suspects)]:
         raise TargetUnsupported(reasons=found, pid=frozen.pid)
     return suspects
-
-
-def _interview(frozen: Frozen, stubs: Injector, entries: list[MapEntry]) -> Interview:
-    """Ask the threads, and refuse a child that came since the preflight, which the image would lack."""
-    many = len(frozen.threads) > 1  # then it is quicker to ask for children than to look for them
-    told = interview(frozen, stubs, entries, _THREAD_QUESTIONS, [*_PROCESS_QUESTIONS, *([_ANY_CHILD] if many else [])])
-    may_have_children = not many or told.of_process[-1].result != -errno.ECHILD
-    if may_have_children and (found := [*task_obstacles.family(frozen.pid)]):
-        raise TargetUnsupported(reasons=found, pid=frozen.pid)
-    return told
 
 
 def threads(captured: Capture, memory: Memory) -> list[Thread]:

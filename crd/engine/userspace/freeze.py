@@ -1,13 +1,12 @@
-"""Stopping every thread of a process, and letting them go again on every way out."""
+"""Stopping every thread of one process; ``tree.py`` stops all processes of a target."""
 
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import time
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace import unnoticed
@@ -19,13 +18,11 @@ from crd.target import procfs
 from crd.target.wording import process_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from crd.native.tracee import Registers, Stop
     from crd.target.procfs import Status
 
-_FIFO_PRIORITY = 10
-_LET_GO_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 0.005
 _SEIZE_ATTEMPTS = 3
 
@@ -36,18 +33,15 @@ class FrozenThread:
 
     Attributes:
         tid: its number.
-        stop: how it stopped first.
-        signal_due: the signal whose delivery the stop came before, 0 = none; delivered when it is let go.
-        siginfo: of that signal.
+        stop: how it stopped.
+        signal_due: the signal whose delivery an injection was interrupted by, 0 = none; delivered when it is let go.
     """
 
     tid: int
     stop: Stop
     signal_due: int = 0
-    siginfo: bytes = b""
 
 
-@dataclass(slots=True)
 class Frozen:
     """A process whose threads are all stopped, the leader first.
 
@@ -57,19 +51,23 @@ class Frozen:
         threads: by tid.
         group: all threads, the leader first, with what was read of them.
         seized: the tids that are our tracees, stopped or not yet.
-        frozen_at: time.monotonic() before the first thread was seized.
-        stop_seconds: from there to the last detach; set by thaw.
+        room: where what is read of them goes.
     """
 
-    pid: int
-    memory: Memory = field(init=False)
-    threads: dict[int, FrozenThread] = field(default_factory=dict)
-    group: ThreadGroup = field(init=False)
-    seized: set[int] = field(default_factory=set)
-    frozen_at: float = 0.0
-    stop_seconds: float = 0.0
-    _latency_request: int = -1
-    _before: tuple[int, os.sched_param, bool] | None = None
+    memory: Memory
+    group: ThreadGroup
+
+    def __init__(self, pid: int, tids: Sequence[int] = ()) -> None:
+        """Prepare to stop a process, which has about these threads; they run on until ``stop``."""
+        self.pid = pid
+        self.threads: dict[int, FrozenThread] = {}
+        self.seized: set[int] = set()
+        self._resources = ExitStack()
+        self.room = self._resources.enter_context(Room(pid, tids or procfs.threads(pid)))
+
+    def close(self) -> None:
+        """Close what is open of it."""
+        self._resources.close()
 
     @property
     def leader(self) -> FrozenThread:
@@ -86,92 +84,51 @@ class Frozen:
         text = self.group.status(tid)
         return procfs.parsed_status(text) if text else procfs.status(f"{self.pid}/task/{tid}")
 
-    def hurry(self) -> None:
-        """Lose no time until ``relax``.
+    def stop(self, deadline: float) -> None:
+        """Stop all threads and read them.
 
-        That is SCHED_FIFO, since whoever is let go competes with us; no garbage collection; and idle processors that
-        stay awake (a latency request, admin-guide/pm/cpuidle of the kernel), since to wake one takes longer than what
-        it is wanted for.
+        Args:
+            deadline: time.monotonic() at which to give up.
+
+        Raises:
+            FreezeTimeout: a thread did not stop in time.
+            TargetGone: the process ended.
+            TracerBusy: another tracer has it.
+            TraceDenied: we may not trace it.
         """
-        with suppress(OSError):
-            self._latency_request = os.open("/dev/cpu_dma_latency", os.O_WRONLY | os.O_CLOEXEC)
-            os.write(self._latency_request, bytes(4))
-        self._before = (os.sched_getscheduler(0), os.sched_getparam(0), gc.isenabled())
-        gc.disable()
-        with suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_FIFO_PRIORITY))
+        _stop_all(self, deadline)
+        # Not before: an execve(2) would have replaced it.
+        self.memory = self._resources.enter_context(Memory(self.pid))
+        for tid in self.group.noticing():
+            unnoticed.hide(self, self.threads[tid])
 
-    def relax(self) -> None:
-        """Run as before; called by thaw, or earlier where the target is to stay stopped for long."""
-        if self._before:
-            (policy, parameter, collecting), self._before = self._before, None
-            with suppress(PermissionError):
-                os.sched_setscheduler(0, policy, parameter)
-            if collecting:
-                gc.enable()
-        if self._latency_request >= 0:
-            os.close(self._latency_request)
-            self._latency_request = -1
-
-    def thaw(self) -> None:
-        """Let every thread go; a signal that was about to be delivered is.
-
-        A thread in an uninterruptible wait cannot be let go by anything but the end of this process (ptrace(2)).
-        """
+    def detach(self) -> None:
+        """Let every stopped thread go, the leader last; a signal that was about to be delivered is."""
         if self.threads:
             group = ThreadGroup(list(self.threads))
             failed = group.detach({tid: thread.signal_due for tid, thread in self.threads.items() if thread.signal_due})
-            self.stop_seconds = time.monotonic() - self.frozen_at
             self.seized.difference_update(self.threads.keys() - failed.keys())
-        deadline = time.monotonic() + _LET_GO_SECONDS
+            self.threads.clear()
+
+    def let_go(self, deadline: float) -> None:
+        """Let those go that are on their way to a stop, or have been killed in it.
+
+        A thread in an uninterruptible wait cannot be let go by anything but the end of this process (ptrace(2)).
+        """
         for tid in self.seized:
-            _let_go(tid, deadline)
-        self.threads.clear()
+            with suppress(NativeError):  # ECHILD: it is no tracee any more
+                stop = tracee.wait_until(deadline, tid)
+                if stop and stop.stopped:
+                    tracee.detach(tid, stop.signal if stop.is_signal else 0)
         self.seized.clear()
-        self.relax()
 
 
-def _let_go(tid: int, deadline: float) -> None:
-    """Detach a thread that is on its way to a stop, or has been killed in it."""
-    with suppress(NativeError):  # ECHILD: it is no tracee any more
-        stop = tracee.wait_until(deadline, tid)
-        if stop and stop.stopped:
-            tracee.detach(tid, stop.signal if stop.is_signal else 0)
-
-
-@contextmanager
-def frozen(pid: int, seconds: float) -> Iterator[Frozen]:
-    """Stop all threads of a process for as long as the context lasts, or until they are thawed.
-
-    Args:
-        pid: of the process.
-        seconds: how long the freeze itself may take.
-
-    Raises:
-        FreezeTimeout: a thread did not stop in time; all run on.
-        TargetGone: the process ended.
-        TracerBusy: another tracer has it.
-        TraceDenied: we may not trace it.
-    """
-    state = Frozen(pid)
-    with ExitStack() as stack:
-        room = stack.enter_context(Room(pid, procfs.threads(pid)))
-        stack.callback(state.thaw)
-        state.hurry()
-        _stop_all(state, room, seconds)
-        state.memory = stack.enter_context(Memory(pid))  # not before: an execve(2) would have replaced it
-        for tid in state.group.noticing():
-            unnoticed.hide(state, state.threads[tid])
-        yield state
-
-
-def _stop_all(state: Frozen, room: Room, seconds: float) -> None:
+def _stop_all(state: Frozen, deadline: float) -> None:
     """Stop threads until a pass over them finds no new one, and all that have stopped are still there.
 
     An execve(2) in one thread ends those that have stopped before it, and gives it the number of the main thread.
     """
-    state.frozen_at = time.monotonic()
-    deadline = state.frozen_at + seconds
+    room = state.room
     passed: set[int] = set()
     new = list(room.tids)
     while True:
@@ -190,35 +147,41 @@ def _stop_all(state: Frozen, room: Room, seconds: float) -> None:
 
 def _stop(state: Frozen, tids: list[int], deadline: float) -> set[int]:
     """Stop threads; return those that ended meanwhile, whose numbers may be those of others now."""
-    state.seized.update(tids)
+    seized = state.seized
+    seized.update(tids)
     group = ThreadGroup(tids)
     for tid, error in group.seize(tracee.OPTION_TRACESYSGOOD).items():
         if error == errno.ESRCH or not _seize(state, tid):
-            state.seized.discard(tid)
-    waiting, ended = [tid for tid in tids if tid in state.seized], set()
+            seized.discard(tid)
+    waiting, ended = [tid for tid in tids if tid in seized], set()
     while waiting:
-        late = []
+        again, late = [], []
         group = ThreadGroup(waiting)
         for tid, stop in zip(waiting, group.stops(min(deadline, time.monotonic() + _LOOK_AGAIN_SECONDS)), strict=True):
-            if stop and stop.stopped:
-                siginfo = _siginfo(stop)
-                state.threads[tid] = FrozenThread(tid, stop, stop.signal if siginfo else 0, siginfo)
+            if stop and stop.is_signal:
+                _deliver(stop)
+                again.append(tid)
+            elif stop and stop.stopped:
+                state.threads[tid] = FrozenThread(tid, stop)
             elif stop or tid in group.errors():
-                state.seized.discard(tid)
+                seized.discard(tid)
                 ended.add(tid)
             else:
                 late.append(tid)
         _remind(state.pid, late, deadline)
-        waiting = late
+        waiting = again + late
     return ended
 
 
-def _siginfo(stop: Stop) -> bytes:
-    """Return that of a signal whose delivery a thread was stopped before."""
-    if stop.is_signal:
-        with suppress(TraceeGone):
-            return tracee.get_siginfo(stop.tid)
-    return b""
+def _deliver(stop: Stop) -> None:
+    """Have a thread take the signal that it was stopped before, and stop it before anything else that it does.
+
+    A stop that was asked for comes before the next signal and before any instruction of a handler (get_signal in
+    kernel/signal.c).
+    """
+    with suppress(TraceeGone):
+        tracee.interrupt(stop.tid)
+        tracee.cont(stop.tid, stop.signal)
 
 
 def _remind(pid: int, late: list[int], deadline: float) -> None:

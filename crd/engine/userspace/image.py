@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.layout import vdso_digest
-from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Process, Profile
+from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Process, Profile, Sharing
+from crd.image.profile import Zombie as ZombieRecord
 from crd.image.records import HeadArch, Task, comm_string
 from crd.native.memory import Memory
 from crd.target import procfs
@@ -15,9 +17,10 @@ from crd.target import procfs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from crd.engine.userspace.attributes import Attributes
     from crd.engine.userspace.capture import Capture
-    from crd.engine.userspace.dump import Attributes
-    from crd.engine.userspace.mem.layout import Layout
+    from crd.engine.userspace.mem.layout import Layout, MappedObjects
+    from crd.engine.userspace.tree import Zombie
     from crd.image.profile import Thread
     from crd.image.writer import ImageWriter
 
@@ -25,61 +28,101 @@ _XCR0_OFFSET = 464
 """The software-reserved bytes of the XSAVE area hold XCR0 (arch/x86/include/uapi/asm/sigcontext.h)."""
 _STATES = {"R": 0, "S": 1, "T": 4}
 """TASK_RUNNING, TASK_INTERRUPTIBLE, __TASK_STOPPED of include/linux/sched.h."""
+_EXIT_ZOMBIE = 0x20
+"""There, too."""
 
 
-def write_records(writer: ImageWriter, pid: int, captured: Capture, threads: Sequence[Thread], space: Layout,
-                  attributes: Attributes) -> None:
-    """Write what stands between the header and the memory of an image.
+@dataclass(frozen=True, slots=True)
+class ProcessRecords:
+    """What an image says of one process.
 
-    Args:
-        writer: of the image.
-        pid: of the process.
+    Attributes:
         captured: during the stop.
         threads: their records, the leader's first.
         space: its address space.
         attributes: asked of the target or its snapshot child.
     """
-    leader = threads[0]
-    writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(leader.xstate)))
-    writer.write(_profile(captured, space, leader.xstate))
-    for shared_object in (*captured.files.objects, *space.files, *space.shared.values()):
+
+    captured: Capture
+    threads: Sequence[Thread]
+    space: Layout
+    attributes: Attributes
+
+
+def write_records(writer: ImageWriter, clocks_ns: tuple[int, int, int], processes: Sequence[ProcessRecords],
+                  zombies: Sequence[Zombie], mapped: MappedObjects) -> None:
+    """Write what stands between the header and the memory of an image.
+
+    Args:
+        writer: of the image.
+        clocks_ns: realtime, monotonic and since boot, at the stop.
+        processes: parents first.
+        zombies: children of theirs.
+        mapped: what they have mapped.
+    """
+    xstate = processes[0].threads[0].xstate
+    writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(xstate)))
+    writer.write(_profile(clocks_ns, processes, xstate))
+    for shared_object in (*(record for one in processes for record in one.captured.files.object_records),
+                          *mapped.files.values(), *mapped.memories.values()):
         writer.write(shared_object)
+    for one in processes:
+        _write_process(writer, one)
+    for zombie in zombies:
+        _write_zombie(writer, zombie)
+
+
+def _write_process(writer: ImageWriter, one: ProcessRecords) -> None:
+    captured, attributes = one.captured, one.attributes
     stat = captured.stat
     state = "T" if captured.stopped_by else captured.state
     writer.write(Task(state=_STATES[state], exit_state=0, exit_code=0, exit_signal=stat.field(38)))
     writer.write(comm_string(stat.comm))
-    writer.write(_process(pid, captured, attributes))
-    writer.write(space.memory)
-    for vma in space.vmas:
+    writer.write(_process(captured, attributes))
+    if captured.shared.files or captured.shared.directories:
+        writer.write(Sharing(files=captured.shared.files, directories=captured.shared.directories))
+    writer.write(one.space.memory)
+    for vma in one.space.vmas:
         writer.write(vma)
     for record in (*captured.files.descriptors, *captured.files.locks, attributes.actions, *captured.pending,
                    *captured.interval_timers, *captured.posix_timers, *captured.known.limits):
         writer.write(record)
-    leader.membarrier = attributes.membarrier
-    for thread in threads:
+    one.threads[0].membarrier = attributes.membarrier
+    for thread in one.threads:
         writer.write(thread)
         for signal in captured.queues.get(thread.tid, ()):
             writer.write(signal)
 
 
-def _profile(captured: Capture, space: Layout, xstate: bytes) -> Profile:
-    realtime, monotonic, boottime = captured.clocks_ns
+def _write_zombie(writer: ImageWriter, one: Zombie) -> None:
+    stat = one.stat
+    writer.write(Task(state=0, exit_state=_EXIT_ZOMBIE, exit_code=stat.exit_code, exit_signal=stat.exit_signal))
+    writer.write(comm_string(stat.comm))
+    writer.write(ZombieRecord(
+        pid=one.pid, parent_pid=stat.parent_pid, process_group=stat.process_group, session=stat.session,
+        wait_status=stat.exit_code, exit_signal=stat.exit_signal, uids=one.status.uids, gids=one.status.gids))
+
+
+def _profile(clocks_ns: tuple[int, int, int], processes: Sequence[ProcessRecords], xstate: bytes) -> Profile:
+    realtime, monotonic, boottime = clocks_ns
     with Memory(os.getpid(), writable=False) as ours:
         vdso = next((entry for entry in procfs.maps("self") if entry.path == "[vdso]"), None)
-        digest = vdso_digest(ours, vdso.start, vdso.end - vdso.start) if vdso and space.memory.vdso_start else b""
+        has_one = any(one.space.memory.vdso_start for one in processes)
+        digest = vdso_digest(ours, vdso.start, vdso.end - vdso.start) if vdso and has_one else b""
     return Profile(
-        version=PROFILE_VERSION, page_bytes=PAGE_BYTES, processes=1, threads=len(captured.group),
+        version=PROFILE_VERSION, page_bytes=PAGE_BYTES, processes=len(processes),
+        threads=sum(len(one.threads) for one in processes),
         taken_realtime_ns=realtime, taken_monotonic_ns=monotonic, taken_boottime_ns=boottime,
         boot_id=procfs.read("sys", "kernel/random/boot_id").strip(), host=os.uname().nodename, engine="userspace",
         xcr0=int.from_bytes(xstate[_XCR0_OFFSET:_XCR0_OFFSET + 8], "little"), vdso_digest=digest,
         crd_version=version("crd"))
 
 
-def _process(pid: int, captured: Capture, attributes: Attributes) -> Process:
-    stat, status, known = captured.stat, captured.status(pid), captured.known
+def _process(captured: Capture, attributes: Attributes) -> Process:
+    stat, status, known = captured.stat, captured.status(captured.pid), captured.known
     stopped_by = captured.stopped_by
     return Process(
-        pid=pid, parent_pid=stat.parent_pid, process_group=stat.process_group, session=stat.session,
+        pid=captured.pid, parent_pid=stat.parent_pid, process_group=stat.process_group, session=stat.session,
         stopped_by=stopped_by, stop_reported=bool(stopped_by) and stat.field(52) & 0x7F == 0,
         exit_signal=stat.field(38), umask=int(status["Umask"], 8), exe=known.exe,
         exe_device=known.exe_device, exe_inode=known.exe_inode,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import struct
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,14 @@ def dump(pid: int) -> list[ResourceLimit]:
     """Read them from /proc: prlimit64 of another user's process wants CAP_SYS_RESOURCE."""
     return [ResourceLimit(resource=number, soft=soft, hard=hard)
             for number, (soft, hard) in enumerate(procfs.limits(pid))]
+
+
+def raise_our_own() -> int:
+    """Let us have as many open files as we may, and return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def check(limits: Sequence[ResourceLimit]) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from crd.engine.userspace import limits, numbers, scheduling
-from crd.engine.userspace.fds import lock, regular
+from crd.engine.userspace.fds import placement
 from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
 from crd.errors import AccessDenied, ResourceChanged, RestartUnsupported
+from crd.image.objects import OBJECTS, PARTS
 from crd.image.profile import (
     FileDescriptor,
     FileLock,
@@ -19,15 +20,10 @@ from crd.image.profile import (
     MemoryLayout,
     Pages,
     PendingSignal,
-    Pipe,
-    PipeData,
-    PipeEnd,
     PosixTimer,
     Process,
     Profile,
-    RegularFile,
     ResourceLimit,
-    SharedMemory,
     SharedPages,
     SignalActions,
     Thread,
@@ -43,21 +39,24 @@ if TYPE_CHECKING:
     from crd.engine.api import RestartOptions
     from crd.image.codec import Record
 
+R = TypeVar("R", bound="Record")
 
 @dataclass(slots=True)
 class Plan:
-    """The small records of an image, by kind."""
+    """The small records of an image.
+
+    Attributes:
+        records: of shared objects and what is in them, by kind.
+        objects: the shared objects by objref.
+    """
 
     arch: HeadArch
     profile: Profile
     process: Process
     memory: MemoryLayout
     actions: SignalActions
-    files: dict[int, RegularFile] = field(default_factory=dict)
-    pipes: dict[int, Pipe] = field(default_factory=dict)
-    pipe_ends: dict[int, PipeEnd] = field(default_factory=dict)
-    pipe_data: list[PipeData] = field(default_factory=list)
-    shared: dict[int, SharedMemory] = field(default_factory=dict)
+    records: dict[type[Record], list[Any]] = field(default_factory=dict)
+    objects: dict[int, Any] = field(default_factory=dict)
     vmas: list[Vma] = field(default_factory=list)
     descriptors: list[FileDescriptor] = field(default_factory=list)
     locks: list[FileLock] = field(default_factory=list)
@@ -66,11 +65,30 @@ class Plan:
     posix_timers: list[PosixTimer] = field(default_factory=list)
     limits: list[ResourceLimit] = field(default_factory=list)
     threads: list[Thread] = field(default_factory=list)
+    _parts: dict[type[Record], dict[int, list[Any]]] = field(default_factory=dict)
 
     @property
     def pid(self) -> int:
         """Of the process, in the image."""
         return self.process.pid
+
+    def of(self, kind: type[R]) -> list[R]:
+        """Return the records of shared objects of a kind."""
+        return self.records.get(kind, [])
+
+    def parts(self, kind: type[R], objref: int) -> list[R]:
+        """Return the records of a kind that say what is in a shared object."""
+        if kind not in self._parts:
+            by_objref: dict[int, list[Any]] = {}
+            for record in self.of(kind):
+                by_objref.setdefault(record.objref, []).append(record)  # type: ignore[attr-defined]
+            self._parts[kind] = by_objref
+        return self._parts[kind].get(objref, [])
+
+    @property
+    def opened(self) -> set[int]:
+        """The objrefs of what descriptors refer to."""
+        return {record.objref for record in self.descriptors}
 
     def pending_of(self, tid: int) -> list[PendingSignal]:
         """Return the queue of a thread, or (0) of the process."""
@@ -104,16 +122,14 @@ def read_plan(records: Iterator[Record]) -> tuple[Plan, Record | None]:
 
 
 def _plan(kinds: dict[type[Record], list[Any]]) -> Plan:
-    def by_objref(kind: type[Record]) -> dict[int, Any]:
-        return {record.objref: record for record in kinds.get(kind, [])}
-
+    objects = {record.objref: record for kind in OBJECTS for record in kinds.get(kind, [])}
     return Plan(
         arch=kinds[HeadArch][0], profile=kinds[Profile][0], process=kinds[Process][0], memory=kinds[MemoryLayout][0],
-        actions=kinds[SignalActions][0], files=by_objref(RegularFile), pipes=by_objref(Pipe),
-        pipe_ends=by_objref(PipeEnd), pipe_data=kinds.get(PipeData, []), shared=by_objref(SharedMemory),
-        vmas=kinds.get(Vma, []), descriptors=kinds.get(FileDescriptor, []), locks=kinds.get(FileLock, []),
-        pending=kinds.get(PendingSignal, []), interval_timers=kinds.get(IntervalTimer, []),
-        posix_timers=kinds.get(PosixTimer, []), limits=kinds.get(ResourceLimit, []), threads=kinds[Thread])
+        actions=kinds[SignalActions][0], records={kind: kinds.get(kind, []) for kind in (*OBJECTS, *PARTS)},
+        objects=objects, vmas=kinds.get(Vma, []), descriptors=kinds.get(FileDescriptor, []),
+        locks=kinds.get(FileLock, []), pending=kinds.get(PendingSignal, []),
+        interval_timers=kinds.get(IntervalTimer, []), posix_timers=kinds.get(PosixTimer, []),
+        limits=kinds.get(ResourceLimit, []), threads=kinds[Thread])
 
 
 def check(plan: Plan, options: RestartOptions) -> None:
@@ -132,15 +148,13 @@ def check(plan: Plan, options: RestartOptions) -> None:
     posix.check(plan.posix_timers)
     for thread in plan.threads:
         scheduling.check(thread)
-    for record in plan.files.values():
-        regular.check(record, must_be_same=bool(record.mapped) or options.files == "fail")
+    placement.check(plan, must_be_same=options.files == "fail")
     for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
         if not os.path.isdir(path):
             raise ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
     restore.check_program(plan, _stat_program(plan.process))
     if options.pids == "original":
         numbers.await_free([thread.tid for thread in plan.threads])
-    lock.check(plan)
 
 
 def _stat_program(process: Process) -> os.stat_result:

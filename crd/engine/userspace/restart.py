@@ -29,6 +29,7 @@ from crd.target import procfs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from crd.engine.userspace.fds.kind import Making
     from crd.engine.userspace.plan import Plan
     from crd.image.codec import Record
     from crd.image.framing import Source
@@ -98,14 +99,14 @@ class Restart:
         restore.fill(vessel, self._first, self._records, whole)
         restore.finish(plan, vessel, broker, whole)
         _write_login_uid(plan, vessel)
-        descriptions = placement.restart(plan, vessel, broker, must_be_same=self._options.files == Files.FAIL)
+        making = placement.restart(plan, vessel, broker, must_be_same=self._options.files == Files.FAIL)
         _enter_directories(plan, vessel, broker)
         numbers = threads.make(plan, vessel, same_numbers=same_numbers)
-        self._notes += placement.restart_owners(plan, descriptions, numbers)
+        self._notes += placement.number(making, numbers)
         self._set_up_process(vessel, numbers)
         for thread in plan.threads:
             threads.set_up(thread, plan, vessel, numbers[thread.tid])
-        self._finish(vessel, numbers)
+        self._finish(making, numbers)
         return numbers
 
     def _join_session(self, vessel: Vessel) -> None:
@@ -149,8 +150,8 @@ class Restart:
         except OSError as error:
             self._notes.append(f"{name} {value} cannot be set ({error.strerror}): it has that of crd")
 
-    def _finish(self, vessel: Vessel, numbers: dict[int, int]) -> None:
-        plan = self.plan
+    def _finish(self, making: Making, numbers: dict[int, int]) -> None:
+        plan, vessel = self.plan, making.vessel
         pending.restart(plan.pending_of(0), vessel.batch, vessel.pid, vessel.pid)
         limits.restart(plan.limits, vessel.batch)
         vessel.run()
@@ -163,6 +164,7 @@ class Restart:
             vessel.batch.call(NR.PRCTL, _PR_SET_DUMPABLE, plan.process.dumpable)
         posix.arm(plan.posix_timers, vessel)
         interval.restart(plan.interval_timers, vessel.batch)
+        placement.arm(making)
         vessel.run()
         vessel.unmap_scratch()
         for thread in plan.threads:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Iterator[Program]:
-    """A process with a child and an eventfd."""
-    source = ("import os, subprocess, time\nchild = subprocess.Popen(['/bin/sleep', '1000']); fd = os.eventfd(0)\n"
+    """A process that has opened a namespace, which its child has open, too."""
+    source = ("import os, subprocess, time\nfd = os.open('/proc/self/ns/net', os.O_RDONLY)\n"
+              "child = subprocess.Popen(['/bin/sleep', '1000'], stdin=fd)\n"
               "open('ready', 'w').close()\ntime.sleep(1000)")
     with victims.python_script(tmp_path, source) as program:
         until("readiness", (tmp_path / "ready").exists)
@@ -51,7 +52,7 @@ def test_obstacles_for_programs(parent: Program) -> None:
     result = CliRunner().invoke(check, [str(parent.pid), "--json"])
     assert result.exit_code == 13
     obstacles = json.loads(result.output)["obstacles"]
-    assert [obstacle["code"] for obstacle in obstacles] == ["task.children", "fd.eventfd"]
+    assert [obstacle["code"] for obstacle in obstacles] == ["fd.special", "fd.special"]
     assert all(set(obstacle) == {"code", "object", "reason", "remedy"} for obstacle in obstacles)
 
 

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import crd.image
-from crd.image import profile, records
+from crd.image import objects, profile, records
 from crd.image.codec import Record, Struct
 from crd.image.framing import FRAME, FrameReader
 from crd.image.header import read_header
-from crd.image.profile import Pipe, PipeData
+from crd.image.objects import Pipe, PipeData
 from tests.support.builders import make_header, make_image
 
 DOCUMENT = (Path(crd.image.__path__[0]) / "FORMAT.md").read_text()
@@ -20,7 +20,7 @@ SECTIONS = re.split(r"^### ", DOCUMENT, flags=re.MULTILINE)[1:]
 
 def declared() -> dict[str, dict[str, str]]:
     """Title of every record and group, and its fields."""
-    kinds = [kind for module in (records, profile) for kind in vars(module).values()
+    kinds = [kind for module in (records, objects, profile) for kind in vars(module).values()
              if isinstance(kind, type) and issubclass(kind, Record | Struct) and kind.__module__ == module.__name__]
     return {_title(kind): kind.fields for kind in kinds}
 
@@ -36,7 +36,8 @@ def test_the_tables_are_the_declared_records():
     documented = {section.splitlines()[0]: dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", section, re.MULTILINE))
                   for section in SECTIONS}
     assert documented == declared()
-    assert [list(fields) for fields in documented.values()] == [list(fields) for fields in declared().values()]
+    assert {title: list(fields) for title, fields in documented.items()} == {
+        title: list(fields) for title, fields in declared().items()}
 
 
 def test_version_and_bounds():

@@ -9,6 +9,7 @@ import pytest
 
 from crd.errors import ImageCorrupt
 from crd.image.framing import FRAME
+from crd.image.objects import OBJECTS, EventFd, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, TimerFd
 from crd.image.profile import (
     PAGE_BYTES,
     FileDescriptor,
@@ -18,19 +19,16 @@ from crd.image.profile import (
     PageRun,
     Pages,
     PendingSignal,
-    Pipe,
-    PipeData,
-    PipeEnd,
     PosixTimer,
     Process,
     Profile,
-    RegularFile,
     ResourceLimit,
-    SharedMemory,
     SharedPages,
+    Sharing,
     SignalActions,
     Thread,
     Vma,
+    Zombie,
 )
 from crd.image.reader import ImageReader
 from crd.image.records import HeadArch, String, Tail, Task
@@ -43,6 +41,8 @@ from tests.support.builders import (
     make_process_records,
     make_profile,
     make_records,
+    make_tree_records,
+    make_zombie,
     write_image,
 )
 
@@ -98,12 +98,17 @@ RULES = [
     (SharedMemory, 0, {"bytes": 4097}, "4097 bytes"),
     (SharedMemory, 0, {"bytes": PAGE_BYTES}, "behind the end"),
     (Pipe, 0, {"data_bytes": 65537}, "capacity"),
-    (PipeData, 0, {"objref": 1}, "not of the PIPE"),
+    (PipeData, 0, {"objref": 1}, "not the one before"),
     (PipeData, 1, {"data": b""}, "0 bytes"),
     (PipeData, 1, {"data": bytes(65537)}, "65537 bytes"),
     (PipeData, 0, {"packet": 2}, "packet 2"),
     (PipeEnd, 0, {"pipe": 2}, "no PIPE"),
     (PipeEnd, 0, {"pipe": 99}, "no PIPE"),
+    (EventFd, 0, {"count": 2**64 - 1}, "count"),
+    (EventFd, 0, {"semaphore": 2}, "semaphore 2"),
+    (TimerFd, 0, {"clock": 2}, "clock 2"),
+    (TimerFd, 0, {"set_flags": 4}, "flags 0x4"),
+    (TimerFd, 0, {"value_ns": 2**63}, "above"),
     (Process, 0, {"pid": 0}, "pid 0"),
     (Process, 0, {"pid": 1 << 23}, "pid"),
     (Process, 0, {"exit_signal": 65}, "signal above 64"),
@@ -134,7 +139,7 @@ RULES = [
     (FileDescriptor, 0, {"pid": PID + 1}, "is of process"),
     (FileDescriptor, 1, {"fd": 0}, "second time"),
     (FileDescriptor, 1, {"fd": 1 << 31}, "fd"),
-    (FileDescriptor, 1, {"objref": 4}, "no REGULAR_FILE or PIPE_END"),
+    (FileDescriptor, 1, {"objref": 4}, "no open file description"),
     (FileDescriptor, 1, {"close_on_exec": 2}, "close_on_exec"),
     (FileLock, 0, {"pid": 1}, "is of process"),
     (FileLock, 0, {"kind": 3}, "unknown kind"),
@@ -210,7 +215,7 @@ def test_no_records_at_all():
 def test_order_of_records_matters():
     """Every two neighbours of different kinds, exchanged, are refused: but objects, and what may stand alone."""
     records = make_records()
-    free = {RegularFile, SharedMemory, Pipe, PipeEnd}
+    free = set(OBJECTS)
     for index in range(len(records) - 1):
         first, second = records[index], records[index + 1]
         if type(first) is type(second) or {type(first), type(second)} <= free:
@@ -266,3 +271,26 @@ def test_an_object_may_not_follow_its_use():
     records = make_records()
     records[2:3] = []
     assert "no REGULAR_FILE" in refused(records).message
+
+
+class TestTrees:
+    def test_a_tree_is_valid(self):
+        verify(make_tree_records())
+
+    @pytest.mark.parametrize(("values", "said"), [
+        ({"pid": PID + 5}, "taken or none"), ({"pid": 0}, "taken or none"), ({"parent_pid": 77}, "not before it"),
+        ({"wait_status": 1 << 16}, "wait status"), ({"exit_signal": 65}, "above 64"), ({"uids": [0]}, "four uids")])
+    def test_zombies(self, values, said):
+        records = [make_zombie(**values) if isinstance(record, Zombie) else record for record in make_tree_records()]
+        assert said in refused(records).message
+
+    def test_the_first_process_shares_with_nobody(self):
+        records = make_records()
+        at = next(index for index, record in enumerate(records) if isinstance(record, MemoryLayout))
+        assert "the first process" in refused([*records[:at], Sharing(files=1, directories=1), *records[at:]]).message
+
+    def test_shared_files_are_not_listed_twice(self):
+        records = make_tree_records()
+        at = next(index for index, record in enumerate(records) if isinstance(record, Sharing)) + 3
+        records.insert(at, FileDescriptor(pid=PID + 5, fd=0, objref=1, close_on_exec=0))
+        assert "shares the file table" in refused(records).message

@@ -71,7 +71,8 @@ def found(pid: int) -> dict[str, Obstacle]:
 
 @pytest.mark.parametrize(("name", "arguments"), [
     ("idle", [1]), ("idle-musl", []), ("counter", [64]), ("blocked", []), ("memory", []), ("files", []), ("pipes", []),
-    ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", [])])
+    ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
+    ("events", [])])
 def test_nothing_stands_in_the_way_of_the_victims(tmp_path: Path, name: str, arguments: list[int]) -> None:
     with Victim(name, tmp_path, *arguments) as victim:
         assert preflight.check(victim.pid, kcmp=kcmp).obstacles == ()
@@ -98,10 +99,7 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
     ("fd.terminal", "fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)"),
     ("fd.socket", "pair = socket.socketpair()"),
     ("fd.socket", "listener = socket.create_server(('127.0.0.1', 0))"),
-    ("fd.eventfd", "fd = os.eventfd(1)"),
     ("fd.epoll", "poll = select.epoll()"),
-    ("fd.timerfd", "fd = call(283, 1, 0)"),
-    ("fd.signalfd", "fd = call(289, -1, ctypes.byref(ctypes.c_ulong(1 << 20)), 8, 0)"),
     ("fd.inotify", "fd = call(294, 0)"),
     ("fd.pidfd", "fd = os.pidfd_open(os.getpid())"),
     ("fd.memfd", "fd = os.memfd_create('name')"),
@@ -152,6 +150,7 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
     "fd = os.open('/', os.O_PATH); link = os.symlink('/', 'link'); fd = os.open('link', os.O_PATH | os.O_NOFOLLOW)",
     "os.mkfifo('fifo'); fd = os.open('fifo', os.O_PATH)",
     "fd = new('x'); fcntl.flock(fd, fcntl.LOCK_EX); fcntl.lockf(fd, fcntl.LOCK_EX, 10)",
+    "fds = [os.eventfd(1), call(283, 1, 0), call(289, -1, ctypes.byref(ctypes.c_ulong(1 << 20)), 8, 0)]",
     "map(-1, SHARED | ANONYMOUS)",
     "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE)",
 ])
@@ -161,11 +160,6 @@ def test_what_is_no_obstacle(tmp_path: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize(("code", "source", "said"), [
-    ("task.children", "import subprocess; child = subprocess.Popen(['/bin/sleep', '1000'])", "(sleep)"),
-    ("task.children", "os.fork() or os._exit(0)", "pid"),
-    ("task.shared", "os.chdir = None\nif call(56, 0x400 | 17, 0, 0, 0, 0) == 0: time.sleep(1000)", "file descriptors"),
-    ("memory.shared", "map(-1, SHARED | ANONYMOUS)\nif os.fork() == 0: time.sleep(1000)", "shared with pid"),
-    ("fd.pipe", "ends = os.pipe()\nif os.fork() == 0: time.sleep(1000)", "open elsewhere"),
     ("task.seccomp", ("code = struct.pack('HBBI', 6, 0, 0, 0x7fff0000)\n"
                                      "buffer = ctypes.create_string_buffer(code, 8)\n"
                      "program = struct.pack('HxxxxxxP', 1, ctypes.addressof(buffer))\n"
@@ -186,6 +180,34 @@ def test_what_it_is(tmp_path: Path, code: str, source: str, said: str) -> None:
         assert said in f"{obstacle.object} {obstacle.reason}"
 
 
+CHILD = "if os.fork() == 0: time.sleep(1000)"
+
+
+@pytest.mark.parametrize(("code", "source", "said"), [
+    ("task.shared", "os.chdir = None\nif call(56, 0x400 | 17, 0, 0, 0, 0) == 0: time.sleep(1000)", "file descriptors"),
+    ("memory.shared", f"map(-1, SHARED | ANONYMOUS)\n{CHILD}", "shared with pid"),
+    ("fd.pipe", f"ends = os.pipe()\n{CHILD}", "open elsewhere"),
+    ("fd.shared", f"fd = os.eventfd(1)\n{CHILD}", "is open elsewhere"),
+    (None, f"fd = new('x')\n{CHILD}", None), (None, "os.fork() or os._exit(0)", None),
+])
+def test_what_it_shares_with_a_child_is_an_obstacle_for_it_alone(tmp_path: Path, code: str | None, source: str,
+                                                                 said: str | None) -> None:
+    with provoked(tmp_path, source) as program:
+        assert preflight.obstacles(program.pid, kcmp=kcmp) == ()
+        alone = preflight.obstacles(program.pid, kcmp=kcmp, tree=False)
+        assert [one.code for one in alone] == [code] * len(alone)
+        assert not said or said in alone[0].reason
+
+
+def test_obstacles_of_children_say_whose_they_are(tmp_path: Path) -> None:
+    with provoked(tmp_path, "if os.fork() == 0:\n    poll = select.epoll(); ready()") as program:
+        child, = procfs.children(program.pid)
+        until("it", lambda: len(preflight.obstacles(program.pid, kcmp=kcmp)) == 1)
+        obstacle, = preflight.obstacles(program.pid, kcmp=kcmp)
+        assert obstacle.code == "fd.epoll"
+        assert obstacle.object.startswith(f"pid {child} (python")
+
+
 def test_a_thread_that_has_given_back_its_files_as_it_ends_is_no_loner(tmp_path: Path) -> None:
     source = ("def brief():\n    while not os.path.exists('go'): time.sleep(0.01)\n"
               "threading.Thread(target=brief).start()")
@@ -195,7 +217,7 @@ def test_a_thread_that_has_given_back_its_files_as_it_ends_is_no_loner(tmp_path:
         (tmp_path / "go").touch()
         until("its end", lambda: procfs.stat(f"{program.pid}/task/{thread}").state == "Z")
         assert kcmp(program.pid, thread, KCMP_FILES) != 0
-        assert list(task_obstacles.sharing(program.pid, [program.pid, thread], kcmp)) == []
+        assert list(task_obstacles.loners(program.pid, [program.pid, thread], kcmp)) == []
         tracee.wait_end(thread)
 
 
@@ -271,7 +293,7 @@ def test_a_parent_in_vfork(tmp_path: Path) -> None:
             for child in procfs.children(program.pid):
                 os.kill(child, signal.SIGKILL)
         assert "waits in vfork" in obstacles["task.vfork"].reason
-        assert {"task.children", "task.shared"} <= set(obstacles)
+        assert "task.shared" not in obstacles, "it ends when the child executes"
 
 
 def test_a_short_wait_for_the_disk_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -355,11 +377,11 @@ def as_nobody(pid: int) -> list[dict[str, str]]:
 
 
 def test_everything_in_one_run_the_most_important_first(tmp_path: Path) -> None:
-    source = ("import subprocess; child = subprocess.Popen(['/bin/sleep', '1000']); fd = os.eventfd(0)\n"
+    source = ("import subprocess; child = subprocess.Popen(['/bin/sleep', '1000']); fd = select.epoll()\n"
               "other = os.memfd_create('x'); os.ftruncate(other, 4096); map(other, SHARED)")
     with provoked(tmp_path, source) as program:
         codes = [one.code for one in preflight.obstacles(program.pid, kcmp=kcmp)]
-        assert codes == ["task.children", "fd.eventfd", "fd.memfd", "memory.memfd"]
+        assert codes == ["fd.epoll", "fd.memfd", "memory.memfd"]
 
 
 def test_hostile_names_are_harmless(tmp_path: Path) -> None:

@@ -3,37 +3,84 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cmp_to_key, partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from crd.native.syscall import kcmp
+from crd.image.objects import Owner
+from crd.native.syscall import kcmp, pidfd_getfd
+from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Iterator, Mapping
+
+    from crd.target.procfs import FdInfo
 
 F_SETSIG, F_GETSIG, F_SETOWN_EX, F_GETOWN_EX = 10, 11, 15, 16
 _OWNER = struct.Struct("<ii")
 _KCMP_FILE = 0
+NOBODY = Owner(kind=0, pid=0, signal=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Who gets SIGIO (fcntl(2), F_SETOWN_EX): kind F_OWNER_*, pid 0 = nobody, and which signal instead."""
+@dataclass(slots=True)
+class Description:
+    """An open file description of a stopped process, looked at through the first descriptor that has it.
 
-    kind: int
+    Attributes:
+        pid, fd: whose descriptor, and its number.
+        pidfd: of that process.
+        link, stat, info: what /proc shows of it.
+        objref: its number in the image.
+    """
+
     pid: int
-    signal: int
+    fd: int
+    pidfd: int
+    link: str
+    stat: os.stat_result
+    info: FdInfo
+    objref: int = 0
+    _borrowed: int = field(default=-1, repr=False)
 
+    @classmethod
+    def look(cls, pid: int, fd: int, pidfd: int) -> Description:
+        """Look at a descriptor."""
+        return cls(pid, fd, pidfd, procfs.read_link(pid, f"fd/{fd}"), procfs.fd_stat(pid, fd), procfs.fdinfo(pid, fd))
 
-def dump_owner(fd: int) -> Owner:
-    """Ask a duplicate of the descriptor; O_PATH descriptors have no owner."""
-    try:
-        kind, pid = _OWNER.unpack(fcntl.fcntl(fd, F_GETOWN_EX, _OWNER.pack(0, 0)))
-        return Owner(kind, pid, fcntl.fcntl(fd, F_GETSIG))
-    except OSError:
-        return Owner(0, 0, 0)
+    @property
+    def name(self) -> str:
+        """What to call it in an obstacle."""
+        return f"fd {self.fd} ({self.link})"
+
+    @property
+    def flags(self) -> int:
+        """As F_GETFL returns them."""
+        return self.info.flags & ~os.O_CLOEXEC
+
+    @property
+    def borrowed(self) -> int:
+        """A duplicate of ours; it keeps pipes open and locks held, so it is given back before the target goes on."""
+        if self._borrowed < 0:
+            self._borrowed = pidfd_getfd(self.pidfd, self.fd)
+        return self._borrowed
+
+    def give_back(self) -> None:
+        """Close what was borrowed."""
+        if self._borrowed >= 0:
+            os.close(self._borrowed)
+            self._borrowed = -1
+
+    @property
+    def owner(self) -> Owner:
+        """Who gets SIGIO for it; O_PATH descriptions have no owner."""
+        try:
+            kind, pid = _OWNER.unpack(fcntl.fcntl(self.borrowed, F_GETOWN_EX, _OWNER.pack(0, 0)))
+            return Owner(kind=kind, pid=pid, signal=fcntl.fcntl(self.borrowed, F_GETSIG))
+        except OSError:
+            return NOBODY
 
 
 def restart_owner(fd: int, owner: Owner) -> None:
@@ -44,30 +91,29 @@ def restart_owner(fd: int, owner: Owner) -> None:
         fcntl.fcntl(fd, F_SETOWN_EX, _OWNER.pack(owner.kind, owner.pid))
 
 
-def group(pid: int, fds: Sequence[int], keys: Mapping[int, Hashable]) -> list[list[int]]:
+def group(pid: int, keys: Mapping[int, Hashable]) -> list[list[int]]:
     """Group descriptors by the open file description they share.
 
     Args:
         pid: of the process.
-        fds: its descriptors.
         keys: what equal descriptions have in common at least (device, inode, flags, position), by descriptor.
     """
     alike: dict[Hashable, list[int]] = {}
-    for fd in fds:
-        alike.setdefault(keys[fd], []).append(fd)
-    groups: list[list[int]] = []
-    for members in alike.values():
-        ordered = sorted(members, key=cmp_to_key(partial(_order, pid)))
-        for fd in ordered:
-            if groups and groups[-1][0] in members and not kcmp(pid, pid, _KCMP_FILE, groups[-1][0], fd):
-                groups[-1].append(fd)
-            else:
-                groups.append([fd])
-    return [sorted(found) for found in groups]
+    for fd, key in keys.items():
+        alike.setdefault(key, []).append(fd)
+    return [sorted(same) for members in alike.values() for same in _same(pid, members)]
+
+
+def _same(pid: int, fds: list[int]) -> Iterator[list[int]]:
+    """Sort descriptors by the kernel's own order of their descriptions, so that equal ones are neighbours."""
+    if len(fds) == 1:
+        yield fds
+        return
+    order = cmp_to_key(partial(_order, pid))
+    for _, same in groupby(sorted(fds, key=order), order):
+        yield [*same]
 
 
 def _order(pid: int, a: int, b: int) -> int:
     """kcmp(2): 1 and 2 are less and greater in an order of the kernel's own."""
     return (0, -1, 1)[kcmp(pid, pid, _KCMP_FILE, a, b)]
-
-

@@ -8,7 +8,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crd.errors import ResourceChanged
+from crd.errors import Obstacle, ResourceChanged, TargetUnsupported
+from crd.image.objects import RegularFile
 from crd.image.profile import LOCK_FLOCK, LOCK_POSIX, FileLock
 from crd.native.syscall import NR
 from crd.target import procfs
@@ -17,8 +18,8 @@ from crd.target.wording import process_name
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.plan import Plan
-    from crd.image.profile import RegularFile
     from crd.native.batch import Batch
 
 _FLOCK = struct.Struct("<hh4xqqi4x")  # struct flock
@@ -46,6 +47,19 @@ class _Held:
         return self.kind == lock.kind and overlap and bool(self.exclusive or lock.exclusive)
 
 
+def dump(pid: int, one: Description) -> Iterator[FileLock]:
+    """Yield the locks on a description's file that fdinfo shows: those of the process, and of the description.
+
+    Raises:
+        TargetUnsupported: there is one of another kind.
+    """
+    for held in one.info.locks:
+        if held.kind not in _KINDS:
+            raise TargetUnsupported(reasons=[Obstacle("fd.lock", one.name, f"holds a lock of kind {held.kind}")])
+        yield FileLock(pid=pid, kind=_KINDS[held.kind], exclusive=held.exclusive, fd=one.fd, start=held.start,
+                       end=held.end)
+
+
 def check(plan: Plan) -> None:
     """Make sure that nobody holds what the image's task had locked.
 
@@ -65,7 +79,8 @@ def check(plan: Plan) -> None:
 
 
 def _file(plan: Plan, lock: FileLock) -> RegularFile | None:
-    return plan.files.get(next(record.objref for record in plan.descriptors if record.fd == lock.fd))
+    found = plan.objects[next(record.objref for record in plan.descriptors if record.fd == lock.fd)]
+    return found if isinstance(found, RegularFile) else None
 
 
 def _held() -> Iterator[_Held]:

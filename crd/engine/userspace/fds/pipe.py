@@ -7,16 +7,60 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.fds.kind import Kind, Making
 from crd.errors import NativeError, RestartUnsupported
-from crd.image.profile import Pipe, PipeData, PipeEnd
+from crd.image.objects import Pipe, PipeData, PipeEnd
 from crd.native.syscall import syscall
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from crd.engine.userspace.fds.description import Description
+    from crd.engine.userspace.fds.table import FileTable
+    from crd.image.codec import Record
 
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 _TEE, _SPLICE_F_NONBLOCK = 276, 2
 _SPLICE_BYTES = 64 << 10
+_DEFAULT_BYTES = 64 << 10
+
+
+class Pipes(Kind):
+    """A PIPE with its data for each pipe, and a PIPE_END for each description."""
+
+    def recognises(self, one: Description) -> bool:
+        """The links of pipes alone do not begin with a slash."""
+        return one.link.startswith("pipe:[")
+
+    def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
+        """Copy what is in flight."""
+        pipes: dict[int, list[Description]] = {}
+        for one in found:
+            pipes.setdefault(one.stat.st_ino, []).append(one)
+        for inode, ends in pipes.items():
+            number = table.objects.new()
+            pipe, data = _dump_pipe(number, inode, ends)
+            yield pipe
+            yield from data
+            for one in ends:
+                yield PipeEnd(objref=one.objref, pipe=number, flags=one.flags, owner=one.owner)
+
+    def make(self, making: Making) -> None:
+        """Make each pipe, fill it, and describe its ends."""
+        ends: dict[int, list[PipeEnd]] = {}
+        for end in making.wanted(PipeEnd):
+            ends.setdefault(end.pipe, []).append(end)
+        for pipe in making.plan.of(Pipe):
+            if pipe.objref in ends:
+                _restart(pipe, ends[pipe.objref], making)
+
+
+def _dump_pipe(number: int, inode: int, ends: Sequence[Description]) -> tuple[Pipe, list[PipeData]]:
+    readers = [one for one in ends if one.flags & os.O_ACCMODE == os.O_RDONLY]
+    packets = any(one.flags & os.O_DIRECT for one in ends if one not in readers)
+    if readers:
+        return dump_data(number, inode, readers[0].borrowed, packets=packets)
+    return Pipe(objref=number, inode=inode, capacity_bytes=_DEFAULT_BYTES, data_bytes=0), []
 
 
 def dump_data(objref: int, inode: int, read_end: int, *, packets: bool) -> tuple[Pipe, list[PipeData]]:
@@ -45,8 +89,8 @@ def dump_data(objref: int, inode: int, read_end: int, *, packets: bool) -> tuple
     return pipe, [PipeData(objref=objref, packet=packets, data=chunk) for chunk in chunks]
 
 
-def restart(pipe: Pipe, ends: Sequence[PipeEnd], data: Sequence[PipeData]) -> dict[int, int]:
-    """Make a pipe with its data, and a descriptor of ours for each end's open file description, by objref.
+def _restart(pipe: Pipe, ends: Sequence[PipeEnd], making: Making) -> None:
+    """Make a pipe with its data, and a descriptor of ours for each end's open file description.
 
     Raises:
         RestartUnsupported: the capacity exceeds what an unprivileged pipe may have.
@@ -58,11 +102,12 @@ def restart(pipe: Pipe, ends: Sequence[PipeEnd], data: Sequence[PipeData]) -> di
         except OSError as error:
             raise RestartUnsupported(f"a pipe of {pipe.capacity_bytes} bytes: {error.strerror}",
                                      hint="Raise /proc/sys/fs/pipe-max-size.") from error
-        _fill(write_end, data)
-        made = {end.objref: _describe(end, read_end, write_end, first=end.objref in _firsts(ends)) for end in ends}
+        _fill(write_end, making.plan.parts(PipeData, pipe.objref))
+        firsts = _firsts(ends)
         for end in ends:
-            fcntl.fcntl(made[end.objref], fcntl.F_SETFL, end.flags)
-        return made
+            making.add(end.objref, _describe(end, read_end, write_end, first=end.objref in firsts))
+        for end in ends:
+            fcntl.fcntl(making.ours[end.objref], fcntl.F_SETFL, end.flags)
     finally:
         os.close(read_end)
         os.close(write_end)

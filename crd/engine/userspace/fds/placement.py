@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import lock, pipe, regular
-from crd.engine.userspace.fds.description import Owner, restart_owner
+from crd.engine.userspace.fds import lock
+from crd.engine.userspace.fds.description import restart_owner
+from crd.engine.userspace.fds.kind import Making
+from crd.engine.userspace.fds.kinds import KINDS
 from crd.errors import RestartError, RestartUnsupported
+from crd.image.objects import Owner
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
@@ -21,23 +24,46 @@ _ALL_FDS = 0xFFFF_FFFF
 _F_OWNER_PGRP = 2
 
 
-def restart(plan: Plan, vessel: Vessel, broker: Broker, *, must_be_same: bool) -> dict[int, int]:
-    """Give the vessel its descriptors and locks.
+def check(plan: Plan, *, must_be_same: bool) -> None:
+    """Make sure that all descriptions and locks can be had; raises RestartError."""
+    for kind in KINDS:
+        kind.check(plan, must_be_same=must_be_same)
+    lock.check(plan)
 
-    Returns:
-        Our descriptor of each description, by objref.
+
+def restart(plan: Plan, vessel: Vessel, broker: Broker, *, must_be_same: bool) -> Making:
+    """Give the vessel its descriptors and locks.
 
     Raises:
         ResourceChanged: a file is missing or not what it was, or somebody else has locked it.
         RestartUnsupported: a number is above our limit of open files.
     """
-    ours = _open(plan, broker, must_be_same=must_be_same)
-    lock.restart_flocks(plan, ours)
+    making = Making(plan, vessel, broker, must_be_same)
+    for kind in KINDS:
+        kind.make(making)
+    for kind in KINDS:
+        kind.connect(making)
+    lock.restart_flocks(plan, making.ours)
+    _place(making)
+    for kind in KINDS:
+        kind.settle(making)
+    lock.restart_posix(plan, vessel.batch)
+    try:
+        vessel.run()
+    except RestartError:
+        lock.check(plan)  # says who has it
+        raise
+    return making
+
+
+def _place(making: Making) -> None:
+    """Have the vessel pull all descriptions above the highest number it will have, and put each under its own."""
+    plan, vessel, broker = making.plan, making.vessel, making.broker
     above = max((record.fd for record in plan.descriptors), default=-1) + 1
-    if above + len(ours) >= broker.fds_max:
+    if above + len(making.ours) >= broker.fds_max:
         raise RestartUnsupported(f"descriptor {above - 1} is above the limit of open files, {broker.fds_max}")
-    places = {objref: above + index for index, objref in enumerate(ours)}
-    for objref, fd in ours.items():
+    places = {objref: above + index for index, objref in enumerate(making.ours)}
+    for objref, fd in making.ours.items():
         vessel.batch.call(NR.DUP2, broker.pull(vessel.batch, fd), places[objref])
         vessel.flush()
     if above:
@@ -48,48 +74,33 @@ def restart(plan: Plan, vessel: Vessel, broker: Broker, *, must_be_same: bool) -
         vessel.flush()
     vessel.batch.call(NR.CLOSE_RANGE, above, _ALL_FDS, 0)
     vessel.run()
-    lock.restart_posix(plan, vessel.batch)
-    try:
-        vessel.run()
-    except RestartError:
-        lock.check(plan)  # says who has it
-        raise
-    return ours
 
 
-def _open(plan: Plan, broker: Broker, *, must_be_same: bool) -> dict[int, int]:
-    """Open every description that a descriptor refers to; return our numbers by objref."""
-    wanted = {record.objref for record in plan.descriptors}
-    ours: dict[int, int] = {}
-    for objref, record in plan.files.items():
-        if objref in wanted:
-            ours[objref] = regular.restart(record, broker, must_be_same=must_be_same)
-    for number, made in plan.pipes.items():
-        ends = [end for end in plan.pipe_ends.values() if end.pipe == number and end.objref in wanted]
-        data = [chunk for chunk in plan.pipe_data if chunk.objref == number]
-        for objref, fd in pipe.restart(made, ends, data).items():
-            ours[objref] = broker.hold(fd)
-    return ours
-
-
-def restart_owners(plan: Plan, ours: Mapping[int, int], numbers: Mapping[int, int]) -> Iterator[str]:
-    """Say again who gets SIGIO for each description, now that all threads are there.
+def number(making: Making, numbers: Mapping[int, int]) -> Iterator[str]:
+    """Do what needs the threads, which are all there: say again who gets SIGIO, and what the kinds need them for.
 
     Args:
-        plan: with the owners.
-        ours: descriptors by objref.
+        making: the descriptions.
         numbers: of each thread now, by the image's.
 
     Yields:
         What cannot be as it was, a sentence each.
     """
-    for objref, fd in ours.items():
-        record = plan.files.get(objref) or plan.pipe_ends[objref]
+    for kind in KINDS:
+        yield from kind.number(making, numbers)
+    for objref, fd in making.ours.items():
+        owner: Owner = making.plan.objects[objref].owner
         pid = 0
-        if record.owner_type != _F_OWNER_PGRP:
-            pid = numbers.get(record.owner_pid, 0)
-        elif record.owner_pid == plan.process.process_group:
-            pid = numbers[plan.pid]  # leads a group now, if it did not before
-        if record.owner_pid and not pid:
-            yield f"nobody gets SIGIO for a descriptor: it went to pid {record.owner_pid}, which is not in the image"
-        restart_owner(fd, Owner(record.owner_type, pid, record.owner_signal))
+        if owner.kind != _F_OWNER_PGRP:
+            pid = numbers.get(owner.pid, 0)
+        elif owner.pid == making.plan.process.process_group:
+            pid = numbers[making.plan.pid]  # leads a group now, if it did not before
+        if owner.pid and not pid:
+            yield f"nobody gets SIGIO for a descriptor: it went to pid {owner.pid}, which is not in the image"
+        restart_owner(fd, Owner(kind=owner.kind, pid=pid, signal=owner.signal))
+
+
+def arm(making: Making) -> None:
+    """Start what runs by the clock."""
+    for kind in KINDS:
+        kind.arm(making)

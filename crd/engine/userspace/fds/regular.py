@@ -7,27 +7,59 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.fds.description import NOBODY
+from crd.engine.userspace.fds.kind import Kind, Making
 from crd.errors import ResourceChanged
-from crd.image.profile import RegularFile
+from crd.image.objects import Owner, RegularFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from crd.engine.userspace.broker import Broker
-    from crd.engine.userspace.fds.description import Owner
+    from crd.engine.userspace.fds.description import Description
+    from crd.engine.userspace.fds.table import FileTable
+    from crd.engine.userspace.plan import Plan
+    from crd.image.codec import Record
 
 O_PATH = 0o10000000
 _REOPENED = (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC | os.O_ASYNC | os.O_DIRECT
              | os.O_NOATIME | os.O_DIRECTORY | os.O_NOFOLLOW | O_PATH)
 _SEEKABLE = (stat.S_IFREG, stat.S_IFDIR)
+_KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFCHR)
+
+
+class RegularFiles(Kind):
+    """A REGULAR_FILE for each description; also what may only be mapped."""
+
+    def recognises(self, one: Description) -> bool:
+        """What has a name, and may be opened by it as well as by anything else."""
+        return stat.S_IFMT(one.stat.st_mode) in _KINDS and one.link.startswith("/")
+
+    def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
+        """Note path, position and what a restart can hold the file against."""
+        del table
+        for one in found:
+            yield dump(one.objref, one.link, one.stat, flags=one.flags, position=one.info.position, owner=one.owner)
+
+    def check(self, plan: Plan, *, must_be_same: bool) -> None:
+        """Hold each file against what the image knew; raises ResourceChanged."""
+        for record in plan.of(RegularFile):
+            check(record, must_be_same=bool(record.mapped) or must_be_same)
+
+    def make(self, making: Making) -> None:
+        """Open each file by its path; raises ResourceChanged."""
+        for record in making.wanted(RegularFile):
+            making.add(record.objref, _restart(record, making.broker, must_be_same=making.must_be_same))
+
 
 
 def dump(objref: int, path: str, found: os.stat_result, *, flags: int = 0, position: int = 0,
-         owner: Owner | None = None) -> RegularFile:
+         owner: Owner = NOBODY) -> RegularFile:
     """Describe an open file description, or (flags 0) a file that is only mapped."""
     return RegularFile(
         objref=objref, path=path, mode=found.st_mode, device=found.st_dev, rdev=found.st_rdev, inode=found.st_ino,
         size=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=found.st_ctime_ns,
-        flags=flags & ~os.O_CLOEXEC, position=position, owner_type=owner.kind if owner else 0,
-        owner_pid=owner.pid if owner else 0, owner_signal=owner.signal if owner else 0, mapped=0, build_id=b"")
+        flags=flags, position=position, owner=owner, mapped=0, build_id=b"")
 
 
 def check(record: RegularFile, *, must_be_same: bool) -> None:
@@ -60,7 +92,7 @@ def compare(record: RegularFile, found: os.stat_result, *, must_be_same: bool) -
                                   hint="The program had this content mapped or open; put that version back.")
 
 
-def restart(record: RegularFile, broker: Broker, *, must_be_same: bool = False) -> int:
+def _restart(record: RegularFile, broker: Broker, *, must_be_same: bool) -> int:
     """Open the file as the image knew it, and return our descriptor.
 
     Raises:

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
+from crd.engine.userspace.mem.shared import copy_shared
+from crd.engine.userspace.objects import ObjectNumbers
 from crd.errors import Obstacle, TargetUnsupported
-from crd.image.profile import (
-    VMA_ANONYMOUS,
-    VMA_PRIVATE_FILE,
-    VMA_SHARED_FILE,
-    VMA_SHARED_MEMORY,
-    MemoryLayout,
-    RegularFile,
-    SharedMemory,
-    Vma,
-)
-from crd.target import procfs
+from crd.image.objects import RegularFile, SharedMemory
+from crd.image.profile import VMA_ANONYMOUS, VMA_PRIVATE_FILE, VMA_SHARED_FILE, VMA_SHARED_MEMORY, MemoryLayout, Vma
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from crd.engine.userspace.mem.pages import Copied
-    from crd.engine.userspace.objects import ObjectNumbers
+    from crd.engine.userspace.capture import Capture
+    from crd.engine.userspace.mem.shared import Copied
     from crd.native.memory import Memory
-    from crd.target.procfs import MapEntry, Stat
+    from crd.target.procfs import MapEntry
 
 KERNEL_AREAS = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]")
 _SHARED_MEMORY_NAMES = ("/dev/zero (deleted)", "[anon_shmem:")
@@ -47,73 +40,49 @@ def kind(entry: MapEntry) -> int:
     return VMA_SHARED_FILE if entry.shared else VMA_PRIVATE_FILE
 
 
-@dataclass(slots=True)
-class Layout:
-    """The records of an address space; ``shared`` by device and inode."""
+class MappedObjects:
+    """What the processes of a target have mapped, each object once.
 
-    memory: MemoryLayout
-    files: list[RegularFile] = field(default_factory=list)
-    shared: dict[tuple[int, int], SharedMemory] = field(default_factory=dict)
-    vmas: list[Vma] = field(default_factory=list)
-
-
-def dump(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int, flags: Mapping[int, str],
-         shared: Mapping[tuple[int, int], Copied], objects: ObjectNumbers) -> Layout:
-    """Describe the address space that a process had when it was stopped.
-
-    Args:
-        pid: of the process; only its auxiliary vector is read now.
-        entries: its maps at the stop.
-        stat: its stat at the stop.
-        brk: the end of its heap.
-        flags: VmFlags by start of the area.
-        shared: the shared objects that were copied, by device and inode.
-        objects: gives out objrefs.
-
-    Raises:
-        TargetUnsupported: a mapped file has no path any more, or shows another file.
+    Attributes:
+        numbers: gives out objrefs.
+        files, memories: records by device and inode.
+        copies: content of the shared memory, by device and inode.
     """
-    layout = Layout(_memory(pid, entries, stat, brk))
-    known: dict[tuple[int, int], int] = {}
-    files: dict[int, RegularFile] = {}
-    for entry in entries:
-        if is_kernel_area(entry):
-            continue
-        what = kind(entry)
-        objref = 0
-        if what != VMA_ANONYMOUS:
-            identity = (entry.device, entry.inode)
-            if identity not in known:
-                known[identity] = objects.new()
-                _add_object(layout, entry, what, known[identity], shared)
-                files = {record.objref: record for record in layout.files}
-            objref = known[identity]
-            if what == VMA_PRIVATE_FILE:
-                files[objref].mapped = True  # its content must stay what it was
-        layout.vmas.append(Vma(kind=what, protection=entry.protection, start=entry.start, end=entry.end,
-                               offset=entry.offset, objref=objref, flags=flags.get(entry.start, ""),
-                               name=entry.path if what == VMA_ANONYMOUS else ""))
-    return layout
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.numbers = ObjectNumbers()
+        self.files: dict[tuple[int, int], RegularFile] = {}
+        self.memories: dict[tuple[int, int], SharedMemory] = {}
+        self.copies: dict[tuple[int, int], Copied] = {}
+
+    def copy(self, pid: int, entry: MapEntry) -> None:
+        """Copy the object behind a shared area of a process, unless that has been done: a snapshot does not hold it."""
+        if (entry.device, entry.inode) not in self.copies:
+            where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
+            self.copies[entry.device, entry.inode] = copy_shared(where)
+
+    def object(self, entry: MapEntry, what: int) -> int:
+        """Return the objref of what an area of kind ``what`` maps; 0 for anonymous memory.
+
+        Raises:
+            TargetUnsupported: a mapped file has no path any more, or shows another file.
+        """
+        identity = entry.device, entry.inode
+        if what == VMA_ANONYMOUS:
+            return 0
+        if what == VMA_SHARED_MEMORY:
+            if identity not in self.memories:
+                self.memories[identity] = SharedMemory(objref=self.numbers.new(), bytes=self.copies[identity].bytes)
+            return int(self.memories[identity].objref)
+        if identity not in self.files:
+            self.files[identity] = regular.dump(self.numbers.new(), entry.path, _stat(entry))
+        if what == VMA_PRIVATE_FILE:
+            self.files[identity].mapped = True  # its content must stay what it was
+        return int(self.files[identity].objref)
 
 
-def _memory(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int) -> MemoryLayout:
-    vdso = next((entry for entry in entries if entry.path == "[vdso]"), None)
-    vvar = [entry for entry in entries if entry.path.startswith("[vvar")]
-    return MemoryLayout(
-        start_code=stat.field(26), end_code=stat.field(27), start_data=stat.field(45), end_data=stat.field(46),
-        start_brk=stat.field(47), brk=brk, start_stack=stat.field(28), arg_start=stat.field(48),
-        arg_end=stat.field(49), env_start=stat.field(50), env_end=stat.field(51),
-        auxv=procfs.read_bytes(pid, "auxv"), vdso_start=vdso.start if vdso else 0,
-        vdso_bytes=vdso.end - vdso.start if vdso else 0, vvar_start=vvar[0].start if vvar else 0,
-        vvar_bytes=sum(entry.end - entry.start for entry in vvar))
-
-
-def _add_object(layout: Layout, entry: MapEntry, what: int, objref: int,
-                shared: Mapping[tuple[int, int], Copied]) -> None:
-    if what == VMA_SHARED_MEMORY:
-        identity = (entry.device, entry.inode)
-        layout.shared[identity] = SharedMemory(objref=objref, bytes=shared[identity].bytes)
-        return
+def _stat(entry: MapEntry) -> os.stat_result:
     try:
         found = os.stat(entry.path)
     except OSError:
@@ -122,7 +91,50 @@ def _add_object(layout: Layout, entry: MapEntry, what: int, objref: int,
         raise TargetUnsupported(reasons=[Obstacle(
             "map.file-gone", f"mapping {entry.start:#x} ({entry.path})", "the mapped file has no path any more",
             "Restart the program: its files were replaced while it ran.")])
-    layout.files.append(regular.dump(objref, entry.path, found))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The records of an address space."""
+
+    memory: MemoryLayout
+    vmas: list[Vma]
+
+
+def dump(captured: Capture, brk: int, flags: Mapping[int, str], mapped: MappedObjects) -> Layout:
+    """Describe the address space that a process had when it was stopped.
+
+    Args:
+        captured: of the process, at the stop.
+        brk: the end of its heap.
+        flags: VmFlags by start of the area.
+        mapped: the objects of all processes.
+
+    Raises:
+        TargetUnsupported: a mapped file has no path any more, or shows another file.
+    """
+    vmas = []
+    for entry in captured.entries:
+        if not is_kernel_area(entry):
+            what = kind(entry)
+            vmas.append(Vma(kind=what, protection=entry.protection, start=entry.start, end=entry.end,
+                            offset=entry.offset, objref=mapped.object(entry, what), flags=flags.get(entry.start, ""),
+                            name=entry.path if what == VMA_ANONYMOUS else ""))
+    return Layout(_memory(captured, brk), vmas)
+
+
+def _memory(captured: Capture, brk: int) -> MemoryLayout:
+    stat = captured.stat
+    vdso = next((entry for entry in captured.entries if entry.path == "[vdso]"), None)
+    vvar = [entry for entry in captured.entries if entry.path.startswith("[vvar")]
+    return MemoryLayout(
+        start_code=stat.field(26), end_code=stat.field(27), start_data=stat.field(45), end_data=stat.field(46),
+        start_brk=stat.field(47), brk=brk, start_stack=stat.field(28), arg_start=stat.field(48),
+        arg_end=stat.field(49), env_start=stat.field(50), env_end=stat.field(51),
+        auxv=captured.auxv, vdso_start=vdso.start if vdso else 0,
+        vdso_bytes=vdso.end - vdso.start if vdso else 0, vvar_start=vvar[0].start if vvar else 0,
+        vvar_bytes=sum(entry.end - entry.start for entry in vvar))
 
 
 def vdso_digest(memory: Memory, start: int, length: int) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
 from crd.errors import MemoryFault, ResourceChanged, RestartError
+from crd.image.objects import RegularFile, SharedMemory
 from crd.image.profile import (
     PAGE_BYTES,
     VMA_ANONYMOUS,
@@ -51,7 +52,7 @@ def map_areas(plan: Plan, vessel: Vessel, broker: Broker) -> dict[int, int]:
     """
     whole = _map_shared(plan, vessel)
     for (objref, writable), areas in _by_file(plan).items():
-        record = plan.files[objref]
+        record = plan.objects[objref]
         fd = broker.pull(vessel.batch, broker.open_mapped(record, writable=writable))
         for vma in areas:
             vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _flags(vma), fd, vma.offset,
@@ -86,11 +87,12 @@ def _by_file(plan: Plan) -> dict[tuple[int, bool], list[Vma]]:
 
 def _map_shared(plan: Plan, vessel: Vessel) -> dict[int, int]:
     """Map each shared memory object as a whole, where no area of the image will be."""
-    whole = {objref: vessel.reserve(record.bytes) for objref, record in plan.shared.items()}
+    whole = {record.objref: vessel.reserve(record.bytes) for record in plan.of(SharedMemory)}
     unreserved = {vma.objref for vma in plan.vmas if "nr" in vma.flags.split()}
-    for objref, record in plan.shared.items():
-        vessel.batch.call(NR.MMAP, whole[objref], record.bytes, _READ_WRITE, _FIXED_NOREPLACE | _SHARED | _ANONYMOUS
-                          | (_NORESERVE if objref in unreserved else 0), -1, 0, what="making shared memory")
+    for record in plan.of(SharedMemory):
+        unreserving = _NORESERVE if record.objref in unreserved else 0
+        vessel.batch.call(NR.MMAP, whole[record.objref], record.bytes, _READ_WRITE,
+                          _FIXED_NOREPLACE | _SHARED | _ANONYMOUS | unreserving, -1, 0, what="making shared memory")
         vessel.flush()
     vessel.run()
     return whole
@@ -144,7 +146,7 @@ def finish(plan: Plan, vessel: Vessel, broker: Broker, whole: dict[int, int]) ->
     """Take away what only filling needed, give advice again, and set the fields of the memory map."""
     batch, memory = vessel.batch, plan.memory
     for objref, address in whole.items():
-        batch.call(NR.MUNMAP, address, plan.shared[objref].bytes)
+        batch.call(NR.MUNMAP, address, plan.objects[objref].bytes)
     for vma in plan.vmas:
         for flag in vma.flags.split():
             if flag in _ADVICE:
@@ -184,7 +186,7 @@ def check_program(plan: Plan, found: os.stat_result) -> None:
         ResourceChanged: it is another file.
     """
     process = plan.process
-    mapped = next((record for record in plan.files.values() if record.mapped and record.path == process.exe), None)
+    mapped = next((record for record in plan.of(RegularFile) if record.mapped and record.path == process.exe), None)
     if mapped:
         regular.compare(mapped, found, must_be_same=True)
     elif (found.st_dev, found.st_ino) != (process.exe_device, process.exe_inode):

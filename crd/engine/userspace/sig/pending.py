@@ -11,7 +11,6 @@ from crd.native.syscall import NR
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from crd.engine.userspace.freeze import FrozenThread
     from crd.native.batch import Batch
 
 SIGINFO_BYTES = 128
@@ -22,12 +21,9 @@ def dump_process(tid: int) -> list[PendingSignal]:
     return [PendingSignal(tid=0, siginfo=info) for info in tracee.peek_siginfo(tid, shared=True)]
 
 
-def dump_thread(thread: FrozenThread) -> list[PendingSignal]:
-    """Return the queue of one thread; a signal that was being delivered stands in front again."""
-    queue = tracee.peek_siginfo(thread.tid, shared=False)
-    if thread.signal_due:
-        queue.insert(0, thread.siginfo)
-    return [PendingSignal(tid=thread.tid, siginfo=info) for info in queue]
+def dump_thread(tid: int) -> list[PendingSignal]:
+    """Return the queue of one thread."""
+    return [PendingSignal(tid=tid, siginfo=info) for info in tracee.peek_siginfo(tid, shared=False)]
 
 
 def restart(records: Iterable[PendingSignal], batch: Batch, pid: int, tid: int) -> None:

@@ -1,0 +1,114 @@
+"""What a kind of kernel object must know of itself to get into an image and out of it again.
+
+A kind is one module with one subclass of ``Kind``: dump and restart side by side.  ``kinds.KINDS`` lists them, in the
+order in which they are asked; what a kind does not need it leaves out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from crd.engine.userspace.broker import Broker
+    from crd.engine.userspace.fds.description import Description
+    from crd.engine.userspace.fds.table import FileTable
+    from crd.engine.userspace.plan import Plan
+    from crd.engine.userspace.vessel import Vessel
+    from crd.image.codec import Record
+
+R = TypeVar("R", bound="Record")
+
+
+@dataclass(slots=True)
+class Making:
+    """Descriptions on their way from a plan into a vessel.
+
+    Attributes:
+        plan: of the image.
+        vessel: who is to have them.
+        broker: who has them until then.
+        must_be_same: the caller insists that files have not changed.
+        ours: our descriptor of each description, by objref.
+    """
+
+    plan: Plan
+    vessel: Vessel
+    broker: Broker
+    must_be_same: bool
+    ours: dict[int, int] = field(default_factory=dict)
+
+    def wanted(self, kind: type[R]) -> list[R]:
+        """Return the descriptions of a kind of record that a descriptor refers to: not what is only mapped."""
+        opened = self.plan.opened
+        return [record for record in self.plan.of(kind) if record.objref in opened]  # type: ignore[attr-defined]
+
+    def add(self, objref: int, fd: int, flags: int | None = None) -> None:
+        """Take over our descriptor of a description, and give it these flags (F_SETFL)."""
+        self.ours[objref] = self.broker.hold(fd)
+        if flags is not None:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
+class Kind:
+    """One kind of object that descriptors are open on.
+
+    The dump happens while the target is stopped: nothing may be taken out of an object, and nothing may wait.  The
+    steps of a restart come in the order in which they stand here, each for all kinds before the next.
+    """
+
+    def recognises(self, one: Description) -> bool:
+        """Whether a description is of this kind."""
+        raise NotImplementedError
+
+    def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
+        """Yield the records of all descriptions of this kind, one each under its objref, and of what is behind them.
+
+        Args:
+            found: the descriptions, in the order of their descriptors; at least one.
+            table: all descriptions of all kinds, and where further objects get their numbers.
+
+        Raises:
+            TargetUnsupported: one is in a state that cannot be made again.
+        """
+        raise NotImplementedError
+
+    def check(self, plan: Plan, *, must_be_same: bool) -> None:
+        """Make sure, before anything is made, that the objects of this kind can be.
+
+        Raises:
+            RestartError: one cannot, and why.
+        """
+
+    def make(self, making: Making) -> None:
+        """Make the descriptions, with descriptors of ours; the vessels have their numbers, but nothing runs.
+
+        Raises:
+            RestartError: it cannot be done; whatever has a name is gone again once the broker is left.
+        """
+        raise NotImplementedError
+
+    def connect(self, making: Making) -> None:
+        """Do what needs other descriptions, which are all made."""
+
+    def settle(self, making: Making) -> None:
+        """Add to the vessel's batch what only the task itself can do with its descriptors, which are all in place."""
+
+    def number(self, making: Making, numbers: Mapping[int, int]) -> Iterator[str]:
+        """Do what needs threads, which are all there.
+
+        Args:
+            making: the descriptions.
+            numbers: of each thread now, by the image's.
+
+        Yields:
+            What cannot be as it was, a sentence each.
+        """
+        del making, numbers
+        yield from ()
+
+    def arm(self, making: Making) -> None:
+        """Start what runs by the clock; the next thing that happens is that the task runs."""

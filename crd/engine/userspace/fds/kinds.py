@@ -1,0 +1,17 @@
+"""Every kind of object that descriptors may be open on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crd.engine.userspace.fds.eventfd import EventFds
+from crd.engine.userspace.fds.pipe import Pipes
+from crd.engine.userspace.fds.regular import RegularFiles
+from crd.engine.userspace.fds.signalfd import SignalFds
+from crd.engine.userspace.fds.timerfd import TimerFds
+
+if TYPE_CHECKING:
+    from crd.engine.userspace.fds.kind import Kind
+
+KINDS: tuple[Kind, ...] = (Pipes(), RegularFiles(), EventFds(), TimerFds(), SignalFds())
+"""In the order in which their records stand in an image: what refers to others comes behind them."""

@@ -1,0 +1,211 @@
+"""One process of a target: captured while it is stopped, the rest asked of its snapshot child when it runs again."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from crd.engine.userspace import capture as capturing
+from crd.engine.userspace.attributes import Attributes
+from crd.engine.userspace.mem import pages
+from crd.engine.userspace.mem.memories import Memories
+from crd.engine.userspace.questions import TargetAsker
+from crd.engine.userspace.snapshot import snapshot
+from crd.errors import InjectionInterrupted, NativeError, Obstacle, TargetGone, TargetUnsupported
+from crd.target import procfs
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
+
+    from crd.engine.api import CheckpointOptions
+    from crd.engine.userspace.capture import Capture, Known
+    from crd.engine.userspace.freeze import Frozen
+    from crd.engine.userspace.haste import Haste
+    from crd.engine.userspace.mem.layout import MappedObjects
+    from crd.native.inject import Injector
+
+_DROPPED_BY_FORK = {"lo", "lf"}
+"""VmFlags of mlock(2) and MLOCK_ONFAULT."""
+
+
+class TryAgainError(Exception):
+    """The target was let go unharmed, and could not be captured this time."""
+
+
+class ChangedError(TryAgainError):
+    """What was read before the stop did not hold in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What all processes of a target have in common while they are captured.
+
+    Attributes:
+        options: of the checkpoint.
+        haste: of the stop.
+        pids: of the processes.
+        mapped: what they have mapped.
+        adopters: processes whose snapshot child the target itself would adopt.
+    """
+
+    options: CheckpointOptions
+    haste: Haste
+    pids: Container[int]
+    mapped: MappedObjects
+    adopters: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Taken:
+    """A process, captured: what is left to do needs it no longer.
+
+    Attributes:
+        capture: what was read in the stop.
+        memories: where its private pages are.
+        method: "snapshot" or "copy".
+        reason: for that.
+        before: what was read before the stop, if it was.
+        attributes: as its snapshot child says; None before ``finish``.
+        flags: VmFlags by start of the area; None before ``finish``.
+    """
+
+    capture: Capture
+    memories: Memories
+    method: str
+    reason: str
+    before: Known | None = None
+    attributes: Attributes | None = None
+    flags: dict[int, str] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self.capture.pid
+
+    def finish(self) -> tuple[Attributes, dict[int, str]]:
+        """Ask what the snapshot child can be asked, and return attributes and flags; the target may run.
+
+        Raises:
+            ChangedError: what was known before the stop did not hold in it.
+            TargetUnsupported: as ``Attributes.ask``.
+        """
+        if child := self.memories.child:
+            child.detach_itself()
+            self.attributes = Attributes.ask(child.asker)
+            self.flags = _flags(self.capture, procfs.vm_flags(child.pid))
+        assert self.attributes is not None  # noqa: S101
+        assert self.flags is not None  # noqa: S101
+        try:
+            if self.before and not self.before.holds(self.pid):
+                raise ChangedError
+        except TargetGone as error:  # so nobody knows
+            raise ChangedError from error
+        return self.attributes, self.flags
+
+
+@contextmanager
+def taken(state: Frozen, before: Known | None, whole: Whole) -> Iterator[Taken]:
+    """Capture a stopped process, and make its snapshot child or copy its memory; after its parent.
+
+    Args:
+        state: the process.
+        before: what was read of it before the stop, if anything was.
+        whole: the target.
+
+    Raises:
+        TryAgainError: let go and try again.
+        TargetUnsupported: it holds something that cannot be saved.
+    """
+    maps = procfs.read(state.pid, "maps")
+    entries = before.areas(state.pid, maps) if before else procfs.parsed_maps(state.pid, maps)
+    stubs = capturing.injector(state, entries)
+    if any(map(stubs.inside, state.group.addresses())):
+        raise TryAgainError
+    if stubs.remove_leftover(state.pid, state.registers, [(entry.start, entry.end, entry.permissions)
+                                                          for entry in entries if not entry.path]):
+        entries = procfs.maps(state.pid)
+    with ExitStack() as stack:
+        stack.callback(_tidy_up, state, stubs)
+        try:
+            captured = capturing.capture(state, entries, stubs, before or capturing.know(state.pid),
+                                         whole.mapped, whole.pids)
+            if captured.subreaper or state.pid == 1 or captured.stat.parent_pid in whole.adopters:
+                whole.adopters.add(state.pid)
+            reason = _why_copy(captured, whole)
+            found = None
+            if not reason:
+                found = _snapshot(stack, state, stubs, captured, must=whole.options.method == "snapshot")
+            found = found or _copy(state, stubs, captured, reason or "the kernel makes no snapshot child",
+                                   whole.haste)
+            found.before = before
+        except InjectionInterrupted as interrupted:
+            state.threads[interrupted.tid].signal_due = interrupted.signal
+            raise TryAgainError from interrupted
+        except NativeError as error:
+            if error.operation != "mmap":
+                raise
+            raise TargetUnsupported(reasons=[Obstacle(
+                "memory.no-room", f"pid {state.pid}", f"cannot map a page for crd: {error.message}",
+                "Raise its limit of address space (prlimit --as).")], pid=state.pid) from error
+        yield found
+
+
+def _tidy_up(state: Frozen, stubs: Injector) -> None:
+    """Unmap the area of the interview if an error came before anything else did."""
+    with suppress(NativeError):  # then the next tracer does
+        stubs.unmap_area(state.pid, state.registers)
+
+
+def _why_copy(captured: Capture, whole: Whole) -> str:
+    """Say why the target must be copied while it is stopped; empty if a snapshot child may be made of it."""
+    if whole.options.method == "copy":
+        return "asked for"
+    if captured.pid in whole.adopters:
+        return "the snapshot child would become the target's own: it adopts orphans (PR_SET_CHILD_SUBREAPER)"
+    return ""
+
+
+def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, *, must: bool) -> Taken | None:
+    """Make the snapshot child; None if the kernel makes none."""
+    try:
+        child = stack.enter_context(snapshot(state, stubs, captured.entries))
+    except NativeError as error:
+        if error.operation != "clone" or must:
+            raise
+        return None
+    copied = [(runs, pages.copy(state.memory, runs))
+              for entry in captured.private_entries
+              if entry.start in captured.known.wiped and (runs := pages.private_runs(state.pid, [entry]))]
+    return Taken(captured, Memories(copied, child), "snapshot", "the target runs on while its memory is read")
+
+
+def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste: Haste) -> Taken:
+    """Copy all private memory now; needs as much of ours."""
+    stubs.unmap_area(state.pid, state.registers)
+    attributes = Attributes.ask(TargetAsker(stubs, state.pid, state.registers))
+    haste.relax()
+    flags = procfs.vm_flags(state.pid)
+    runs = pages.private_runs(state.pid, captured.entries)
+    memories = Memories([(runs, pages.copy(state.memory, runs))] if runs else [])
+    haste.hurry()
+    return Taken(captured, memories, "copy", reason, attributes=attributes, flags=flags)
+
+
+def _flags(captured: Capture, inherited: dict[int, str]) -> dict[int, str]:
+    """Return the VmFlags of all areas: those of the child's, with what a fork drops, and of those that it lacks.
+
+    Raises:
+        ChangedError: the child lacks an area or sees it empty (MADV_DONTFORK, MADV_WIPEONFORK) that was not yet so
+            before the stop, and was not copied.
+    """
+    known = captured.known
+    flags = dict(known.flags)
+    for start, words in inherited.items():
+        if "wf" in words.split() and start not in known.wiped:
+            raise ChangedError
+        dropped = _DROPPED_BY_FORK & set(flags.get(start, "").split())
+        flags[start] = " ".join([words, *sorted(dropped)])
+    if {entry.start for entry in captured.private_entries} - inherited.keys() - known.wiped:
+        raise ChangedError
+    return flags

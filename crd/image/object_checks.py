@@ -1,0 +1,88 @@
+"""What each record of a shared object must be; ``checks`` has the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, ImageState, check, need, need_flag
+from crd.image.objects import EventFd, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, SignalFd, TimerFd
+from crd.image.profile import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from crd.image.codec import Record
+
+PIPE_DATA_BYTES_MAX = 64 << 10
+EVENT_COUNT_MAX = 2**64 - 2
+"""What can be written into an eventfd."""
+TIMER_CLOCKS = {0, 1, 7, 8, 9}
+"""Those of timerfd_create(2)."""
+TIMER_FLAGS = 3
+"""TFD_TIMER_ABSTIME and TFD_TIMER_CANCEL_ON_SET."""
+TIME_NS_MAX = 2**62
+
+
+def _declare(image: ImageState, record: Record) -> None:
+    objref: int = record.objref  # type: ignore[attr-defined]
+    need(objref and objref not in image.objects, f"takes the objref {objref} a second time")
+    image.objects[objref] = type(record)
+    image.whole = objref
+
+
+def _need_whole(image: ImageState, objref: int) -> None:
+    need(objref == image.whole, f"is in object {objref}, which is not the one before it")
+
+
+@check.register(RegularFile)
+def _check_file(record: RegularFile, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.path, "has no path")
+    need(record.position <= FILE_OFFSET_MAX and record.size <= FILE_OFFSET_MAX, "has a size or position above 2**63")
+    need_flag(record.mapped, "mapped")
+
+
+@check.register(Pipe)
+def _check_pipe(record: Pipe, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.data_bytes <= record.capacity_bytes, "holds more than its capacity")
+    image.pipe, image.pipe_bytes = record, 0
+
+
+@check.register(PipeData)
+def _check_pipe_data(record: PipeData, image: ImageState) -> None:
+    _need_whole(image, record.objref)
+    need(1 <= len(record.data) <= PIPE_DATA_BYTES_MAX, f"holds {len(record.data)} bytes")
+    need_flag(record.packet, "packet")
+    image.pipe_bytes += len(record.data)
+
+
+@check.register(PipeEnd)
+def _check_pipe_end(record: PipeEnd, image: ImageState) -> None:
+    _declare(image, record)
+    image.need_object(record.pipe, Pipe)
+
+
+@check.register(SharedMemory)
+def _check_shared_memory(record: SharedMemory, image: ImageState) -> None:
+    _declare(image, record)
+    need(0 < record.bytes <= ADDRESS_END and record.bytes % PAGE_BYTES == 0, f"has {record.bytes} bytes")
+    image.shared[record.objref] = (record.bytes, 0)
+
+
+@check.register(EventFd)
+def _check_event_fd(record: EventFd, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.count <= EVENT_COUNT_MAX, f"has the count {record.count}")
+    need_flag(record.semaphore, "semaphore")
+
+
+@check.register(TimerFd)
+def _check_timer_fd(record: TimerFd, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.clock in TIMER_CLOCKS, f"is of clock {record.clock}")
+    need(record.set_flags <= TIMER_FLAGS, f"has the flags {record.set_flags:#x}")
+    need(max(record.value_ns, record.interval_ns, record.taken_realtime_ns) <= TIME_NS_MAX, "has a time above 2**62 ns")
+
+
+@check.register(SignalFd)
+def _check_signal_fd(record: SignalFd, image: ImageState) -> None:
+    _declare(image, record)

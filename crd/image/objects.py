@@ -1,0 +1,112 @@
+"""The records of shared objects: what open file descriptions are open on, and what memory is shared.
+
+An objref numbers each object and each description of it.  What is in an object follows it in records of its own.
+"""
+
+from __future__ import annotations
+
+from crd.image.codec import Record, Struct
+from crd.image.fields import S32, S64, U8, U32, U64, Bytes, Text  # noqa: TC001  # evaluated when the classes are made
+
+
+class Owner(Struct):
+    """Who gets SIGIO for an open file description (F_GETOWN_EX), and which signal instead (F_GETSIG)."""
+
+    kind: U32  # F_OWNER_*
+    pid: S32  # 0 = nobody
+    signal: U32
+
+
+class RegularFile(Record, type=0x43520010):
+    """One open file description, or one mapped file, of a regular file, directory or memory device."""
+
+    objref: U32
+    path: Text
+    mode: U32  # st_mode
+    device: U64
+    rdev: U64
+    inode: U64
+    size: U64
+    mtime_ns: S64
+    ctime_ns: S64
+    flags: U32  # F_GETFL; 0 for a file that is only mapped
+    position: U64
+    owner: Owner
+    mapped: U8  # a mapping needs it: the content must be what it was
+    build_id: Bytes  # of an ELF file that is mapped executable, or empty
+
+
+class Pipe(Record, type=0x43520011):
+    """A pipe, both ends inside the image; its data follow in PIPE_DATA records."""
+
+    objref: U32
+    inode: U64
+    capacity_bytes: U32
+    data_bytes: U32
+
+
+class PipeData(Record, type=0x43520012):
+    """Bytes in flight, one packet each for a pipe in packet mode, else up to 64 KiB."""
+
+    objref: U32
+    packet: U8
+    data: Bytes
+
+
+class PipeEnd(Record, type=0x43520013):
+    """One open file description of a pipe."""
+
+    objref: U32
+    pipe: U32  # objref of the PIPE
+    flags: U32  # F_GETFL
+    owner: Owner
+
+
+class SharedMemory(Record, type=0x43520014):
+    """Anonymous shared memory."""
+
+    objref: U32
+    bytes: U64
+
+
+class EventFd(Record, type=0x43520040):
+    """eventfd(2)."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    count: U64
+    semaphore: U8  # EFD_SEMAPHORE
+
+
+class TimerFd(Record, type=0x43520041):
+    """timerfd_create(2) and timerfd_settime(2)."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    clock: U32  # CLOCK_*
+    set_flags: U32  # TFD_TIMER_*
+    ticks: U64  # expirations that nobody has read
+    value_ns: U64  # what is left, 0 = disarmed
+    interval_ns: U64
+    taken_realtime_ns: U64  # CLOCK_REALTIME when that was left
+
+
+class SignalFd(Record, type=0x43520042):
+    """signalfd(2)."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    mask: U64  # signal 1 is bit 0
+
+
+OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd)
+"""What has an objref."""
+
+DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
+"""Open file descriptions, which descriptors refer to."""
+
+PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe}
+"""What stands behind the object that it is in, and the kind of that."""
