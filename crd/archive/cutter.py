@@ -3,25 +3,24 @@
 The thread that reads hashes the pages, looks them up, and keeps those that no pack holds yet until it has a batch of
 them; then the next thread reads, while this one compresses the batch, which is in that core's cache.
 
-What an engine sends that tells only what has changed (``crd.image.since``) is made into the whole stream here.
+::
+
+    StreamReader -> Record headers and payloads -> Cut: pieces, page numbers, literals -> Batch of new pages -> blocks
 """
 
 from __future__ import annotations
 
-import os
-import select
 import struct
 import threading
 from array import array
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
-from crd.archive.manifest import LITERAL_BYTES_MAX, digest_of
+from crd.archive.manifest import LITERAL_BYTES_MAX
 from crd.archive.pack import BLOCK_BYTES, PAGES_MAX, BlockCompressor, entry
-from crd.errors import ArchiveError, ArchiveUnavailable, ImageError
+from crd.archive.reader import StreamReader
+from crd.errors import ArchiveError, ImageError
 from crd.image.framing import FRAME
 from crd.image.since import KEPT_RUNS_MAX, RUNS_PER_RECORD_MAX, PagesSince
 from crd.native.memory import PAGE_BYTES
@@ -30,14 +29,16 @@ from crd.native.pages import HASH_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from crd.archive.base import Base, Stretch
-    from crd.native.pages import PageIndex
+    from crd.archive.base import Known
+    from crd.archive.followed import Stretch
 
 BATCH_BYTES = 4 * BLOCK_BYTES
 _BATCHES_IN_FLIGHT_PER_THREAD = 4
 """Compressed but not yet stored."""
 _COUNT = struct.Struct("<I")
 _RUN_BYTES = 16
+REMEMBERED_PAGES_MAX = 1 << 20
+"""4 GiB: images with more are followed by none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,77 +49,116 @@ class Batch:
     entries: bytes
 
 
+@dataclass(slots=True)
+class Cut:
+    """What a stream was cut into.
+
+    Attributes:
+        image_bytes: of the stream.
+        pieces, pages, literals: as in a manifest, of which the pack of new pages is the first.
+        hashes: 16 bytes of each new page.
+        page_hashes: 16 bytes of each of the first REMEMBERED_PAGES_MAX pages or fewer.
+    """
+
+    image_bytes: int = 0
+    pieces: array[int] = field(default_factory=lambda: array("I"))
+    pages: array[int] = field(default_factory=lambda: array("Q"))
+    literals: bytearray = field(default_factory=bytearray)
+    hashes: bytearray = field(default_factory=bytearray)
+    page_hashes: bytearray = field(default_factory=bytearray)
+    _pieced: int = 0  # bytes of literals that a piece tells of
+
+    def literal(self, content: bytes | bytearray | memoryview) -> None:
+        """Take what is no page.
+
+        Raises:
+            ArchiveError: it is more than is kept in one image.
+        """
+        self.image_bytes += len(content)
+        self.literals += content
+        if len(self.literals) > LITERAL_BYTES_MAX:
+            raise ArchiveError(f"the image has more than {LITERAL_BYTES_MAX >> 20} MiB of small records")
+
+    def known(self, numbers: array[int], hashes: bytes | bytearray) -> None:
+        """Take pages by their numbers, and 16 bytes of hash of each.
+
+        Raises:
+            ArchiveError: they are more than are kept in one image.
+        """
+        self.image_bytes += len(numbers) * PAGE_BYTES
+        if len(self.literals) > self._pieced or not self.pieces:
+            self._begin_piece()
+        self.pieces[-1] += len(numbers)
+        self.pages.extend(numbers)
+        if len(self.pages) <= REMEMBERED_PAGES_MAX:
+            self.page_hashes += hashes
+        if len(self.pages) > PAGES_MAX:
+            raise ArchiveError(f"the image is larger than {PAGES_MAX * PAGE_BYTES >> 30} GiB: none such is kept")
+
+    def end(self) -> None:
+        """Take note that this was all."""
+        if len(self.literals) > self._pieced:
+            self._begin_piece()
+
+    def _begin_piece(self) -> None:
+        self.pieces.extend((len(self.literals) - self._pieced, 0))
+        self._pieced = len(self.literals)
+
+
 class StreamCutter:
     """Cuts what comes out of a descriptor, in bounded memory but for what is told of each page.
 
     Attributes:
-        received_bytes: so far.
-        image_bytes: of the whole stream so far.
-        pieces, pages, literals: as in a manifest, of which the pack of new pages is the first.
-        hashes: 16 bytes of each new page.
-        page_hashes: 16 bytes of each page of the stream.
+        cut: what of it is read.
     """
 
-    def __init__(self, fd: int, index: PageIndex, hand_over: Callable[[Batch], object], *, base: Base | None,
-                 level: int, threads: int) -> None:
+    def __init__(self, fd: int, known: Known, hand_over: Callable[[Batch], object], *, level: int,
+                 threads: int) -> None:
         """Cut a stream.
 
         Args:
             fd: where it comes from: a pipe or anything else that can be polled.  It stays the caller's.
-            index: of the pages that packs hold already, by their numbers; the new ones are added.
+            known: the pages that packs hold already; the new ones are added.
             hand_over: takes the new pages, in order, each batch from one of the threads; ``stored`` says when it is
                 done.
-            base: the image whose pages a stream may leave out.
             level: of zstd.
             threads: how many will ``work``.
         """
-        self._fd = fd
-        self._index = index
+        self._reader = StreamReader(fd)
+        self._index = known.index
+        self._followed = known.followed
         self._hand_over = hand_over
-        self._base = base
         self._level = level
         self._threads = threads
         self._room = threading.Semaphore(_BATCHES_IN_FLIGHT_PER_THREAD * threads)
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
-        self._poll.register(self._stop, select.POLLIN)
         self._turn = threading.Lock()  # who reads: guards all that is told of the stream
         self._ended = False
         self._n_batches = 0
-        self._unpieced = 0  # bytes of literals since the last piece
         self._ahead: deque[Stretch] = deque()  # of the record that is being read
-        self._heads: Iterator[tuple[bytes, list[Stretch]]] = iter(())  # of records that it is made into
-        self.page_hashes = bytearray()
-        self.received_bytes = self.image_bytes = 0
-        self.pieces = array("I")
-        self.pages = array("Q")
-        self.literals = bytearray()
-        self.hashes = bytearray()
+        self._told: Iterator[tuple[bytes, list[Stretch]]] = iter(())  # records that are made of what is told
+        self.cut = Cut()
         self._order = threading.Lock()  # who hands over: guards these two
-        self._cut: dict[int, Batch] = {}
+        self._compressed: dict[int, Batch] = {}
         self._n_handed = 0
+
+    @property
+    def received_bytes(self) -> int:
+        """How much came out of the descriptor so far."""
+        return self._reader.received_bytes
 
     def stop(self) -> None:
         """Make ``work`` return soon, in all threads."""
         self._ended = True
-        os.eventfd_write(self._stop, 1)
+        self._reader.stop()
         self._room.release(self._threads)
 
     def close(self) -> None:
         """Free what it holds; only when ``work`` has returned in all threads."""
-        os.close(self._stop)
+        self._reader.close()
 
     def stored(self, n: int) -> None:
         """Make room for as many batches."""
         self._room.release(n)
-
-    def finish(self) -> bytes:
-        """Return the digest, once ``work`` has returned in all threads."""
-        if self._unpieced:
-            self.pieces.extend((self._unpieced, 0))
-            self._unpieced = 0
-        return digest_of(blake3(self.page_hashes), self.pieces, self.literals)
 
     def work(self) -> None:
         """Cut the stream to its end, or until ``stop``; each of the threads runs this once.
@@ -153,138 +193,82 @@ class StreamCutter:
         Returns:
             Its bytes, and whether there were other pages between them.
         """
-        filled, before = 0, len(self.pages)
+        filled, before = 0, len(self.cut.pages)
         while filled < len(batch) and not self._ended:
             if not self._ahead:
                 self._begin_record()
                 continue
-            n, kept = self._ahead.popleft()
-            if kept is not None:
-                self._keep(kept, n)
-                continue
-            wanted = min(n * PAGE_BYTES, len(batch) - filled)
-            length = self._read(batch[filled:filled + wanted])
-            whole = length - length % PAGE_BYTES
-            rest = bytes(batch[filled + whole:filled + length])
-            if n > whole // PAGE_BYTES:
-                self._ahead.appendleft((n - whole // PAGE_BYTES, None))
-            filled += self._keep_new(batch[filled:filled + whole])
-            if length < wanted:  # the stream ends inside a page
-                self._ended = True
-                self._add_literal(rest)
-        return filled, (len(self.pages) - before) * PAGE_BYTES > filled
+            n, first = self._ahead.popleft()
+            if first is None:
+                filled += self._new_pages(batch[filled:filled + n * PAGE_BYTES], n)
+            else:
+                assert self._followed  # noqa: S101
+                self.cut.known(*self._followed.pages(first, n))
+        return filled, (len(self.cut.pages) - before) * PAGE_BYTES > filled
 
     def _begin_record(self) -> None:
-        if made := next(self._heads, None):
+        if made := next(self._told, None):
             head, stretches = made
-            self._add_literal(head)
+            self.cut.literal(head)
             self._ahead.extend(stretches)
             return
         header = self._receive(FRAME.size)
         kind, length = FRAME.unpack(header) if len(header) == FRAME.size else (0, 0)
         if kind == PagesSince.record_type:
-            self._heads = self._expanded(length)
+            self._told = self._expanded(length)
             return
-        self._add_literal(header)
-        short = length % PAGE_BYTES
-        self._ended = len(header) < FRAME.size or len(self._read_literal(short)) < short
-        if length >= PAGE_BYTES:
-            self._ahead.append((length // PAGE_BYTES, None))
+        self.cut.literal(header)
+        n, short = divmod(length, PAGE_BYTES)
+        self.cut.literal(self._receive(short))
+        if n:
+            self._ahead.append((n, None))
 
     def _expanded(self, length: int) -> Iterator[tuple[bytes, list[Stretch]]]:
         """Read what comes before the pages of a PAGES_SINCE; raises ArchiveError."""
-        if not self._base:
-            raise ArchiveError("the engine tells only what has changed, and nobody knows since when")
+        if not self._followed:
+            raise ArchiveError("the stream tells only what has changed, and nobody knows since when")
         head = self._receive(2 * _COUNT.size)
         for count_max, more in ((KEPT_RUNS_MAX, _COUNT.size), (RUNS_PER_RECORD_MAX, 0)):
             [n] = _COUNT.unpack(head[-_COUNT.size:]) if len(head) >= _COUNT.size else [0]
             if n > count_max:
-                raise ArchiveError(f"the engine tells of {n} runs at once")
+                raise ArchiveError(f"the stream tells of {n} runs at once")
             head += self._receive(n * _RUN_BYTES + more)
         try:
             record = PagesSince.decode(head)
         except ImageError as error:
-            raise ArchiveError(f"the engine's stream is damaged: {error.message}") from error
+            raise ArchiveError(f"the stream is damaged: {error.message}") from error
         if len(head) + sum(run.pages for run in record.runs) * PAGE_BYTES != length:
-            raise ArchiveError("the engine's stream is damaged: its pages are not those it tells of")
-        return self._base.expanded(record)
-
-    def _keep(self, first: int, n: int) -> None:
-        """Take note of pages of the base."""
-        assert self._base  # noqa: S101
-        self._note(self._base.numbers[first:first + n],
-                   self._base.hashes[first * HASH_BYTES:(first + n) * HASH_BYTES])
-
-    def _read_literal(self, length: int) -> bytearray:
-        content = self._receive(length)
-        self._add_literal(content)
-        return content
+            raise ArchiveError("the stream is damaged: its pages are not those it tells of")
+        self._followed.learn(record, self._index)
+        return self._followed.expanded(record)
 
     def _receive(self, length: int) -> bytearray:
         content = bytearray(length)
-        del content[self._read(memoryview(content)):]
+        del content[self._reader.read(memoryview(content)):]
+        self._ended |= len(content) < length
         return content
 
-    def _add_literal(self, content: bytes | bytearray) -> None:
-        self.literals += content
-        self.image_bytes += len(content)
-        self._unpieced += len(content)
-        if len(self.literals) > LITERAL_BYTES_MAX:
-            raise ArchiveError(f"the image has more than {LITERAL_BYTES_MAX >> 20} MiB of small records")
-
-    def _note(self, numbers: array[int], hashes: bytes | bytearray) -> None:
-        """Take note of the next pages of the stream."""
-        if self._unpieced or not self.pieces:
-            self.pieces.extend((self._unpieced, 0))
-            self._unpieced = 0
-        self.pieces[-1] += len(numbers)
-        self.pages.extend(numbers)
-        self.page_hashes += hashes
-        self.image_bytes += len(numbers) * PAGE_BYTES
-        if len(self.pages) > PAGES_MAX:
-            raise ArchiveError(f"the image is larger than {PAGES_MAX * PAGE_BYTES >> 30} GiB: none such is kept")
-
-    def _keep_new(self, pages: memoryview) -> int:
-        """Take note of pages, and move those that are new to the front; return their bytes."""
-        n = len(pages) // PAGE_BYTES
-        if not n:
-            return 0
-        found = self._index.add(pages, len(self.hashes) // HASH_BYTES)
-        self._note(found.numbers, found.hashes)
-        if found.n_fresh == n:
-            self.hashes += found.hashes
-            return len(pages)
-        kept, at = 0, -1
-        while (at := found.fresh.find(1, at + 1)) >= 0:
-            pages[kept:kept + PAGE_BYTES] = pages[at * PAGE_BYTES:(at + 1) * PAGE_BYTES]
-            kept += PAGE_BYTES
-            self.hashes += found.hashes[at * HASH_BYTES:(at + 1) * HASH_BYTES]
+    def _new_pages(self, room: memoryview, wanted: int) -> int:
+        """Read of a record's pages what there is room for, and keep those that are new; return their bytes."""
+        length = self._reader.read(room)
+        n, rest = divmod(length, PAGE_BYTES)
+        self._ended |= length < len(room)
+        if n < wanted:
+            self._ahead.appendleft((wanted - n, None))
+        kept = 0
+        torn = bytes(room[length - rest:length])
+        if n:
+            found = self._index.add(room[:n * PAGE_BYTES], len(self.cut.hashes) // HASH_BYTES)
+            self.cut.known(found.numbers, found.hashes)
+            self.cut.hashes += found.fresh_hashes
+            kept = len(found.fresh_hashes) // HASH_BYTES * PAGE_BYTES
+        self.cut.literal(torn)  # the stream ends inside a page
         return kept
-
-    def _read(self, buffer: memoryview) -> int:
-        """Fill the buffer, unless the stream ends or is to end before; return the bytes."""
-        filled = 0
-        while filled < len(buffer):
-            ready = [fd for fd, _ in self._poll.poll()]
-            if self._stop in ready:
-                self._ended = True
-                break
-            try:
-                length = os.readv(self._fd, [buffer[filled:]])
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise ArchiveUnavailable(f"reading the image: {error.strerror}") from error
-            if not length:
-                break
-            filled += length
-            self.received_bytes += length
-        return filled
 
     def _take(self, number: int, batch: Batch) -> None:
         """Take a batch that is compressed, and hand over what is next."""
         with self._order:
-            self._cut[number] = batch
-            while following := self._cut.pop(self._n_handed, None):
+            self._compressed[number] = batch
+            while following := self._compressed.pop(self._n_handed, None):
                 self._n_handed += 1
                 self._hand_over(following)

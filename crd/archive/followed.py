@@ -11,13 +11,16 @@ from crd.errors import ArchiveError, ImageError
 from crd.image.framing import FRAME
 from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PageRun, Pages
 from crd.image.since import KEPT_RUNS_MAX, RUNS_PER_RECORD_MAX, PagesSince
+from crd.native.pages import HASH_BYTES
 
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Iterator, Sequence
 
+    from crd.native.pages import PageIndex
+
 Stretch = tuple[int, int | None]
-"""Pages that follow each other in a stream: how many, and which of the base's the first is (None: it is a new one)."""
+"""Pages one after the other: how many, and which of the followed image's the first is (None: they are told)."""
 
 
 class MemoryMap:
@@ -27,7 +30,7 @@ class MemoryMap:
         """Find all PAGES among the literals of an image (``crd.archive.manifest``).
 
         Raises:
-            ArchiveError: there are some whose beginning is longer than a page; no engine of this version writes such.
+            ArchiveError: what is before their pages is longer than a page; no engine of this version writes such.
         """
         self._runs: dict[int, list[tuple[int, int, int]]] = {}
         at = page = 0
@@ -62,8 +65,8 @@ class MemoryMap:
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """An image that a new one follows.
+class Followed:
+    """The image that a new one follows.
 
     Attributes:
         memory: of its processes.
@@ -74,6 +77,17 @@ class Base:
     memory: MemoryMap
     numbers: array[int]
     hashes: bytes | bytearray
+
+    def learn(self, record: PagesSince, index: PageIndex) -> None:
+        """Have an index know what was where there are other pages now: some may be as they were, or lie elsewhere."""
+        for run in record.runs:
+            for _, n, first in self.memory.within(record.pid, run):
+                numbers, hashes = self.pages(first, n)
+                index.learn(hashes, numbers)
+
+    def pages(self, first: int, n: int) -> tuple[array[int], bytes | bytearray]:
+        """Return numbers and hashes of pages of the stream."""
+        return self.numbers[first:first + n], self.hashes[first * HASH_BYTES:(first + n) * HASH_BYTES]
 
     def expanded(self, record: PagesSince) -> Iterator[tuple[bytes, list[Stretch]]]:
         """Make PAGES records of one that tells only what has changed.
@@ -105,7 +119,7 @@ class Base:
             yield _head(record.pid, runs), stretches
 
     def _told(self, record: PagesSince) -> Iterator[tuple[int, int, int | None]]:
-        """Yield address, number of pages, and page of the base or None, of all that there is, in ascending order."""
+        """Yield address, number of pages, and page of this image or None, of all that there is, in ascending order."""
         _check(record)
         told = chain(((run, True) for run in record.kept), ((run, False) for run in record.runs))
         last_end = 0

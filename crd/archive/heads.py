@@ -6,24 +6,36 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crd.archive.base import Base, MemoryMap
+from crd.archive.base import Known
+from crd.archive.followed import Followed, MemoryMap
 from crd.archive.manifest import NO_PACK
 from crd.native.numbers import replace_places
+from crd.native.pages import PageIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container
 
     from crd.archive.manifest import Manifest
+    from crd.native.pages import PageKey
 
 BYTES_MAX = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """An image, and 16 bytes of hash of each of its pages."""
+    """An image.
+
+    Attributes:
+        manifest: of it.
+        key: by which all its pages are hashed.
+        hashes: 16 bytes of each.
+        digests: of its packs, by place.
+    """
 
     manifest: Manifest
+    key: PageKey
     hashes: bytes | bytearray
+    digests: list[bytes | None]
 
     @property
     def bytes(self) -> int:
@@ -31,19 +43,24 @@ class Head:
         manifest = self.manifest
         return len(self.hashes) + 8 * len(manifest.pages) + 4 * len(manifest.pieces) + len(manifest.literals)
 
-    def base(self, packs: Sequence[int]) -> Base | None:
-        """Return it as the base of an image that is to have these packs; None if they lack one of its own.
+    def known(self, packs: Container[int]) -> Known | None:
+        """Return its pages, for an image that follows it; None if not all of its packs are among these.
 
-        Raises:
-            ArchiveError: no image can follow it.
+        That the packs are kept as new ones would be is known: they were when it was made, and keys never change while
+        we run.
         """
-        place = {number: index for index, number in enumerate(packs)}
-        needed = self.manifest.packs
-        if not {*needed} - {NO_PACK} <= place.keys():
+        needed = {place: number for place, number in enumerate(self.manifest.packs) if number != NO_PACK}
+        if not all(number in packs for number in needed.values()):
             return None
+        known, places = Known(PageIndex(self.key)), [0] * len(self.manifest.packs)
+        for place, number in needed.items():
+            places[place] = len(known.packs)
+            known.packs.append(number)
+            known.digests.append(self.digests[place])
         numbers = self.manifest.pages[:]
-        replace_places(numbers, [place.get(number, 0) for number in needed])
-        return Base(MemoryMap(self.manifest.literals), numbers, self.hashes)
+        replace_places(numbers, places)
+        known.followed = Followed(MemoryMap(self.manifest.literals), numbers, self.hashes)
+        return known
 
 
 class Heads:

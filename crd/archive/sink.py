@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.archive import pack
 from crd.archive.cutter import Batch, StreamCutter
 from crd.archive.heads import Head
-from crd.archive.manifest import NO_PACK, Manifest
+from crd.archive.manifest import NO_PACK, Manifest, digest_of
 from crd.archive.names import image_key, pack_key
 from crd.archive.threads import in_thread, to_end
 from crd.errors import ArchiveError
 from crd.native.numbers import places_used, replace_places
+from crd.native.pages import HASH_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from crd.archive.base import Base
+    from crd.archive.base import Known
+    from crd.archive.cutter import Cut
     from crd.archive.heads import Heads
     from crd.archive.references import References
     from crd.archive.stores.store import Store, Upload
     from crd.ids import Crid
-    from crd.native.pages import PageIndex
-
-_F_SETPIPE_SZ, _PIPE_BYTES = 1031, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,44 +51,40 @@ class ImageSink:
 
     Attributes:
         received_bytes: of the stream.
-        image_bytes: of the image, which is larger if the stream leaves out what its base has.
+        image_bytes: of the image, which has more if the stream left out what is as in the one it follows.
     """
 
-    def __init__(self, store: Store, references: References, upload: Upload, index: PageIndex, packs: Sequence[int], *,
-                 base: Base | None, heads: Heads, level: int, threads: int) -> None:
+    def __init__(self, store: Store, references: References, upload: Upload, known: Known, heads: Heads, *,
+                 level: int, threads: int) -> None:
         """Write an image; ``Archive.sink`` makes these.
 
         Args:
             store: for its objects.
-            references: hold the packs for us.
+            references: hold the packs of ``known`` for us.
             upload: for its pack.
-            index: of the pages that there are.
-            packs: whose numbers these pages have: first the one that the upload will be, then those that are there.
-            base: the image whose pages the stream may leave out.
-            heads: keep what is known of the image, for those that follow.
+            known: the pages that there are.
+            heads: remember the image, for those that follow it.
             level: of zstd.
             threads: that compress.
         """
         self._store = store
         self._references = references
         self._upload = upload
-        self._index = index
-        self._packs = packs
-        self._base = base
+        self._known = known
         self._heads = heads
         self._level = level
         self._threads = threads
         self._entries = bytearray()
         self._hashes = bytearray()
-        self._manifest: Manifest | None = None
         self._page_hashes = bytearray()
+        self._manifest: Manifest | None = None
         self.received_bytes = self.image_bytes = 0
         self.stored_bytes = 0
 
     @property
     def follows(self) -> bool:
         """Whether the stream may leave out what is as in the base."""
-        return self._base is not None
+        return self._known.followed is not None
 
     async def drain(self, fd: int, progress: Callable[[int], None] | None = None) -> int:
         """Read a pipe to its end, which stays the caller's; return the bytes that came.
@@ -103,12 +97,10 @@ class ImageSink:
             ArchiveFull, ArchiveUnavailable: they could not be stored, or read.
             ArchiveError: the image is larger than is kept.
         """
-        with suppress(OSError):
-            fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
         loop = asyncio.get_running_loop()
         batches: asyncio.Queue[Batch | None] = asyncio.Queue()
-        cutter = StreamCutter(fd, self._index, lambda batch: loop.call_soon_threadsafe(batches.put_nowait, batch),
-                              base=self._base, level=self._level, threads=self._threads)
+        cutter = StreamCutter(fd, self._known, lambda batch: loop.call_soon_threadsafe(batches.put_nowait, batch),
+                              level=self._level, threads=self._threads)
         with ThreadPoolExecutor(self._threads, "crd-compress") as executor, closing(cutter):
             cutting = asyncio.gather(*(loop.run_in_executor(executor, cutter.work) for _ in range(self._threads)),
                                      return_exceptions=True)
@@ -118,20 +110,30 @@ class ImageSink:
                     await self._append(ready)
                     cutter.stored(len(ready))
                     if progress:
-                        progress(cutter.image_bytes)
+                        progress(cutter.cut.image_bytes)
             finally:
                 cutter.stop()
                 errors = await to_end(cutting)
         for error in errors:
             if error:
                 raise error
-        self.received_bytes, self.image_bytes = cutter.received_bytes, cutter.image_bytes
-        self._hashes, self._page_hashes = cutter.hashes, cutter.page_hashes
-        self._manifest = await in_thread(_manifest, cutter, self._packs)
+        self.received_bytes, self.image_bytes = cutter.received_bytes, cutter.cut.image_bytes
+        self._manifest = await in_thread(self._made, cutter.cut)
         return self.received_bytes
 
+    def _made(self, cut: Cut) -> Manifest:
+        cut.end()
+        self._hashes, self._page_hashes = cut.hashes, cut.page_hashes
+        if cut.hashes:
+            self._known.digests[0] = pack.digest_of(self._header, self._entries, self._hashes)
+        return _manifest(cut, self._known)
+
+    @property
+    def _header(self) -> bytes:
+        return pack.header(self._known.packs[0], self._known.index.key)
+
     async def _append(self, batches: list[Batch]) -> None:
-        start = [] if self._entries else [pack.header(self._packs[0])]
+        start = [] if self._entries else [self._header]
         await self._write([*start, *(block for batch in batches for block in batch.blocks)])
         self._entries += b"".join(batch.entries for batch in batches)
 
@@ -154,9 +156,9 @@ class ImageSink:
         """
         if not self._manifest or not self.image_bytes:
             raise ArchiveError("the image is empty")
-        manifest, own = self._manifest, self._packs[0]
-        if self._hashes:
-            await self._write(pack.trailer(own, self._entries, self._hashes))
+        manifest, own = self._manifest, self._known.packs[0]
+        if digest := self._known.digests[0]:
+            await self._write(pack.trailer(digest, self._entries, self._hashes))
             await self._upload.commit(pack_key(own))
         else:
             await self._upload.abort()
@@ -166,8 +168,16 @@ class ImageSink:
             await asyncio.shield(self._store.delete(pack_key(own)))
             raise
         self._references.enter(crid, manifest.packs)
-        self._heads.put(crid, Head(manifest, self._page_hashes))
+        self._remember(crid, manifest)
         return Stored(crid, self.digest, self.image_bytes, self.stored_bytes)
+
+    def _remember(self, crid: Crid, manifest: Manifest) -> None:
+        known = self._known
+        if len(self._page_hashes) == len(manifest.pages) * HASH_BYTES:
+            place = {number: place for place, number in enumerate(known.packs)}
+            self._heads.put(crid, Head(manifest, known.index.key, self._page_hashes,
+                                       [known.digests[place[number]] if number != NO_PACK else None
+                                        for number in manifest.packs]))
 
     async def _commit_manifest(self, key: str, parts: list[bytes]) -> None:
         upload = await self._store.create()
@@ -182,7 +192,7 @@ class ImageSink:
     async def abort(self) -> None:
         """Leave nothing; after ``commit`` only let go of the packs that were held for it."""
         await self._upload.abort()
-        await self._references.release(self._packs)
+        await self._references.release(self._known.packs)
 
 
 async def _all_of(batches: asyncio.Queue[Batch | None]) -> list[Batch]:
@@ -196,15 +206,14 @@ async def _all_of(batches: asyncio.Queue[Batch | None]) -> list[Batch]:
     return found
 
 
-def _manifest(cutter: StreamCutter, packs: Sequence[int]) -> Manifest:
-    """Return what was cut, with those packs only that it needs."""
-    digest = cutter.finish()
-    own = packs[0] if cutter.hashes else NO_PACK
-    used = [place for place in places_used(cutter.pages, len(packs)) if place]
+def _manifest(cut: Cut, known: Known) -> Manifest:
+    """Return what a stream was cut into, with those packs only that it needs."""
+    pages, used = cut.pages, [place for place in places_used(cut.pages, len(known.packs)) if place]
     if used != list(range(1, len(used) + 1)):
-        places = [0] * len(packs)
+        places = [0] * len(known.packs)
         for new, old in enumerate(used, 1):
             places[old] = new
-        replace_places(cutter.pages, places)
-    return Manifest(cutter.image_bytes, digest, [own, *(packs[place] for place in used)], cutter.pieces, cutter.pages,
-                    bytes(cutter.literals))
+        replace_places(pages, places)
+    packs = [known.packs[0] if cut.hashes else NO_PACK, *(known.packs[place] for place in used)]
+    digest = digest_of((known.digests[place] for place in [0, *used]), cut.pieces, pages, cut.literals)
+    return Manifest(cut.image_bytes, digest, packs, cut.pieces, pages, bytes(cut.literals))

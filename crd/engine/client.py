@@ -129,13 +129,13 @@ class WorkerPool:
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[Worker]:
-        """Give out a worker, which does not outlive the context."""
+        """Give out a worker, which does not outlive the context; the next one is started after it."""
         worker = await (self._warm.pop(0) if self._warm else _start())
-        self._refill()
         try:
             yield worker
         finally:
             await asyncio.shield(worker.end())
+            self._refill()
 
     def _refill(self) -> None:
         while len(self._warm) < self._wanted:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from crd.native.check import call
 from crd.native.ffi import ffi, lib
-from crd.native.pages import HASH_BYTES
 
 if TYPE_CHECKING:
     from array import array
@@ -37,23 +36,6 @@ def to_differences(numbers: array[int]) -> None:
 def from_differences(numbers: array[int]) -> None:
     """Undo ``to_differences``."""
     lib.crd_numbers_from_differences(_words(numbers), len(numbers))
-
-
-def hashes_of(numbers: array[int], packs: Sequence[bytes]) -> bytearray:
-    """Return the hashes of pages.
-
-    Args:
-        numbers: of the pages.
-        packs: by place, the hashes of a pack's pages.
-
-    Raises:
-        NativeError: ERANGE: there is no such page.
-    """
-    hashes = bytearray(len(numbers) * HASH_BYTES)
-    buffers = [ffi.from_buffer(pack) for pack in packs]
-    call(lib.crd_numbers_hashes, _words(numbers), len(numbers), ffi.new("unsigned char *[]", buffers),
-         ffi.new("size_t[]", [len(pack) // HASH_BYTES for pack in packs]), len(packs), ffi.from_buffer(hashes))
-    return hashes
 
 
 def _words(numbers: array[int]) -> Any:

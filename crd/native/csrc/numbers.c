@@ -1,9 +1,8 @@
 #include <errno.h>
-#include <string.h>
 
 #include "core.h"
 
-enum { SHIFT = 32, HASH = 16 };
+enum { SHIFT = 32 };
 #define PAGE_MASK ((UINT64_C(1) << SHIFT) - 1)
 
 static int out_of_range(struct crd_error *err)
@@ -44,16 +43,4 @@ void crd_numbers_from_differences(uint64_t *numbers, size_t n)
 
     for (size_t i = 0; i < n; i++)
         numbers[i] = number += numbers[i] + 1;
-}
-
-int crd_numbers_hashes(const uint64_t *numbers, size_t n, const unsigned char *const *packs, const size_t *pages,
-                       size_t n_places, unsigned char *hashes, struct crd_error *err)
-{
-    for (size_t i = 0; i < n; i++) {
-        uint64_t place = numbers[i] >> SHIFT, page = numbers[i] & PAGE_MASK;
-        if (place >= n_places || page >= pages[place])
-            return out_of_range(err);
-        memcpy(hashes + i * HASH, packs[place] + page * HASH, HASH);
-    }
-    return 0;
 }
