@@ -46,6 +46,10 @@ class Broker:
             with suppress(OSError):
                 os.close(fd)
 
+    def act_for(self, leader: Thread) -> None:
+        """Open files for another process from here on."""
+        self._leader = leader
+
     def hold(self, fd: int) -> int:
         """Take over a descriptor of ours."""
         self._fds.append(fd)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace import credentials, limits, scheduling
-from crd.engine.userspace.fds import table
-from crd.engine.userspace.fds.table import FileTable
 from crd.engine.userspace.interrupted import begin_again
 from crd.engine.userspace.interview import interview
 from crd.engine.userspace.mem import layout
@@ -107,7 +105,6 @@ class Capture:
     told: Interview
     scheduling: dict[int, Scheduling]
     entries: list[MapEntry]
-    files: table.FileTable
     shared: Shared
     subreaper: bool
     stopped_by: int
@@ -194,7 +191,7 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
     found = Capture(
         pid=pid, known=known, stat=stat, statuses=statuses, group=frozen.group, told=told, entries=entries,
         scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
-        files=FileTable(mapped.numbers) if shared.files else table.dump(pid, mapped.numbers), shared=shared,
+        shared=shared,
         subreaper=bool(told.of_process[0].number(0, 4)),
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
         state="S" if frozen.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),

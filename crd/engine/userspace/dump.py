@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace import image
+from crd.engine.userspace.fds import table
 from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.taking import ChangedError, TryAgainError, Whole, taken
 from crd.engine.userspace.tree import frozen, has_ended
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from crd.engine.api import CheckpointOptions
     from crd.engine.stream import DescriptorSink
     from crd.engine.userspace.capture import Capture, Known
+    from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.taking import Taken
     from crd.engine.userspace.tree import FrozenTree, Zombie
 
@@ -91,25 +93,27 @@ def _know(pid: int, options: CheckpointOptions) -> dict[int, Known]:
     return before
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Parts:
     """A target, captured: processes, parents first, and what they share."""
 
     clocks_ns: tuple[int, int, int]
-    processes: list[Taken] = field(default_factory=list)
-    zombies: list[Zombie] = field(default_factory=list)
-    mapped: layout.MappedObjects = field(default_factory=layout.MappedObjects)
+    processes: list[Taken]
+    zombies: list[Zombie]
+    files: FileTable
+    mapped: layout.MappedObjects
 
 
 def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options: CheckpointOptions) -> _Parts:
     """Capture all processes in the stop."""
-    parts = _Parts((time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
-                    time.clock_gettime_ns(time.CLOCK_BOOTTIME)), zombies=list(tree.zombies.values()))
     _check_owners(tree, options)
-    whole = Whole(options, tree.haste, tree.processes, parts.mapped)
-    for pid, state in tree.processes.items():
-        parts.processes.append(stack.enter_context(taken(state, before.get(pid), whole)))
-    return parts
+    clocks_ns = (time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+                 time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+    mapped = layout.MappedObjects()
+    whole = Whole(options, tree.haste, tree.processes, mapped)
+    processes = [stack.enter_context(taken(state, before.get(pid), whole)) for pid, state in tree.processes.items()]
+    own_files = [part.pid for part in processes if not part.capture.shared.files]
+    return _Parts(clocks_ns, processes, list(tree.zombies.values()), table.dump(own_files, mapped.numbers), mapped)
 
 
 def _check_owners(tree: FrozenTree, options: CheckpointOptions) -> None:
@@ -144,7 +148,7 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
     header = current_header()
     writer = ImageWriter(sink)
     writer.header(header)
-    image.write_records(writer, parts.clocks_ns, processes, parts.zombies, parts.mapped)
+    image.write_records(writer, parts.clocks_ns, processes, parts.zombies, parts.files, parts.mapped)
     pump = pages.PagePump(writer)
     for identity, record in parts.mapped.memories.items():
         pump.shared(record.objref, parts.mapped.copies[identity])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from crd.engine.userspace.attributes import Attributes
     from crd.engine.userspace.capture import Capture
+    from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.mem.layout import Layout, MappedObjects
     from crd.engine.userspace.tree import Zombie
     from crd.image.profile import Thread
@@ -50,7 +51,7 @@ class ProcessRecords:
 
 
 def write_records(writer: ImageWriter, clocks_ns: tuple[int, int, int], processes: Sequence[ProcessRecords],
-                  zombies: Sequence[Zombie], mapped: MappedObjects) -> None:
+                  zombies: Sequence[Zombie], files: FileTable, mapped: MappedObjects) -> None:
     """Write what stands between the header and the memory of an image.
 
     Args:
@@ -58,21 +59,21 @@ def write_records(writer: ImageWriter, clocks_ns: tuple[int, int, int], processe
         clocks_ns: realtime, monotonic and since boot, at the stop.
         processes: parents first.
         zombies: children of theirs.
+        files: what they have open.
         mapped: what they have mapped.
     """
     xstate = processes[0].threads[0].xstate
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(xstate)))
     writer.write(_profile(clocks_ns, processes, xstate))
-    for shared_object in (*(record for one in processes for record in one.captured.files.object_records),
-                          *mapped.files.values(), *mapped.memories.values()):
+    for shared_object in (*files.object_records, *mapped.files.values(), *mapped.memories.values()):
         writer.write(shared_object)
     for one in processes:
-        _write_process(writer, one)
+        _write_process(writer, one, files)
     for zombie in zombies:
         _write_zombie(writer, zombie)
 
 
-def _write_process(writer: ImageWriter, one: ProcessRecords) -> None:
+def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable) -> None:
     captured, attributes = one.captured, one.attributes
     stat = captured.stat
     state = "T" if captured.stopped_by else captured.state
@@ -84,8 +85,10 @@ def _write_process(writer: ImageWriter, one: ProcessRecords) -> None:
     writer.write(one.space.memory)
     for vma in one.space.vmas:
         writer.write(vma)
-    for record in (*captured.files.descriptors, *captured.files.locks, attributes.actions, *captured.pending,
-                   *captured.interval_timers, *captured.posix_timers, *captured.known.limits):
+    descriptors, locks = ([record for record in records if record.pid == captured.pid]
+                          for records in (files.descriptors, files.locks))
+    for record in (*descriptors, *locks, attributes.actions, *captured.pending, *captured.interval_timers,
+                   *captured.posix_timers, *captured.known.limits):
         writer.write(record)
     one.threads[0].membarrier = attributes.membarrier
     for thread in one.threads:

@@ -25,7 +25,7 @@ from crd.target import procfs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from crd.engine.userspace.plan import Plan
+    from crd.engine.userspace.plan import TreePlan
     from crd.image.profile import Profile
 
 _UNSHARE, _MOUNT = 272, 165
@@ -34,7 +34,7 @@ _MS_NOSUID_NODEV_NOEXEC, _MS_REC_SLAVE = 2 | 4 | 8, 0x4000 | 0x80000
 _GO = b"go"
 
 
-def restart_inside(plan: Plan, make: Callable[[Callable[[RestartResult], None]], Any],
+def restart_inside(plan: TreePlan, make: Callable[[Callable[[RestartResult], None]], Any],
                    confirm: Callable[[RestartResult], None] | None) -> RestartResult:
     """Run ``make`` inside new namespaces, and ``confirm`` here.
 
@@ -50,7 +50,7 @@ def restart_inside(plan: Plan, make: Callable[[Callable[[RestartResult], None]],
         FeatureMissing: these privileges do not allow namespaces.
         CrdError: what ``make`` raised; nothing is left.
     """
-    _leave(plan.profile)
+    _leave(plan.root.profile)
     ours, theirs = socket.socketpair()
     reaper = os.fork()
     if reaper == 0:
@@ -92,7 +92,7 @@ def _leave(profile: Profile) -> None:
         raise RestartError(f"setting the clocks of the time namespace: {error.strerror}") from error
 
 
-def _begin_inside(channel: socket.socket, plan: Plan, make: Callable[..., Any]) -> None:
+def _begin_inside(channel: socket.socket, plan: TreePlan, make: Callable[..., Any]) -> None:
     """As the first process of the namespace: mount /proc, start the restorer, and only reap from then on."""
     try:
         syscall(_UNSHARE, _CLONE_NEWNS)
@@ -106,7 +106,7 @@ def _begin_inside(channel: socket.socket, plan: Plan, make: Callable[..., Any]) 
             _restore(channel, make)
         channel.close()
         _close_inherited()
-        become_reaper(plan.pid)
+        become_reaper(plan.root.pid)
     except CrdError as error:
         with suppress(OSError):
             _send(channel, error.to_json())
@@ -114,9 +114,9 @@ def _begin_inside(channel: socket.socket, plan: Plan, make: Callable[..., Any]) 
         os._exit(1)
 
 
-def _free_number(plan: Plan) -> int:
+def _free_number(plan: TreePlan) -> int:
     """Return a number that the image has not, above its own where there is room."""
-    taken = {thread.tid for thread in plan.threads}
+    taken = plan.numbers
     last = procfs.number("sys", "kernel/pid_max") - 1
     wanted: Iterable[int] = chain(range(max(taken) + 100, last), range(last, 1, -1))
     return next(number for number in wanted if number not in taken)

@@ -25,11 +25,13 @@ from crd.image.profile import (
     Profile,
     ResourceLimit,
     SharedPages,
+    Sharing,
     SignalActions,
     Thread,
     Vma,
+    Zombie,
 )
-from crd.image.records import HeadArch
+from crd.image.records import HeadArch, String
 from crd.native.memory import Memory
 from crd.target import procfs
 
@@ -42,38 +44,22 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Record")
 
 @dataclass(slots=True)
-class Plan:
-    """The small records of an image.
+class SharedRecords:
+    """The records of shared objects: those that several processes of an image may refer to.
 
     Attributes:
         records: of shared objects and what is in them, by kind.
         objects: the shared objects by objref.
+        opened: the first process with a descriptor of an object, by its objref.
     """
 
-    arch: HeadArch
-    profile: Profile
-    process: Process
-    memory: MemoryLayout
-    actions: SignalActions
     records: dict[type[Record], list[Any]] = field(default_factory=dict)
     objects: dict[int, Any] = field(default_factory=dict)
-    vmas: list[Vma] = field(default_factory=list)
-    descriptors: list[FileDescriptor] = field(default_factory=list)
-    locks: list[FileLock] = field(default_factory=list)
-    pending: list[PendingSignal] = field(default_factory=list)
-    interval_timers: list[IntervalTimer] = field(default_factory=list)
-    posix_timers: list[PosixTimer] = field(default_factory=list)
-    limits: list[ResourceLimit] = field(default_factory=list)
-    threads: list[Thread] = field(default_factory=list)
+    opened: dict[int, Plan] = field(default_factory=dict)
     _parts: dict[type[Record], dict[int, list[Any]]] = field(default_factory=dict)
 
-    @property
-    def pid(self) -> int:
-        """Of the process, in the image."""
-        return self.process.pid
-
     def of(self, kind: type[R]) -> list[R]:
-        """Return the records of shared objects of a kind."""
+        """Return the records of a kind."""
         return self.records.get(kind, [])
 
     def parts(self, kind: type[R], objref: int) -> list[R]:
@@ -85,17 +71,79 @@ class Plan:
             self._parts[kind] = by_objref
         return self._parts[kind].get(objref, [])
 
+
+@dataclass(slots=True)
+class Plan:
+    """The small records of one process of an image, and the shared objects of all."""
+
+    arch: HeadArch
+    profile: Profile
+    shared: SharedRecords
+    process: Process
+    sharing: Sharing
+    memory: MemoryLayout
+    actions: SignalActions
+    vmas: list[Vma] = field(default_factory=list)
+    descriptors: list[FileDescriptor] = field(default_factory=list)
+    locks: list[FileLock] = field(default_factory=list)
+    pending: list[PendingSignal] = field(default_factory=list)
+    interval_timers: list[IntervalTimer] = field(default_factory=list)
+    posix_timers: list[PosixTimer] = field(default_factory=list)
+    limits: list[ResourceLimit] = field(default_factory=list)
+    threads: list[Thread] = field(default_factory=list)
+
     @property
-    def opened(self) -> set[int]:
-        """The objrefs of what descriptors refer to."""
-        return {record.objref for record in self.descriptors}
+    def pid(self) -> int:
+        """Of the process, in the image."""
+        return self.process.pid
+
+    @property
+    def leader(self) -> Thread:
+        """The first thread."""
+        return self.threads[0]
+
+    @property
+    def objects(self) -> dict[int, Any]:
+        """The shared objects of all processes by objref."""
+        return self.shared.objects
+
+    def of(self, kind: type[R]) -> list[R]:
+        """Return the records of shared objects of a kind."""
+        return self.shared.of(kind)
+
+    def parts(self, kind: type[R], objref: int) -> list[R]:
+        """Return the records of a kind that say what is in a shared object."""
+        return self.shared.parts(kind, objref)
 
     def pending_of(self, tid: int) -> list[PendingSignal]:
         """Return the queue of a thread, or (0) of the process."""
         return [signal for signal in self.pending if signal.tid == tid]
 
 
-def read_plan(records: Iterator[Record]) -> tuple[Plan, Record | None]:
+@dataclass(slots=True)
+class TreePlan:
+    """All small records of an image: processes, parents first, and zombies with their names."""
+
+    processes: list[Plan]
+    zombies: list[tuple[Zombie, str]]
+
+    @property
+    def root(self) -> Plan:
+        """The first process."""
+        return self.processes[0]
+
+    @property
+    def threads(self) -> list[Thread]:
+        """Those of all processes."""
+        return [thread for plan in self.processes for thread in plan.threads]
+
+    @property
+    def numbers(self) -> set[int]:
+        """Those of all threads and zombies."""
+        return {thread.tid for thread in self.threads} | {zombie.pid for zombie, _ in self.zombies}
+
+
+def read_plan(records: Iterator[Record]) -> tuple[TreePlan, Record | None]:
     """Read the records before the memory.
 
     Args:
@@ -106,33 +154,46 @@ def read_plan(records: Iterator[Record]) -> tuple[Plan, Record | None]:
 
     Raises:
         ImageError: as the records do.
-        RestartUnsupported: the image has more than one process.
     """
-    kinds: dict[type[Record], list[Record]] = {}
-    first = None
+    whole: _Kinds = {}
+    parts: list[_Kinds] = []
+    zombies, name, first = [], "", None
+    current = whole
     for record in records:
-        if isinstance(record, Pages | SharedPages):
-            first = record
-            break
-        kinds.setdefault(type(record), []).append(record)
-    if len(kinds[Process]) > 1:
-        raise RestartUnsupported(f"the image has {len(kinds[Process])} processes; this version restarts one")
+        match record:
+            case Pages() | SharedPages():
+                first = record
+                break
+            case String():
+                name = record.text
+            case Zombie():
+                zombies.append((record, name))
+            case Process():
+                current = {}
+                parts.append(current)
+        current.setdefault(type(record), []).append(record)
+    shared = SharedRecords({kind: whole.get(kind, []) for kind in (*OBJECTS, *PARTS)},
+                           {record.objref: record for kind in OBJECTS for record in whole.get(kind, [])})
+    processes = [_plan(whole, part, shared) for part in parts]
+    for plan in reversed(processes):
+        shared.opened |= {record.objref: plan for record in plan.descriptors}
+    return TreePlan(processes, zombies), first
 
-    return _plan(kinds), first
+
+_Kinds = dict[type["Record"], list[Any]]
 
 
-def _plan(kinds: dict[type[Record], list[Any]]) -> Plan:
-    objects = {record.objref: record for kind in OBJECTS for record in kinds.get(kind, [])}
+def _plan(whole: _Kinds, kinds: _Kinds, shared: SharedRecords) -> Plan:
     return Plan(
-        arch=kinds[HeadArch][0], profile=kinds[Profile][0], process=kinds[Process][0], memory=kinds[MemoryLayout][0],
-        actions=kinds[SignalActions][0], records={kind: kinds.get(kind, []) for kind in (*OBJECTS, *PARTS)},
-        objects=objects, vmas=kinds.get(Vma, []), descriptors=kinds.get(FileDescriptor, []),
+        arch=whole[HeadArch][0], profile=whole[Profile][0], shared=shared, process=kinds[Process][0],
+        sharing=kinds.get(Sharing, [Sharing(files=0, directories=0)])[0], memory=kinds[MemoryLayout][0],
+        actions=kinds[SignalActions][0], vmas=kinds.get(Vma, []), descriptors=kinds.get(FileDescriptor, []),
         locks=kinds.get(FileLock, []), pending=kinds.get(PendingSignal, []),
         interval_timers=kinds.get(IntervalTimer, []), posix_timers=kinds.get(PosixTimer, []),
         limits=kinds.get(ResourceLimit, []), threads=kinds[Thread])
 
 
-def check(plan: Plan, options: RestartOptions) -> None:
+def check(tree: TreePlan, options: RestartOptions) -> None:
     """Make sure that the image can be restarted here, as far as can be told before anything is made.
 
     Raises:
@@ -142,19 +203,21 @@ def check(plan: Plan, options: RestartOptions) -> None:
         ResourceChanged: a file, the working directory or the program is missing or not what it was, or is locked by
             somebody else.
     """
-    _check_owner(plan)
-    _check_host(plan)
-    limits.check(plan.limits)
-    posix.check(plan.posix_timers)
-    for thread in plan.threads:
-        scheduling.check(thread)
-    placement.check(plan, must_be_same=options.files == "fail")
-    for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
-        if not os.path.isdir(path):
-            raise ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
-    restore.check_program(plan, _stat_program(plan.process))
+    _check_owner(tree)
+    _check_host(tree)
+    for plan in tree.processes:
+        limits.check(plan.limits)
+        posix.check(plan.posix_timers)
+        for thread in plan.threads:
+            scheduling.check(thread)
+    placement.check(tree.processes, must_be_same=options.files == "fail")
+    for plan in tree.processes:
+        for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
+            if not os.path.isdir(path):
+                raise ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
+        restore.check_program(plan, _stat_program(plan.process))
     if options.pids == "original":
-        numbers.await_free([thread.tid for thread in plan.threads])
+        numbers.await_free(sorted(tree.numbers))
 
 
 def _stat_program(process: Process) -> os.stat_result:
@@ -165,27 +228,27 @@ def _stat_program(process: Process) -> os.stat_result:
                               hint="Put the file back, or choose another image.") from error
 
 
-def _check_host(plan: Plan) -> None:
+def _check_host(tree: TreePlan) -> None:
     areas = procfs.maps("self")
     vdso = next((entry for entry in areas if entry.path == "[vdso]"), None)
     vvar_bytes = sum(entry.end - entry.start for entry in areas if entry.path.startswith("[vvar"))
-    if not plan.memory.vdso_start or vdso is None:
+    if vdso is None or not all(plan.memory.vdso_start for plan in tree.processes):
         raise RestartUnsupported("the image or this kernel has no vdso")
     with Memory(os.getpid(), writable=False) as memory:
         digest = vdso_digest(memory, vdso.start, vdso.end - vdso.start)
-    layout = (plan.memory.vdso_bytes, plan.memory.vvar_bytes)
-    if plan.profile.vdso_digest != digest or layout != (vdso.end - vdso.start, vvar_bytes):
+    layouts = {(plan.memory.vdso_bytes, plan.memory.vvar_bytes) for plan in tree.processes}
+    if tree.root.profile.vdso_digest != digest or layouts != {(vdso.end - vdso.start, vvar_bytes)}:
         raise RestartUnsupported("the image was taken on another kernel: its vdso differs",
                                  hint="Boot the kernel that crd inspect shows in the header.")
 
 
-def _check_owner(plan: Plan) -> None:
+def _check_owner(tree: TreePlan) -> None:
     """A caller other than root restarts only images of tasks that had no more than the caller has."""
     if os.geteuid() == 0:
         return
     ours = procfs.status("self")
     permitted, groups = int(ours["CapPrm"], 16), {*map(int, ours["Groups"].split()), *os.getresgid()}
-    for thread in plan.threads:
+    for thread in tree.threads:
         if ({*thread.uids} != {os.geteuid()} or not {*thread.gids, *thread.groups} <= groups
                 or thread.capabilities.permitted & ~permitted):
             raise AccessDenied(f"the image is of uid {thread.uids[0]} with credentials that you do not have",

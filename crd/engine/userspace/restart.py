@@ -1,4 +1,4 @@
-"""One restart: read and check the plan, make a vessel into the task, fill its memory from the stream, let it go."""
+"""One restart: read and check the plan, make vessels into the tasks, fill their memory from the stream, let them go."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import struct
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from crd.engine.api import Files, Pids, RestartOptions, RestartResult
@@ -18,8 +19,8 @@ from crd.engine.userspace.mem import restore
 from crd.engine.userspace.namespace import restart_inside
 from crd.engine.userspace.plan import check, read_plan
 from crd.engine.userspace.sig import actions, pending
+from crd.engine.userspace.skeleton import Skeleton
 from crd.engine.userspace.timers import interval, posix
-from crd.engine.userspace.vessel import Vessel
 from crd.errors import RestartError, TargetError
 from crd.image.reader import ImageReader
 from crd.image.verify import verified
@@ -29,8 +30,8 @@ from crd.target import procfs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from crd.engine.userspace.fds.kind import Making
     from crd.engine.userspace.plan import Plan
+    from crd.engine.userspace.vessel import Vessel
     from crd.image.codec import Record
     from crd.image.framing import Source
     from crd.image.profile import Capabilities
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_THP_DISABLE = 4, 36, 41
 _DUMPABLE_SETTABLE = {0, 1}
 _AT_FDCWD = -100
+_STOPPING = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
 class Restart:
@@ -59,7 +61,7 @@ class Restart:
             check(self.plan, options)
 
     def run(self, confirm: Callable[[RestartResult], None] | None) -> RestartResult:
-        """Make the task, in a namespace of its own if asked for, and let it go; see ``make``."""
+        """Make the tasks, in a namespace of its own if asked for, and let them go; see ``make``."""
         if self._options.pids != Pids.NAMESPACE:
             return self.make(confirm)
         result = restart_inside(self.plan, self.make, confirm and (lambda ready: confirm(self._timed(ready))))
@@ -69,69 +71,78 @@ class Restart:
         return replace(result, duration_seconds=time.monotonic() - self._started)
 
     def make(self, confirm: Callable[[RestartResult], None] | None) -> RestartResult:
-        """Make the task, and let it go.
+        """Make the tasks, and let them go.
 
         Args:
             confirm: called when all is ready and nothing runs yet; if it raises, nothing is left.
 
         Raises:
             ImageError: the memory part of the stream is damaged; nothing is left.
-            RestartError: the task could not be made; nothing is left.
+            RestartError: a task could not be made; nothing is left.
         """
         plan = self.plan
         same = self._options.pids != Pids.NEW
-        with Broker(plan.threads[0]) as broker, Vessel(plan, plan.pid if same else 0) as vessel:
+        with Broker(plan.root.leader) as broker, Skeleton(plan, same_numbers=same) as skeleton:
             with _impossible_wishes():
-                numbers = self._build(vessel, broker, same_numbers=same)
+                tids = self._build(skeleton, broker, same_numbers=same)
+            self._notes += skeleton.notes
+            root = skeleton.root
             result = self._timed(RestartResult(
-                root_pid=vessel.pid, start_time=procfs.stat(vessel.pid).start_time, pids=numbers,
+                root_pid=root.pid, start_time=procfs.stat(root.pid).start_time, pids=tids, tasks=len(plan.processes),
                 threads=len(plan.threads), notes=tuple(self._notes)))
             if confirm:
                 confirm(result)
-            vessel.release(stopped=_is_stopped(plan))
+            skeleton.release()
         return result
 
-    def _build(self, vessel: Vessel, broker: Broker, *, same_numbers: bool) -> dict[int, int]:
-        """Make the vessel into the task, ready to be let go; return the number of each thread by the image's."""
-        plan = self.plan
-        self._join_session(vessel)
-        whole = restore.map_areas(plan, vessel, broker)
-        restore.fill(vessel, self._first, self._records, whole)
-        restore.finish(plan, vessel, broker, whole)
-        _write_login_uid(plan, vessel)
-        making = placement.restart(plan, vessel, broker, must_be_same=self._options.files == Files.FAIL)
-        _enter_directories(plan, vessel, broker)
-        numbers = threads.make(plan, vessel, same_numbers=same_numbers)
-        self._notes += placement.number(making, numbers)
-        self._set_up_process(vessel, numbers)
+    def _build(self, skeleton: Skeleton, broker: Broker, *, same_numbers: bool) -> dict[int, int]:
+        """Make the vessels into the tasks, ready to be let go; return the number of each thread by the image's."""
+        plans = self.plan.processes
+        homes: dict[int, restore.Home] = {}
+        for plan in plans:
+            broker.act_for(plan.leader)
+            restore.map_areas(plan, skeleton[plan.pid], broker, homes)
+        restore.fill(skeleton.vessels, self._first, self._records, homes)
+        for plan in plans:
+            broker.act_for(plan.leader)
+            restore.finish(plan, skeleton[plan.pid], broker, homes)
+            _write_login_uid(plan, skeleton[plan.pid])
+        making = placement.restart(plans, skeleton.vessels, broker, must_be_same=self._options.files == Files.FAIL)
+        tids: dict[int, int] = {}
+        for plan in plans:
+            broker.act_for(plan.leader)
+            if not plan.sharing.directories:
+                _enter_directories(plan, skeleton[plan.pid], broker)
+            tids |= threads.make(plan, skeleton[plan.pid], same_numbers=same_numbers)
+        self._notes += placement.number(making, {**skeleton.numbers, **tids})
+        for plan in reversed(plans):  # the end of a child's making may be told to its parent, who forgets it then
+            self._complete(plan, skeleton, tids)
+        placement.arm(making)
+        return tids
+
+    def _complete(self, plan: Plan, skeleton: Skeleton, tids: dict[int, int]) -> None:
+        """Give a process all but its memory and files; it can make nothing any more, and stops if it was stopped."""
+        vessel = skeleton[plan.pid]
+        self._set_up_process(plan, vessel, tids)
         for thread in plan.threads:
-            threads.set_up(thread, plan, vessel, numbers[thread.tid])
-        self._finish(making, numbers)
-        return numbers
+            threads.set_up(thread, plan, vessel, tids[thread.tid])
+        self._finish(plan, vessel, tids)
+        if _is_stopped(plan):
+            vessel.stop(_stop_signal(plan))
+            if plan.process.stop_reported and plan is not self.plan.root:
+                skeleton[plan.process.parent_pid].note_stop(vessel)
 
-    def _join_session(self, vessel: Vessel) -> None:
-        """Lead a session or a process group as before; one that somebody else led cannot be joined."""
-        process = self.plan.process
-        if process.session == process.pid:
-            vessel.batch.call(NR.SETSID)
-        else:
-            vessel.batch.call(NR.SETPGID, 0, 0)
-            self._notes.append(f"session {process.session} is led by another process: it is in that of crd now")
-            if process.process_group != process.pid:
-                self._notes.append(f"group {process.process_group} is led by another process: it leads its own now")
-        vessel.run()
-
-    def _set_up_process(self, vessel: Vessel, numbers: dict[int, int]) -> None:
+    def _set_up_process(self, plan: Plan, vessel: Vessel, tids: dict[int, int]) -> None:
         """Give the process what all its threads share."""
-        plan, batch = self.plan, vessel.batch
+        batch = vessel.batch
         actions.restart(plan.actions, batch)
         vessel.run()
-        posix.restart(plan.posix_timers, vessel, numbers, choose=posix.can_choose_numbers())
+        posix.restart(plan.posix_timers, vessel, tids, choose=posix.can_choose_numbers())
         if plan.process.thp_disable:
             batch.call(NR.PRCTL, _PR_SET_THP_DISABLE, 1, 0, 0, 0)
         if plan.process.child_subreaper:
             batch.call(NR.PRCTL, _PR_SET_CHILD_SUBREAPER, 1)
-        registered = plan.threads[0].membarrier
+        registered = plan.leader.membarrier
         for bit in range(registered.bit_length()):
             if registered >> bit & 1:
                 batch.call(NR.MEMBARRIER, 1 << bit, 0, check=False)
@@ -150,25 +161,27 @@ class Restart:
         except OSError as error:
             self._notes.append(f"{name} {value} cannot be set ({error.strerror}): it has that of crd")
 
-    def _finish(self, making: Making, numbers: dict[int, int]) -> None:
-        plan, vessel = self.plan, making.vessel
+    def _finish(self, plan: Plan, vessel: Vessel, tids: dict[int, int]) -> None:
         pending.restart(plan.pending_of(0), vessel.batch, vessel.pid, vessel.pid)
         limits.restart(plan.limits, vessel.batch)
         vessel.run()
-        ours = credentials.dump(procfs.status("self")).capabilities
-        parent_stays = self._options.reap and self._options.pids != Pids.NAMESPACE
+        parent_stays = plan is not self.plan.root or (self._options.reap and self._options.pids != Pids.NAMESPACE)
         for thread in reversed(plan.threads):
-            threads.become_itself(thread, vessel, numbers[thread.tid], ours, parent_stays=parent_stays)
-        self._notes += _what_is_missing(plan, ours, parent_stays=parent_stays)
+            threads.become_itself(thread, vessel, tids[thread.tid], self._ours, parent_stays=parent_stays)
+        self._notes += _what_is_missing(plan, self._ours, parent_stays=parent_stays)
         if plan.process.dumpable in _DUMPABLE_SETTABLE:
             vessel.batch.call(NR.PRCTL, _PR_SET_DUMPABLE, plan.process.dumpable)
         posix.arm(plan.posix_timers, vessel)
         interval.restart(plan.interval_timers, vessel.batch)
-        placement.arm(making)
         vessel.run()
         vessel.unmap_scratch()
         for thread in plan.threads:
-            threads.set_registers(thread, numbers[thread.tid])
+            threads.set_registers(thread, tids[thread.tid])
+
+    @cached_property
+    def _ours(self) -> Capabilities:
+        """The capabilities with which a vessel begins."""
+        return credentials.dump(procfs.status("self")).capabilities
 
 
 @contextmanager
@@ -186,6 +199,14 @@ def _is_stopped(plan: Plan) -> bool:
     """A SIGCONT that is still pending came after the signal that stopped it, and would be lost by stopping it again."""
     return bool(plan.process.stopped_by) and not any(
         int.from_bytes(record.siginfo[:4], "little") == signal.SIGCONT for record in plan.pending)
+
+
+def _stop_signal(plan: Plan) -> int:
+    """Return the signal with which to stop a process: its parent may still ask for it, and not all stop everybody."""
+    number = plan.process.stopped_by
+    handled = plan.actions.actions[number - 1].handler
+    blocked = any(thread.signal_mask >> (number - 1) & 1 for thread in plan.threads)
+    return number if number in _STOPPING and not handled and not blocked else signal.SIGSTOP
 
 
 def _enter_directories(plan: Plan, vessel: Vessel, broker: Broker) -> None:

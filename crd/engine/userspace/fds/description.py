@@ -6,7 +6,7 @@ import fcntl
 import os
 import struct
 from dataclasses import dataclass, field
-from functools import cmp_to_key, partial
+from functools import cmp_to_key
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -91,29 +91,33 @@ def restart_owner(fd: int, owner: Owner) -> None:
         fcntl.fcntl(fd, F_SETOWN_EX, _OWNER.pack(owner.kind, owner.pid))
 
 
-def group(pid: int, keys: Mapping[int, Hashable]) -> list[list[int]]:
+Entry = tuple[int, int]
+"""A descriptor of a process: pid and number."""
+
+
+def group(keys: Mapping[Entry, Hashable]) -> list[list[Entry]]:
     """Group descriptors by the open file description they share.
 
     Args:
-        pid: of the process.
         keys: what equal descriptions have in common at least (device, inode, flags, position), by descriptor.
     """
-    alike: dict[Hashable, list[int]] = {}
-    for fd, key in keys.items():
-        alike.setdefault(key, []).append(fd)
-    return [sorted(same) for members in alike.values() for same in _same(pid, members)]
+    alike: dict[Hashable, list[Entry]] = {}
+    for entry, key in keys.items():
+        alike.setdefault(key, []).append(entry)
+    rank = {entry: index for index, entry in enumerate(keys)}
+    return [sorted(same, key=rank.__getitem__) for members in alike.values() for same in _same(members)]
 
 
-def _same(pid: int, fds: list[int]) -> Iterator[list[int]]:
+def _same(entries: list[Entry]) -> Iterator[list[Entry]]:
     """Sort descriptors by the kernel's own order of their descriptions, so that equal ones are neighbours."""
-    if len(fds) == 1:
-        yield fds
+    if len(entries) == 1:
+        yield entries
         return
-    order = cmp_to_key(partial(_order, pid))
-    for _, same in groupby(sorted(fds, key=order), order):
+    order = cmp_to_key(_order)
+    for _, same in groupby(sorted(entries, key=order), order):
         yield [*same]
 
 
-def _order(pid: int, a: int, b: int) -> int:
+def _order(a: Entry, b: Entry) -> int:
     """kcmp(2): 1 and 2 are less and greater in an order of the kernel's own."""
-    return (0, -1, 1)[kcmp(pid, pid, _KCMP_FILE, a, b)]
+    return (0, -1, 1)[kcmp(a[0], b[0], _KCMP_FILE, a[1], b[1])]

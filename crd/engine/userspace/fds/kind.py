@@ -25,11 +25,12 @@ R = TypeVar("R", bound="Record")
 
 @dataclass(slots=True)
 class Making:
-    """Descriptions on their way from a plan into a vessel.
+    """Descriptions on their way from an image into its vessels, some of them into several.
 
     Attributes:
-        plan: of the image.
-        vessel: who is to have them.
+        plan: of the process whose turn it is, with the shared objects of all; the first one's as long as none is.
+        vessel: of that process.
+        vessels: of all processes, by pid in the image.
         broker: who has them until then.
         must_be_same: the caller insists that files have not changed.
         ours: our descriptor of each description, by objref.
@@ -37,14 +38,19 @@ class Making:
 
     plan: Plan
     vessel: Vessel
+    vessels: Mapping[int, Vessel]
     broker: Broker
     must_be_same: bool
     ours: dict[int, int] = field(default_factory=dict)
 
     def wanted(self, kind: type[R]) -> list[R]:
         """Return the descriptions of a kind of record that a descriptor refers to: not what is only mapped."""
-        opened = self.plan.opened
+        opened = self.plan.shared.opened
         return [record for record in self.plan.of(kind) if record.objref in opened]  # type: ignore[attr-defined]
+
+    def act_for(self, objref: int) -> None:
+        """Have the broker open files with the rights of the first process that has a description."""
+        self.broker.act_for(self.plan.shared.opened[objref].leader)
 
     def add(self, objref: int, fd: int, flags: int | None = None) -> None:
         """Take over our descriptor of a description, and give it these flags (F_SETFL)."""
@@ -95,7 +101,10 @@ class Kind:
         """Do what needs other descriptions, which are all made."""
 
     def settle(self, making: Making) -> None:
-        """Add to the vessel's batch what only the task itself can do with its descriptors, which are all in place."""
+        """Add to the vessel's batch what only the task itself can do with its descriptors, which are all in place.
+
+        This comes once for each process that has a file table of its own.
+        """
 
     def number(self, making: Making, numbers: Mapping[int, int]) -> Iterator[str]:
         """Do what needs threads, which are all there.

@@ -14,57 +14,68 @@ from crd.image.objects import Owner
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from crd.engine.userspace.broker import Broker
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
 
 _ALL_FDS = 0xFFFF_FFFF
-_F_OWNER_PGRP = 2
 
 
-def check(plan: Plan, *, must_be_same: bool) -> None:
-    """Make sure that all descriptions and locks can be had; raises RestartError."""
+def check(plans: Sequence[Plan], *, must_be_same: bool) -> None:
+    """Make sure that all descriptions and locks of an image can be had; raises RestartError."""
     for kind in KINDS:
-        kind.check(plan, must_be_same=must_be_same)
-    lock.check(plan)
+        kind.check(plans[0], must_be_same=must_be_same)
+    for plan in plans:
+        lock.check(plan)
 
 
-def restart(plan: Plan, vessel: Vessel, broker: Broker, *, must_be_same: bool) -> Making:
-    """Give the vessel its descriptors and locks.
+def restart(plans: Sequence[Plan], vessels: Mapping[int, Vessel], broker: Broker, *, must_be_same: bool) -> Making:
+    """Give the vessels their descriptors and locks.
 
     Raises:
         ResourceChanged: a file is missing or not what it was, or somebody else has locked it.
         RestartUnsupported: a number is above our limit of open files.
     """
-    making = Making(plan, vessel, broker, must_be_same)
+    making = Making(plans[0], vessels[plans[0].pid], vessels, broker, must_be_same)
     for kind in KINDS:
         kind.make(making)
     for kind in KINDS:
         kind.connect(making)
-    lock.restart_flocks(plan, making.ours)
+    for plan in plans:
+        lock.restart_flocks(plan, making.ours)
+    for plan in plans:
+        if not plan.sharing.files:
+            making.plan, making.vessel = plan, vessels[plan.pid]
+            _furnish(making)
+    making.plan, making.vessel = plans[0], vessels[plans[0].pid]
+    return making
+
+
+def _furnish(making: Making) -> None:
+    """Give one vessel its descriptors and locks."""
     _place(making)
     for kind in KINDS:
         kind.settle(making)
-    lock.restart_posix(plan, vessel.batch)
+    lock.restart_posix(making.plan, making.vessel.batch)
     try:
-        vessel.run()
+        making.vessel.run()
     except RestartError:
-        lock.check(plan)  # says who has it
+        lock.check(making.plan)  # says who has it
         raise
-    return making
 
 
 def _place(making: Making) -> None:
     """Have the vessel pull all descriptions above the highest number it will have, and put each under its own."""
     plan, vessel, broker = making.plan, making.vessel, making.broker
     above = max((record.fd for record in plan.descriptors), default=-1) + 1
-    if above + len(making.ours) >= broker.fds_max:
+    needed = dict.fromkeys(record.objref for record in plan.descriptors)
+    if above + len(needed) >= broker.fds_max:
         raise RestartUnsupported(f"descriptor {above - 1} is above the limit of open files, {broker.fds_max}")
-    places = {objref: above + index for index, objref in enumerate(making.ours)}
-    for objref, fd in making.ours.items():
-        vessel.batch.call(NR.DUP2, broker.pull(vessel.batch, fd), places[objref])
+    places = {objref: above + index for index, objref in enumerate(needed)}
+    for objref in needed:
+        vessel.batch.call(NR.DUP2, broker.pull(vessel.batch, making.ours[objref]), places[objref])
         vessel.flush()
     if above:
         vessel.batch.call(NR.CLOSE_RANGE, 0, above - 1, 0)
@@ -81,7 +92,7 @@ def number(making: Making, numbers: Mapping[int, int]) -> Iterator[str]:
 
     Args:
         making: the descriptions.
-        numbers: of each thread now, by the image's.
+        numbers: of each thread and process group now, by the image's.
 
     Yields:
         What cannot be as it was, a sentence each.
@@ -90,11 +101,7 @@ def number(making: Making, numbers: Mapping[int, int]) -> Iterator[str]:
         yield from kind.number(making, numbers)
     for objref, fd in making.ours.items():
         owner: Owner = making.plan.objects[objref].owner
-        pid = 0
-        if owner.kind != _F_OWNER_PGRP:
-            pid = numbers.get(owner.pid, 0)
-        elif owner.pid == making.plan.process.process_group:
-            pid = numbers[making.plan.pid]  # leads a group now, if it did not before
+        pid = numbers.get(owner.pid, 0)
         if owner.pid and not pid:
             yield f"nobody gets SIGIO for a descriptor: it went to pid {owner.pid}, which is not in the image"
         restart_owner(fd, Owner(kind=owner.kind, pid=pid, signal=owner.signal))

@@ -49,6 +49,7 @@ class RegularFiles(Kind):
     def make(self, making: Making) -> None:
         """Open each file by its path; raises ResourceChanged."""
         for record in making.wanted(RegularFile):
+            making.act_for(record.objref)
             making.add(record.objref, _restart(record, making.broker, must_be_same=making.must_be_same))
 
 

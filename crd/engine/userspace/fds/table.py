@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import lock
-from crd.engine.userspace.fds.description import Description, group
+from crd.engine.userspace.fds.description import Description, Entry, group
 from crd.engine.userspace.fds.kinds import KINDS
 from crd.errors import Obstacle, TargetUnsupported
-from crd.image.profile import FileDescriptor, FileLock
+from crd.image.profile import LOCK_FLOCK, FileDescriptor, FileLock
 from crd.target import procfs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
     from crd.engine.userspace.fds.kind import Kind
     from crd.engine.userspace.objects import ObjectNumbers
@@ -36,39 +38,54 @@ class FileTable:
     locks: list[FileLock] = field(default_factory=list)
 
 
-def dump(pid: int, objects: ObjectNumbers) -> FileTable:
-    """Describe all open files of a stopped process.
+def dump(pids: Sequence[int], objects: ObjectNumbers) -> FileTable:
+    """Describe all open files of stopped processes, what several of them have only once.
 
-    What is borrowed from it to look closer is given back before this returns.
+    What is borrowed from them to look closer is given back before this returns.
+
+    Args:
+        pids: of the processes, each with a file table of its own.
+        objects: gives out objrefs.
 
     Raises:
         TargetUnsupported: something of a kind, or in a state, that cannot be restarted was opened since the preflight.
     """
     table = FileTable(objects)
-    pidfd = os.pidfd_open(pid)
-    try:
-        _add_descriptors(table, pid, pidfd)
+    with ExitStack() as stack:
+        looked: dict[Entry, Description] = {}
+        for pid in pids:
+            pidfd = os.pidfd_open(pid)
+            stack.callback(os.close, pidfd)
+            looked |= {(pid, fd): Description.look(pid, fd, pidfd) for fd in procfs.fd_numbers(pid)}
+        stack.callback(_give_back, looked.values())
+        _add_descriptors(table, looked)
         for kind, found in _by_kind(table).items():
             if found:
                 table.object_records += kind.dump(found, table)
-    finally:
-        for one in table.descriptions.values():
-            one.give_back()
-        os.close(pidfd)
     return table
 
 
-def _add_descriptors(table: FileTable, pid: int, pidfd: int) -> None:
-    looked = {fd: Description.look(pid, fd, pidfd) for fd in procfs.fd_numbers(pid)}
-    keys = {fd: (one.stat.st_dev, one.stat.st_ino, one.flags, one.info.position) for fd, one in looked.items()}
-    for fds in sorted(group(pid, keys)):
-        one = looked[fds[0]]
+def _give_back(looked: Iterable[Description]) -> None:
+    for one in looked:
+        one.give_back()
+
+
+def _add_descriptors(table: FileTable, looked: dict[Entry, Description]) -> None:
+    keys = {entry: (one.stat.st_dev, one.stat.st_ino, one.flags, one.info.position) for entry, one in looked.items()}
+    rank = {entry: index for index, entry in enumerate(looked)}
+    for entries in sorted(group(keys), key=lambda same: rank[same[0]]):
+        one = looked[entries[0]]
         one.objref = table.objects.new()
         table.descriptions[one.objref] = one
         table.descriptors += [FileDescriptor(pid=pid, fd=fd, objref=one.objref,
-                                             close_on_exec=looked[fd].info.close_on_exec) for fd in fds]
-        table.locks += lock.dump(pid, one)
-    table.descriptors.sort(key=lambda record: record.fd)
+                                             close_on_exec=looked[pid, fd].info.close_on_exec) for pid, fd in entries]
+        flocks = False
+        for pid in dict.fromkeys(pid for pid, _ in entries):
+            fd = next(fd for owner, fd in entries if owner == pid)
+            locks = [*lock.dump(pid, looked[pid, fd])]
+            table.locks += [found for found in locks if found.kind != LOCK_FLOCK or not flocks]
+            flocks = True
+    table.descriptors.sort(key=lambda record: (record.pid, record.fd))
 
 
 def _by_kind(table: FileTable) -> dict[Kind, list[Description]]:

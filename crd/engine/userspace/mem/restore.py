@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
@@ -23,7 +24,7 @@ from crd.native.memory import process_write_runs
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from crd.engine.userspace.broker import Broker
     from crd.engine.userspace.plan import Plan
@@ -44,13 +45,25 @@ _ADVICE = {"sr": 2, "rr": 1, "dc": 10, "hg": 14, "nh": 15, "mg": 12, "dd": 16, "
 _ANON_NAME = re.compile(r"\[anon:([^\[\]\\$`]{1,79})\]")
 
 
-def map_areas(plan: Plan, vessel: Vessel, broker: Broker) -> dict[int, int]:
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a shared memory object lies as a whole, until ``finish``, and our descriptor of it."""
+
+    vessel: Vessel
+    address: int
+    fd: int
+
+
+def map_areas(plan: Plan, vessel: Vessel, broker: Broker, homes: dict[int, Home]) -> None:
     """Map every area with its final protection.
 
-    Returns:
-        Where in the vessel each shared memory object lies as a whole, by objref; ``finish`` takes them away again.
+    Args:
+        plan: of the process.
+        vessel: its vessel.
+        broker: opens the files.
+        homes: of the shared memory objects by objref; those that this process is the first to use are added.
     """
-    whole = _map_shared(plan, vessel)
+    _map_shared(plan, vessel, broker, homes)
     for (objref, writable), areas in _by_file(plan).items():
         record = plan.objects[objref]
         fd = broker.pull(vessel.batch, broker.open_mapped(record, writable=writable))
@@ -64,12 +77,22 @@ def map_areas(plan: Plan, vessel: Vessel, broker: Broker) -> dict[int, int]:
             vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _flags(vma), -1, 0,
                               what=f"mapping {vma.start:#x} {vma.name}")
         elif vma.kind == VMA_SHARED_MEMORY:
-            vessel.batch.call(NR.MREMAP, whole[vma.objref] + vma.offset, 0, vma.end - vma.start,
-                              _MREMAP_MAYMOVE_FIXED, vma.start, what="mapping shared memory")
-            vessel.batch.call(NR.MPROTECT, vma.start, vma.end - vma.start, vma.protection)
+            _map_part(vma, vessel, broker, homes[vma.objref])
         vessel.flush()
     vessel.run()
-    return whole
+
+
+def _map_part(vma: Vma, vessel: Vessel, broker: Broker, home: Home) -> None:
+    """Map a part of a shared memory object: once more where the whole is, elsewhere through our descriptor."""
+    if home.vessel is vessel:
+        vessel.batch.call(NR.MREMAP, home.address + vma.offset, 0, vma.end - vma.start, _MREMAP_MAYMOVE_FIXED,
+                          vma.start, what="mapping shared memory")
+        vessel.batch.call(NR.MPROTECT, vma.start, vma.end - vma.start, vma.protection)
+    else:
+        fd = broker.pull(vessel.batch, home.fd)
+        vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _FIXED | _SHARED, fd, vma.offset,
+                          what="mapping shared memory")
+        vessel.batch.call(NR.CLOSE, fd)
 
 
 def _by_file(plan: Plan) -> dict[tuple[int, bool], list[Vma]]:
@@ -85,17 +108,22 @@ def _by_file(plan: Plan) -> dict[tuple[int, bool], list[Vma]]:
     return areas
 
 
-def _map_shared(plan: Plan, vessel: Vessel) -> dict[int, int]:
-    """Map each shared memory object as a whole, where no area of the image will be."""
-    whole = {record.objref: vessel.reserve(record.bytes) for record in plan.of(SharedMemory)}
+def _map_shared(plan: Plan, vessel: Vessel, broker: Broker, homes: dict[int, Home]) -> None:
+    """Map each shared memory object that has no home yet as a whole, where no area of the image will be."""
+    used = {vma.objref for vma in plan.vmas if vma.kind == VMA_SHARED_MEMORY} - homes.keys()
+    records = [record for record in plan.of(SharedMemory) if record.objref in used]
+    whole = {record.objref: vessel.reserve(record.bytes) for record in records}
     unreserved = {vma.objref for vma in plan.vmas if "nr" in vma.flags.split()}
-    for record in plan.of(SharedMemory):
+    for record in records:
         unreserving = _NORESERVE if record.objref in unreserved else 0
         vessel.batch.call(NR.MMAP, whole[record.objref], record.bytes, _READ_WRITE,
                           _FIXED_NOREPLACE | _SHARED | _ANONYMOUS | unreserving, -1, 0, what="making shared memory")
         vessel.flush()
     vessel.run()
-    return whole
+    for record in records:
+        start = whole[record.objref]
+        where = f"/proc/{vessel.pid}/map_files/{start:x}-{start + record.bytes:x}"
+        homes[record.objref] = Home(vessel, start, broker.hold(os.open(where, os.O_RDWR | os.O_CLOEXEC)))
 
 
 def _flags(vma: Vma) -> int:
@@ -105,8 +133,15 @@ def _flags(vma: Vma) -> int:
             | (_GROWSDOWN | _STACK if "gd" in flags else 0) | (_NORESERVE if "nr" in flags else 0))
 
 
-def fill(vessel: Vessel, first: Record | None, records: Iterable[Record], whole: dict[int, int]) -> int:
+def fill(vessels: Mapping[int, Vessel], first: Record | None, records: Iterable[Record],
+         homes: Mapping[int, Home]) -> int:
     """Put the pages where they belong, as they stream in; return their bytes.
+
+    Args:
+        vessels: by pid in the image.
+        first: of the memory records.
+        records: the others.
+        homes: of shared memory.
 
     Raises:
         ImageError: the stream is damaged or ends too early.
@@ -114,17 +149,19 @@ def fill(vessel: Vessel, first: Record | None, records: Iterable[Record], whole:
     """
     total = 0
     for record in ([first] if first else []):
-        total += _write(vessel, record, whole)
+        total += _write(vessels, record, homes)
     for record in records:
-        total += _write(vessel, record, whole)
+        total += _write(vessels, record, homes)
     return total
 
 
-def _write(vessel: Vessel, record: Record, whole: dict[int, int]) -> int:
+def _write(vessels: Mapping[int, Vessel], record: Record, homes: Mapping[int, Home]) -> int:
     if isinstance(record, SharedPages):
-        base = whole[record.objref]
+        if record.objref not in homes:
+            raise RestartError(f"nobody maps the shared memory object {record.objref} of the image")
+        vessel, base = homes[record.objref].vessel, homes[record.objref].address
     elif isinstance(record, Pages):
-        base = 0
+        vessel, base = vessels[record.pid], 0
     else:
         raise RestartError(f"{type(record).__name__} among the memory of the image")
     runs = [(base + run.address, run.pages * PAGE_BYTES) for run in record.runs]
@@ -142,11 +179,12 @@ def _lock(vma: Vma, batch: Batch) -> None:
                what=f"locking {vma.start:#x}")
 
 
-def finish(plan: Plan, vessel: Vessel, broker: Broker, whole: dict[int, int]) -> None:
+def finish(plan: Plan, vessel: Vessel, broker: Broker, homes: Mapping[int, Home]) -> None:
     """Take away what only filling needed, give advice again, and set the fields of the memory map."""
     batch, memory = vessel.batch, plan.memory
-    for objref, address in whole.items():
-        batch.call(NR.MUNMAP, address, plan.objects[objref].bytes)
+    for objref, home in homes.items():
+        if home.vessel is vessel:
+            batch.call(NR.MUNMAP, home.address, plan.objects[objref].bytes)
     for vma in plan.vmas:
         for flag in vma.flags.split():
             if flag in _ADVICE:
