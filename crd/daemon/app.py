@@ -24,6 +24,7 @@ from crd.daemon.retention import Retention
 from crd.daemon.scheduler import ScheduledTarget, Scheduler
 from crd.daemon.scrub import Scrub
 from crd.daemon.stores import open_store
+from crd.daemon.tracking import Tracks
 from crd.engine.api import After, CheckpointOptions
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
@@ -68,6 +69,7 @@ class App:
         self.restarts: Restarts
         self.scheduler: Scheduler
         self.pipeline: Pipeline
+        self.tracks: Tracks
         self.retention: Retention
         self.scrub: Scrub
 
@@ -85,6 +87,7 @@ class App:
             self.archive = await stack.enter_async_context(
                 Archive(store, level=settings.archive.level, threads=settings.archive.threads))
             await self._settle()
+            self.tracks = stack.enter_context(Tracks(enabled=settings.engine.note_writes))
             workers = await stack.enter_async_context(WorkerPool())
             self._assemble(workers)
             exporter = stack.enter_context(Exporter(settings.metrics.listen, self.metrics.registry))
@@ -111,6 +114,7 @@ class App:
         for name, target in list(self.scheduler.targets.items()):
             if target.source == "settings" and wanted.get(name) != target.settings:
                 self.scheduler.remove(name)
+                self.tracks.drop(name)
                 if name not in wanted:
                     self.metrics.remove_target(name)
         held = await self.catalog.targets.held()
@@ -140,7 +144,7 @@ class App:
 
     def _assemble(self, workers: WorkerPool) -> None:
         settings = self.settings
-        self.pipeline = Pipeline(workers, self.archive, self.catalog, settings.engine.crid_file, self.host,
+        self.pipeline = Pipeline(workers, self.archive, self.catalog, settings.engine.crid_file, self.host, self.tracks,
                             settings.engine.checkpoint_timeout, settings.engine.restart_timeout)
         self.checkpoints = Checkpoints(self.pipeline, self.catalog, self.metrics, self.clock, settings.engine.workers,
                                        lambda target: self.start(self.retention.apply_quietly(target)))

@@ -88,6 +88,7 @@ class Handlers(UpkeepHandlers):
         self._known(name)
         await self._app.catalog.targets.remove(name)
         self._app.scheduler.remove(name)
+        self._app.tracks.drop(name)
         self._app.metrics.remove_target(name)
         return {}
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from crd.archive.sink import ImageSink
     from crd.archive.source import ImageSource
     from crd.catalog.catalog import Catalog
+    from crd.daemon.tracking import Tracks
     from crd.engine.api import CheckpointOptions, CheckpointResult, RestartResult
     from crd.engine.client import Worker, WorkerPool
 
@@ -40,6 +41,7 @@ class Pipeline:
     catalog: Catalog
     crid_file: Path
     host: str
+    tracks: Tracks
     checkpoint_seconds: float
     restart_seconds: float
 
@@ -50,19 +52,24 @@ class Pipeline:
         Raises:
             CrdError: there is no image, nothing is half-written, and the target runs on.
         """
-        base = await self.catalog.images.relative(self.host, pid, target)
-        async with (_in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease() as worker,
-                    self.sink(base) as sink):
-            with Pipe() as pipe:
-                await worker.begin_checkpoint(pid, pipe.write_end, options, self.crid_file)
-                pipe.close_write_end()
-                result = await both(worker.written(), sink.drain(pipe.read_end, progress))
-            if sink.image_bytes != result.image_bytes:
-                raise ArchiveError(f"{sink.image_bytes} bytes of {result.image_bytes} arrived")
-            image = _row(result, sink.digest, self.host, target, tags)
-            image = await self.keep(sink, image)
-            await worker.commit()
-            return image
+        with self.tracks.of(target) as track:
+            followed = track.base if track else None
+            base = followed or await self.catalog.images.relative(self.host, pid, target)
+            async with (_in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease() as worker,
+                        self.sink(base, follow=followed is not None) as sink):
+                with Pipe() as pipe:
+                    await worker.begin_checkpoint(pid, pipe.write_end, options, self.crid_file,
+                                                  track.notes(since=sink.follows) if track else None)
+                    pipe.close_write_end()
+                    result = await both(worker.written(), sink.drain(pipe.read_end, progress))
+                if sink.received_bytes != result.image_bytes:
+                    raise ArchiveError(f"{sink.received_bytes} bytes of {result.image_bytes} arrived")
+                image = _row(result, sink, self.host, target, tags)
+                image = await self.keep(sink, image)
+                if track:
+                    track.follow(worker.take_notes(), image.crid)
+                await worker.commit()
+                return image
 
     async def keep(self, sink: ImageSink, image: Image) -> Image:
         """Make what was drained durable as an image, and return its row.
@@ -134,9 +141,9 @@ class Pipeline:
         return source
 
     @asynccontextmanager
-    async def sink(self, base: Crid | None = None) -> AsyncIterator[ImageSink]:
-        """Begin an image, of which nothing is left unless it is kept; ``base`` is likely to have the same pages."""
-        sink = await self.archive.sink(base)
+    async def sink(self, base: Crid | None = None, *, follow: bool = False) -> AsyncIterator[ImageSink]:
+        """Begin an image, of which nothing is left unless it is kept; arguments as of ``Archive.sink``."""
+        sink = await self.archive.sink(base, follow=follow)
         try:
             yield sink
         finally:
@@ -173,11 +180,11 @@ async def _in_time(seconds: float, what: str) -> AsyncIterator[None]:
                          hint=f"Raise engine.{what}_timeout if the target is that large.") from error
 
 
-def _row(result: CheckpointResult, digest: str, host: str, target: str | None, tags: tuple[str, ...]) -> Image:
+def _row(result: CheckpointResult, sink: ImageSink, host: str, target: str | None, tags: tuple[str, ...]) -> Image:
     return Image(
         crid=Crid(result.crid), host=host, target=target, pid=result.pid, comm=result.comm, uid=result.uid,
         taken_at=datetime.fromtimestamp(result.taken_at, UTC), engine=result.engine, method=result.method,
         method_reason=result.method_reason, tasks=result.tasks, threads=result.threads,
-        image_bytes=result.image_bytes, memory_bytes=result.memory_bytes, stored_bytes=0,
-        stop_seconds=result.stop_seconds, duration_seconds=result.duration_seconds, digest=digest,
+        image_bytes=sink.image_bytes, memory_bytes=result.memory_bytes, stored_bytes=0,
+        stop_seconds=result.stop_seconds, duration_seconds=result.duration_seconds, digest=sink.digest,
         tags=list(tags), header=result.header)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from crd.engine.crid import CridCounter
     from crd.engine.userspace.dump import Dumped
+    from crd.engine.userspace.notes import WriteNotes
 
 USERSPACE = "userspace"
 
@@ -65,12 +66,14 @@ class CheckpointResult:
         pid, comm: of the first process.
         uid: as which all of its threads run; 0 if they do not all run as one user.
         taken_at: seconds since the epoch, of the freeze.
-        method: "copy" if any process had to be copied, and why.
+        method: "snapshot", "precopy" (of a process whose writes are noted: all that was written was copied, most of it
+            before the stop), or "copy" if any process had to be copied whole; and why.
         tasks, threads: how many, zombies not counted.
         image_bytes: of the stream.
         memory_bytes: pages read.
         stop_seconds: from the freeze to the thaw (for kill and stop: until nothing more was needed of the target).
         header: metadata of the image's header (``crd.image.header.Header.to_json``).
+        noted: pid and start time of each process of whose writes since then notes are held.
     """
 
     crid: int
@@ -88,6 +91,7 @@ class CheckpointResult:
     stop_seconds: float
     duration_seconds: float
     header: dict[str, Any]
+    noted: tuple[tuple[int, int], ...] = ()
 
 
 class Pids(StrEnum):
@@ -146,6 +150,7 @@ class RestartResult:
 
 
 def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options: CheckpointOptions | None = None,
+               notes: WriteNotes | None = None,
                commit: Callable[[CheckpointResult], None] | None = None) -> CheckpointResult:
     """Write the image of a process and give it a crid.
 
@@ -155,6 +160,8 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
         flags: must be 0, as for the system call.
         crids: where the crid comes from, once the whole image is written.
         options: how.
+        notes: of what is written, kept up from one image to the next; with ``since`` the stream tells only what has
+            changed (``crd.image.since``).  None: the stream is a whole image.
         commit: makes the image durable.  A target that is to be killed or stopped stays as it is until this returns; if
             it raises, the target runs on.
 
@@ -178,7 +185,7 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
     if found := obstacles(pid, kcmp=kcmp, tree=options.tree):
         raise TargetUnsupported(reasons=found, pid=pid)
     crids.check()
-    with dumped(pid, DescriptorSink(fd), options, hold=options.after != After.RUN) as image:
+    with dumped(pid, DescriptorSink(fd), options, notes, hold=options.after != After.RUN) as image:
         result = _result(pid, image, crids, time.monotonic() - started)
         if commit:
             commit(result)

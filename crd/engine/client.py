@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult
-from crd.engine.worker import MESSAGE_BYTES_MAX
+from crd.engine.worker import FDS_MAX, MESSAGE_BYTES_MAX
 from crd.errors import CrdError, WorkerDied
 
 if TYPE_CHECKING:
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from typing import Self
 
 
+ProcessKey = tuple[int, int]
+"""Pid and start time: together they name a process for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldNotes:
+    """Notes of what processes write (``crd.engine.userspace.notes``): their descriptors, by process."""
+
+    fds: dict[ProcessKey, int]
+    since: bool
+
+
 class Worker:
     """One worker process, good for one call."""
 
@@ -30,15 +43,25 @@ class Worker:
         """Hold a started worker; ``WorkerPool.lease`` gives them out."""
         self._process = process
         self._channel = channel
+        self._notes: dict[ProcessKey, int] = {}
 
-    async def begin_checkpoint(self, pid: int, fd: int, options: CheckpointOptions, crid_file: Path) -> None:
-        """Have the image of ``pid`` written to ``fd``, which may be closed here at once.
+    async def begin_checkpoint(self, pid: int, fd: int, options: CheckpointOptions, crid_file: Path,
+                               notes: HeldNotes | None = None) -> None:
+        """Have the image of a process written to a pipe.
+
+        Args:
+            pid: of the process.
+            fd: of the pipe; it may be closed here at once.
+            options: how.
+            crid_file: of the counter of crids.
+            notes: of what is written, which are kept up; they stay ours.
 
         Raises:
             WorkerDied: the worker ended; the target runs on.
         """
-        await self._send({"call": "checkpoint", "pid": pid, "options": asdict(options), "crid_file": str(crid_file)},
-                         fd)
+        await self._send({"call": "checkpoint", "pid": pid, "options": asdict(options), "crid_file": str(crid_file),
+                          "notes": {"held": list(notes.fds), "since": notes.since} if notes else None},
+                         fd, *(notes.fds.values() if notes else ()))
 
     async def written(self) -> CheckpointResult:
         """Wait until the image is whole and has a crid; the target of a kill or stop waits for ``commit``.
@@ -47,7 +70,15 @@ class Worker:
             CrdError: what the engine raised; the target runs on.
             WorkerDied: the worker ended; the target runs on.
         """
-        return msgspec.convert(await self._receive("written"), CheckpointResult)
+        found, fds = await self._receive("written")
+        result = msgspec.convert(found, CheckpointResult)
+        self._notes = dict(zip(result.noted, fds, strict=True))
+        return result
+
+    def take_notes(self) -> dict[ProcessKey, int]:
+        """Return the descriptors of the notes that begin with the image, by process; they are the caller's."""
+        notes, self._notes = self._notes, {}
+        return notes
 
     async def begin_restart(self, fd: int, options: RestartOptions) -> None:
         """Have the image that comes from ``fd``, which may be closed here at once, made into tasks.
@@ -64,7 +95,8 @@ class Worker:
             CrdError: what the engine raised; nothing is left.
             WorkerDied: the worker ended; nothing is left.
         """
-        return msgspec.convert(await self._receive("ready"), RestartResult, str_keys=True)
+        found, _ = await self._receive("ready")
+        return msgspec.convert(found, RestartResult, str_keys=True)
 
     async def commit(self) -> None:
         """Give the word to finish: the image is durable, or the restart is noted.
@@ -78,6 +110,8 @@ class Worker:
 
     async def end(self) -> None:
         """Kill the worker, which undoes what it has not finished, and wait until it is gone."""
+        for fd in self.take_notes().values():
+            os.close(fd)
         self._channel.close()
         with suppress(ProcessLookupError):
             self._process.kill()
@@ -89,9 +123,10 @@ class Worker:
         except OSError as error:
             raise self._died() from error
 
-    async def _receive(self, event: str) -> Any:
+    async def _receive(self, event: str) -> tuple[Any, list[int]]:
+        await _readable(self._channel)
         try:
-            data = await asyncio.get_running_loop().sock_recv(self._channel, MESSAGE_BYTES_MAX)
+            data, fds, _flags, _address = socket.recv_fds(self._channel, MESSAGE_BYTES_MAX, FDS_MAX)
         except OSError as error:
             raise self._died() from error
         if not data:
@@ -101,11 +136,20 @@ class Worker:
             raise CrdError.from_json(message["error"])
         if message.get("event", "") != event:
             raise WorkerDied(f"the engine worker said {message} where {event or 'the result'} was due")
-        return message["result"]
+        return message["result"], fds
 
     def _died(self) -> WorkerDied:
         return WorkerDied(f"the engine worker {self._process.pid} ended before it was done",
                           hint="The daemon's log has what it said last.")
+
+
+async def _readable(channel: socket.socket) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(channel, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(channel)
 
 
 class WorkerPool:

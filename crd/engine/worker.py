@@ -2,8 +2,8 @@
 
 It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, descriptors beside it (SCM_RIGHTS)::
 
-    -> {"call": "checkpoint", "pid": 42, "options": {...}} + fd
-    <- {"event": "written", "result": {...}}        the whole image is in the pipe, and has a crid
+    -> {"call": "checkpoint", "pid": 42, "options": {...}, "notes": {...}} + fd, and those of the notes
+    <- {"event": "written", "result": {...}} + those of the notes      all is in the pipe, and has a crid
     -> {"commit": true}                             it is durable: kill or stop the target if that was asked for
     <- {"result": {...}}
 
@@ -24,7 +24,7 @@ import socket
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,15 @@ import msgspec
 
 from crd.engine import api
 from crd.engine.crid import CridCounter
+from crd.engine.userspace.notes import WriteNotes
 from crd.errors import CrdError, EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MESSAGE_BYTES_MAX = 1 << 20
+FDS_MAX = 80
+"""A pipe, and the notes of 64 processes (``crd.engine.userspace.notes``)."""
 
 
 class Channel:
@@ -50,22 +53,22 @@ class Channel:
 
     def receive(self) -> tuple[dict[str, Any], list[int]]:
         """Wait for a message; raises EOFError when the daemon is gone."""
-        data, fds, _flags, _address = socket.recv_fds(self._socket, MESSAGE_BYTES_MAX, 4)
+        data, fds, _flags, _address = socket.recv_fds(self._socket, MESSAGE_BYTES_MAX, FDS_MAX)
         if not data:
             raise EOFError
         return msgspec.json.decode(data), list(fds)
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send a message."""
-        self._socket.send(msgspec.json.encode(message))
+    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Send a message, with descriptors beside it."""
+        socket.send_fds(self._socket, [msgspec.json.encode(message)], fds)
 
-    def await_commit(self, event: str, result: Any) -> None:
-        """Say how far we are, and wait for the word to finish.
+    def await_commit(self, event: str, result: Any, fds: Sequence[int] = ()) -> None:
+        """Say how far we are, with descriptors beside it, and wait for the word to finish.
 
         Raises:
             EngineError: the daemon calls it off, or is gone.
         """
-        self.send({"event": event, "result": asdict(result)})
+        self.send({"event": event, "result": asdict(result)}, fds)
         try:
             answer, _ = self.receive()
         except (EOFError, OSError):
@@ -75,15 +78,24 @@ class Channel:
 
 
 def _checkpoint(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:
-    [fd] = fds
+    fd, *held = fds
     options = msgspec.convert(message["options"], api.CheckpointOptions)
+    notes = _notes(message["notes"], held)
 
     def commit(result: api.CheckpointResult) -> None:
         os.close(fd)
-        channel.await_commit("written", result)
+        kept = dict(notes.held) if notes else {}
+        channel.await_commit("written", replace(result, noted=tuple(kept)), list(kept.values()))
 
     return api.checkpoint(message["pid"], fd, options=options, crids=CridCounter(Path(message["crid_file"])),
-                          commit=commit)
+                          notes=notes, commit=commit)
+
+
+def _notes(message: dict[str, Any] | None, held: Sequence[int]) -> WriteNotes | None:
+    if message is None:
+        return None
+    keys = [(pid, start_time) for pid, start_time in message["held"]]
+    return WriteNotes(dict(zip(keys, held, strict=True)), message["since"])
 
 
 def _restart(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:

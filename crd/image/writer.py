@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from crd.image.codec import Record
     from crd.image.fields import BytesLike
     from crd.image.header import Header
+    from crd.image.since import PagesSince
 
 _GATHERED_BYTES_MAX = 64 << 10
 
@@ -47,7 +48,7 @@ class ImageWriter:
         if len(self._gathered) >= _GATHERED_BYTES_MAX:
             self.flush()
 
-    def write_bulk(self, record: Pages | SharedPages, *pages: BytesLike) -> None:
+    def write_bulk(self, record: Pages | SharedPages | PagesSince, *pages: BytesLike) -> None:
         """Write a memory record and its pages, which go to the sink uncopied.
 
         Args:
@@ -60,7 +61,8 @@ class ImageWriter:
         self.write_bulk_from(record, sum(memoryview(buffer).nbytes for buffer in pages),
                              lambda: self._sink.write(*pages))
 
-    def write_bulk_from(self, record: Pages | SharedPages, data_bytes: int, write: Callable[[], object]) -> None:
+    def write_bulk_from(self, record: Pages | SharedPages | PagesSince, data_bytes: int,
+                        write: Callable[[], object]) -> None:
         """Write a memory record, whose pages somebody else puts into the sink.
 
         Args:

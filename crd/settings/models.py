@@ -38,6 +38,7 @@ class EngineSettings(Section):
     checkpoint_timeout: Seconds = 600.0
     restart_timeout: Seconds = 600.0
     method: Literal["auto", "snapshot", "copy"] = "auto"
+    note_writes: bool = True
     crid_file: Path = Path("/var/lib/crd/crid")
 
 

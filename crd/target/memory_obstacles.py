@@ -22,7 +22,6 @@ KERNEL_AREAS = {"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"}
 _BY_FLAG = {  # VmFlags of smaps, proc_pid_smaps(5)
     "ht": ("memory.huge-pages", "uses huge pages of hugetlbfs"),
     "um": ("memory.userfaultfd", "is registered with a userfaultfd"),
-    "uw": ("memory.userfaultfd", "is registered with a userfaultfd"),
     "ui": ("memory.userfaultfd", "is registered with a userfaultfd"),
     "ss": ("memory.shadow-stack", "is a shadow stack"),
     "sl": ("memory.sealed", "is sealed (mseal(2)), so it could not be placed again"),

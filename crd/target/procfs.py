@@ -272,7 +272,10 @@ def map_file_stat(pid: int | str, entry: MapEntry) -> os.stat_result:
 
 
 def vm_flags(pid: int | str) -> dict[int, str]:
-    """Return the VmFlags of smaps by start address.  Dear: it walks all pages."""
+    """Return the VmFlags of smaps by start address, but for "uw".  Dear: it walks all pages.
+
+    That is of areas whose writes are noted, as crd does (``crd.native.tracking``).
+    """
     flags: dict[int, str] = {}
     start = 0
     lines = read(pid, "smaps").split("\n")
@@ -280,7 +283,7 @@ def vm_flags(pid: int | str) -> dict[int, str]:
         for line in lines:
             first, _, rest = line.partition(" ")
             if first == "VmFlags:":
-                flags[start] = rest.strip()
+                flags[start] = rest.replace(" uw ", " ").strip()
             elif not first.endswith(":") and "-" in first:
                 start = int(first.partition("-")[0], 16)
     return flags

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import struct
 import time
+from bisect import bisect_left
 from contextlib import suppress
 from functools import cmp_to_key
-from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 from crd.errors import NativeError, Obstacle, TargetError, TargetGone
@@ -16,7 +16,7 @@ from crd.target.cgroups import frozen_cgroup
 from crd.target.wording import printable, process_name, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from crd.target.model import Status
 
@@ -166,9 +166,9 @@ def sharing(members: Mapping[int, int], kcmp: Kcmp) -> Iterator[tuple[int, Obsta
     Yields:
         The process, and the obstacle.
     """
-    pids = [*members, *sorted({*procfs.pids()} - {*members})]
+    others = sorted({*procfs.pids()} - {*members})
     for kind, noun in _KCMP_KINDS.items():
-        for found in _same(pids, kind, kcmp):
+        for found in _same([*members], others, kind, kcmp):
             sharers = [pid for pid in found if not _will_execute(pid, found)]
             inside, outside = [pid for pid in sharers if pid in members], [pid for pid in sharers if pid not in members]
             if inside and outside:
@@ -183,17 +183,31 @@ def sharing(members: Mapping[int, int], kcmp: Kcmp) -> Iterator[tuple[int, Obsta
                     "Checkpoint it when the other process has ended; crd cannot save this yet.")
 
 
-def _same(pids: Iterable[int], kind: int, kcmp: Kcmp) -> Iterator[list[int]]:
-    """Group processes that share an object: the kernel has an order of them, in which equal ones are neighbours."""
-    visible = [pid for pid in pids if _compared(kcmp, pid, pid, kind) == 0]
-    rank = {pid: index for index, pid in enumerate(visible)}
+def _same(members: Sequence[int], others: Iterable[int], kind: int, kcmp: Kcmp) -> Iterator[list[int]]:
+    """Find members that share an object, and others that share it with them: each time a member is the first.
+
+    The kernel has an order of the objects (kcmp(2)), so that members that have the same are neighbours, and another
+    process finds its place among them quickly.  Who ends meanwhile has no place in that order.
+    """
     def by_kernel(one: int, other: int) -> int:
         return (0, -1, 1, 0)[_compared(kcmp, one, other, kind)]
 
     order = cmp_to_key(by_kernel)
-    for _, same in groupby(sorted(visible, key=order), order):
-        if len(sharers := sorted(same, key=rank.__getitem__)) > 1:
-            yield sharers
+    visible = sorted((pid for pid in members if _compared(kcmp, pid, pid, kind) == 0), key=order)
+    groups: list[list[int]] = []
+    for pid in visible:
+        if groups and _compared(kcmp, groups[-1][0], pid, kind) == 0:
+            groups[-1].append(pid)
+        else:
+            groups.append([pid])
+    for pid in others:
+        at = bisect_left(groups, order(pid), key=lambda group: order(group[0]))
+        if at < len(groups) and _compared(kcmp, groups[at][0], pid, kind) == 0:
+            groups[at].append(pid)
+    rank = {pid: index for index, pid in enumerate(members)}
+    for group in groups:
+        if len(group) > 1:
+            yield sorted(group, key=lambda pid: rank.get(pid, len(rank) + pid))
 
 
 def _will_execute(pid: int, sharers: list[int]) -> bool:

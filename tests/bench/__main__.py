@@ -24,6 +24,7 @@ from crd.archive.archive import Archive
 from crd.archive.stores.local import LocalStore
 from crd.catalog.catalog import Catalog
 from crd.daemon.pipeline import Pipeline
+from crd.daemon.tracking import Tracks
 from crd.engine.api import CheckpointOptions, checkpoint, restart
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
@@ -190,7 +191,7 @@ async def whole_checkpoint(home: Path, rows: int, n: int) -> None:
     with python(home / "heap", HEAP, str(rows)) as pid:
         async with (Archive(LocalStore(home / "archive")) as archive,
                     await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db") as catalog, WorkerPool() as workers):
-            pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", 600, 600)
+            pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", Tracks(enabled=True), 600, 600)
             ours, baseline, size = [], [], 0
             for _ in range(n):
                 await asyncio.sleep(1)  # the next worker gets warm
@@ -216,7 +217,7 @@ async def increments(home: Path, n: int) -> None:
         async with (Archive(LocalStore(home / "increments")) as archive,
                     await Catalog.open(f"sqlite+aiosqlite:///{home}/increments.db") as catalog,
                     WorkerPool() as workers):
-            pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", 600, 600)
+            pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", Tracks(enabled=True), 600, 600)
             cpu, seconds, stored = [], [], []
             for _ in range(1 + n):
                 go = home / "changes" / "go"
@@ -224,7 +225,7 @@ async def increments(home: Path, n: int) -> None:
                 await asyncio.to_thread(until, "changes", lambda go=go: not go.exists())
                 await asyncio.sleep(1)
                 began, before = time.monotonic(), cpu_seconds()
-                image = await pipeline.checkpoint(pid, CheckpointOptions())
+                image = await pipeline.checkpoint(pid, CheckpointOptions(), target="changes")
                 seconds.append(time.monotonic() - began)
                 cpu.append(cpu_seconds() - before)
                 stored.append(image.stored_bytes)

@@ -11,17 +11,20 @@ from crd.errors import Obstacle, TargetUnsupported
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from crd.engine.userspace.questions import Asker
+    from collections.abc import Sequence
+
+    from crd.engine.userspace.questions import Answer
     from crd.image.profile import SignalActions
 
 _BRK, _PR_GET_DUMPABLE, _PR_GET_THP_DISABLE, _PR_GET_MDWE, _MEMBARRIER_GET_REGISTRATIONS = 12, 3, 42, 66, 512
-_QUESTIONS = [
+_OWN_QUESTIONS = [
     Question(_BRK, (0,)),
     Question(NR.PRCTL, (_PR_GET_DUMPABLE,)),
     Question(NR.PRCTL, (_PR_GET_THP_DISABLE, 0, 0, 0, 0)),
     Question(NR.MEMBARRIER, (_MEMBARRIER_GET_REGISTRATIONS, 0)),
     Question(NR.PRCTL, (_PR_GET_MDWE, 0, 0, 0, 0)),
 ]
+QUESTIONS = [*_OWN_QUESTIONS, *actions.QUESTIONS]
 
 
 @dataclass(slots=True)
@@ -35,15 +38,17 @@ class Attributes:
     actions: SignalActions
 
     @classmethod
-    def ask(cls, asker: Asker) -> Attributes:
-        """Put the questions.
+    def told(cls, answers: Sequence[Answer]) -> Attributes:
+        """Understand the answers to QUESTIONS.
 
         Raises:
             TargetUnsupported: the target has given up a right for good that a restarted one would have.
         """
-        brk, dumpable, thp_disable, membarrier, mdwe = (answer.result for answer in asker.ask(_QUESTIONS))
+        n = len(_OWN_QUESTIONS)
+        brk, dumpable, thp_disable, membarrier, mdwe = (answer.result for answer in answers[:n])
         if mdwe > 0:
             raise TargetUnsupported(reasons=[Obstacle(
                 "memory.mdwe", "PR_SET_MDWE", "the program lets no memory become executable, which crd cannot save yet",
                 "Run it without (systemd: MemoryDenyWriteExecute=no).")])
-        return cls(brk, max(0, dumpable), max(0, thp_disable), max(0, membarrier), actions.dump(asker))
+        return cls(brk, max(0, dumpable), max(0, thp_disable), max(0, membarrier),
+                   actions.dump(answers[n:]))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import credentials, limits, scheduling
+from crd.engine.userspace import attributes, credentials, limits, scheduling
 from crd.engine.userspace.interrupted import begin_again
 from crd.engine.userspace.interview import interview
 from crd.engine.userspace.mem import layout
@@ -25,6 +25,7 @@ from crd.target import procfs, task_obstacles
 if TYPE_CHECKING:
     from collections.abc import Container
 
+    from crd.engine.userspace.attributes import Attributes
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.interview import Interview
     from crd.engine.userspace.mem.layout import MappedObjects
@@ -115,6 +116,7 @@ class Capture:
     queues: dict[int, list[PendingSignal]]
     interval_timers: list[IntervalTimer]
     auxv: bytes
+    attributes: Attributes | None = None
     posix_timers: list[PosixTimer] = field(default_factory=list)
 
     @property
@@ -168,7 +170,7 @@ def injector(frozen: Frozen, entries: list[MapEntry]) -> Injector:
 
 
 def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Known, mapped: MappedObjects,
-            relatives: Container[int]) -> Capture:
+            relatives: Container[int], *, everything: bool) -> Capture:
     """Read a stopped process.
 
     Args:
@@ -178,6 +180,7 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         known: what was read before.
         mapped: the objects of all processes.
         relatives: pids of all processes.
+        everything: ask it also what a snapshot child could be asked later.
 
     Raises:
         TargetUnsupported: it holds something that the preflight did not see.
@@ -185,7 +188,8 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
     """
     pid = frozen.pid
     statuses = _refuse_confined(frozen)
-    told = interview(frozen, stubs, entries, _THREAD_QUESTIONS, _PROCESS_QUESTIONS)
+    told = interview(frozen, stubs, entries, _THREAD_QUESTIONS,
+                     [*_PROCESS_QUESTIONS, *(attributes.QUESTIONS if everything else ())])
     stat = procfs.stat(pid)
     shared = _shared(pid, stat.parent_pid if stat.parent_pid in relatives else 0)
     found = Capture(
@@ -197,7 +201,8 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         state="S" if frozen.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),
         root=procfs.read_link(pid, "root"), pending=pending.dump_process(pid),
         queues={tid: pending.dump_thread(tid) for tid in frozen.threads if frozen.group.is_queued(tid)},
-        interval_timers=interval.dump(told.of_process[1:4]), auxv=procfs.read_bytes(pid, "auxv"))
+        interval_timers=interval.dump(told.of_process[1:4]), auxv=procfs.read_bytes(pid, "auxv"),
+        attributes=attributes.Attributes.told(told.of_process[len(_PROCESS_QUESTIONS):]) if everything else None)
     if timers := procfs.posix_timers(pid):
         found.posix_timers = posix.dump(timers, TargetAsker(stubs, pid, frozen.registers))
     for entry in entries:

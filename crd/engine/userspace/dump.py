@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from crd.engine.stream import DescriptorSink
     from crd.engine.userspace.capture import Capture, Known
     from crd.engine.userspace.fds.table import FileTable
+    from crd.engine.userspace.mem.tracking import Tracking
+    from crd.engine.userspace.notes import WriteNotes
     from crd.engine.userspace.taking import Taken
     from crd.engine.userspace.tree import FrozenTree, Zombie
 
@@ -48,13 +50,15 @@ class Dumped:
 
 
 @contextmanager
-def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, *, hold: bool) -> Iterator[Dumped]:
+def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: WriteNotes | None = None, *,
+           hold: bool) -> Iterator[Dumped]:
     """Write the image of a process and, if the options say so, of its descendants.
 
     Args:
         pid: of the process, in which the preflight has found no obstacles.
         sink: of the image.
         options: of the checkpoint.
+        notes: of what is written from one image to the next, which are kept up; None: of no interest.
         hold: keep the target stopped for as long as the context lasts.
 
     Raises:
@@ -65,12 +69,18 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, *, hold: 
         ImageError, EngineError: the image could not be written.
     """
     look = True
+    written: dict[int, Tracking] = {}
     for _ in range(_ATTEMPTS):
         before = _know(pid, options) if look else {}
+        if notes and not written:
+            written = notes.prepare(before, options.freeze_seconds)
         try:
             with frozen(pid, options.freeze_seconds, descendants=options.tree) as tree, ExitStack() as stack:
-                parts = _take(stack, tree, before, options)
-                yield _written(tree, parts, sink, hold=hold)
+                parts = _take(stack, tree, before, options, written)
+                written_image = _written(tree, parts, sink, hold=hold)
+                if notes:
+                    notes.keep(written)
+                yield written_image
                 return
         except ChangedError:
             look = False  # it changes all the time: what is read in the stop holds
@@ -104,13 +114,14 @@ class _Parts:
     mapped: layout.MappedObjects
 
 
-def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options: CheckpointOptions) -> _Parts:
+def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options: CheckpointOptions,
+          written: dict[int, Tracking]) -> _Parts:
     """Capture all processes in the stop."""
     _check_owners(tree, options)
     clocks_ns = (time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
                  time.clock_gettime_ns(time.CLOCK_BOOTTIME))
     mapped = layout.MappedObjects()
-    whole = Whole(options, tree.haste, tree.processes, mapped)
+    whole = Whole(options, tree.haste, tree.processes, mapped, written)
     processes = [stack.enter_context(taken(state, before.get(pid), whole)) for pid, state in tree.processes.items()]
     own_files = [part.pid for part in processes if not part.capture.shared.files]
     return _Parts(clocks_ns, processes, list(tree.zombies.values()), table.dump(own_files, mapped.numbers), mapped)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from crd.target.procfs import MapEntry
 
 
+_FEW = 8
+"""Questions that one thread is asked by itself in less time than an area is mapped for."""
+
+
 class Interview:
     """The answers of a process and of each of its threads."""
 
@@ -37,7 +41,7 @@ def interview(state: Frozen, stubs: Injector, entries: Sequence[MapEntry], about
         FeatureMissing: a stub cannot bring a thread home.
         InjectionInterrupted: try again after letting go.
     """
-    if len(state.group) > 1:
+    if len(state.group) > 1 or len(about_process) > _FEW:
         try:
             return _all_at_once(state, stubs, entries, about_thread, about_process)
         except FeatureMissing:

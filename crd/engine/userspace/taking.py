@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace import attributes
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.attributes import Attributes
 from crd.engine.userspace.mem import pages
+from crd.engine.userspace.mem.changes import Changes
 from crd.engine.userspace.mem.memories import Memories
+from crd.engine.userspace.mem.runs import total
 from crd.engine.userspace.questions import TargetAsker
 from crd.engine.userspace.snapshot import snapshot
 from crd.errors import InjectionInterrupted, NativeError, Obstacle, TargetGone, TargetUnsupported
+from crd.native.pagemap import PageMap
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Container, Iterator, Mapping
 
     from crd.engine.api import CheckpointOptions
     from crd.engine.userspace.capture import Capture, Known
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.haste import Haste
     from crd.engine.userspace.mem.layout import MappedObjects
+    from crd.engine.userspace.mem.tracking import Tracking
     from crd.native.inject import Injector
+    from crd.target.procfs import MapEntry
 
 _DROPPED_BY_FORK = {"lo", "lf"}
 """VmFlags of mlock(2) and MLOCK_ONFAULT."""
@@ -46,6 +53,7 @@ class Whole:
         haste: of the stop.
         pids: of the processes.
         mapped: what they have mapped.
+        notes: of what was written, by pid.
         adopters: processes whose snapshot child the target itself would adopt.
     """
 
@@ -53,6 +61,7 @@ class Whole:
     haste: Haste
     pids: Container[int]
     mapped: MappedObjects
+    notes: Mapping[int, Tracking]
     adopters: set[int] = field(default_factory=set)
 
 
@@ -63,7 +72,7 @@ class Taken:
     Attributes:
         capture: what was read in the stop.
         memories: where its private pages are.
-        method: "snapshot" or "copy".
+        method: "snapshot", "precopy" or "copy".
         reason: for that.
         before: what was read before the stop, if it was.
         attributes: as its snapshot child says; None before ``finish``.
@@ -71,7 +80,7 @@ class Taken:
     """
 
     capture: Capture
-    memories: Memories
+    memories: Memories | Changes
     method: str
     reason: str
     before: Known | None = None
@@ -92,8 +101,10 @@ class Taken:
         """
         if child := self.memories.child:
             child.detach_itself()
-            self.attributes = Attributes.ask(child.asker)
+            self.attributes = Attributes.told(child.asker.ask(attributes.QUESTIONS))
             self.flags = _flags(self.capture, procfs.vm_flags(child.pid))
+        elif self.flags is None:
+            self.flags = _unchanged_flags(self.capture)
         assert self.attributes is not None  # noqa: S101
         assert self.flags is not None  # noqa: S101
         try:
@@ -128,14 +139,16 @@ def taken(state: Frozen, before: Known | None, whole: Whole) -> Iterator[Taken]:
     with ExitStack() as stack:
         stack.callback(_tidy_up, state, stubs)
         try:
+            notes = _looked(whole.notes.get(state.pid), entries)
+            little = whole.options.method == "auto" and before is not None and notes is not None and notes.is_little()
             captured = capturing.capture(state, entries, stubs, before or capturing.know(state.pid),
-                                         whole.mapped, whole.pids)
+                                         whole.mapped, whole.pids, everything=little or whole.options.method == "copy")
             if captured.subreaper or state.pid == 1 or captured.stat.parent_pid in whole.adopters:
                 whole.adopters.add(state.pid)
+            found = _precopied(state, stubs, captured, notes) if little and notes else None
             reason = _why_copy(captured, whole)
-            found = None
-            if not reason:
-                found = _snapshot(stack, state, stubs, captured, must=whole.options.method == "snapshot")
+            if not found and not reason:
+                found = _snapshot(stack, state, stubs, captured, notes, must=whole.options.method == "snapshot")
             found = found or _copy(state, stubs, captured, reason or "the kernel makes no snapshot child",
                                    whole.haste)
             found.before = before
@@ -166,7 +179,29 @@ def _why_copy(captured: Capture, whole: Whole) -> str:
     return ""
 
 
-def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, *, must: bool) -> Taken | None:
+def _looked(notes: Tracking | None, entries: list[MapEntry]) -> Tracking | None:
+    """Look for the last time at what was written; None if that is not to be had."""
+    with suppress(NativeError):
+        if notes:
+            notes.look(entries)
+            return notes
+    return None
+
+
+def _precopied(state: Frozen, stubs: Injector, captured: Capture, notes: Tracking) -> Taken:
+    """Copy what was written since it was looked at last."""
+    stubs.unmap_area(state.pid, state.registers)
+    assert notes.last  # noqa: S101
+    with PageMap(state.pid) as pagemap:
+        runs = notes.last.written(pagemap)
+    copied = [(runs, pages.copy(state.memory, runs))] if runs else []
+    return Taken(captured, Changes(notes, copied), "precopy",
+                 f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "
+                 f"copied before the stop, {total(runs) >> 10} KiB in it", attributes=captured.attributes)
+
+
+def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, notes: Tracking | None, *,
+              must: bool) -> Taken | None:
     """Make the snapshot child; None if the kernel makes none."""
     try:
         child = stack.enter_context(snapshot(state, stubs, captured.entries))
@@ -177,19 +212,40 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
     copied = [(runs, pages.copy(state.memory, runs))
               for entry in captured.private_entries
               if entry.start in captured.known.wiped and (runs := pages.private_runs(state.pid, [entry]))]
+    if notes and notes.since:
+        return Taken(captured, Changes(notes, copied, child), "snapshot",
+                     "too much was written since the last image to be copied in the stop")
     return Taken(captured, Memories(copied, child), "snapshot", "the target runs on while its memory is read")
 
 
 def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste: Haste) -> Taken:
     """Copy all private memory now; needs as much of ours."""
     stubs.unmap_area(state.pid, state.registers)
-    attributes = Attributes.ask(TargetAsker(stubs, state.pid, state.registers))
+    told = captured.attributes or Attributes.told(
+        TargetAsker(stubs, state.pid, state.registers).ask(attributes.QUESTIONS))
     haste.relax()
     flags = procfs.vm_flags(state.pid)
     runs = pages.private_runs(state.pid, captured.entries)
     memories = Memories([(runs, pages.copy(state.memory, runs))] if runs else [])
     haste.hurry()
-    return Taken(captured, memories, "copy", reason, attributes=attributes, flags=flags)
+    return Taken(captured, memories, "copy", reason, attributes=told, flags=flags)
+
+
+def _unchanged_flags(captured: Capture) -> dict[int, str]:
+    """Return the VmFlags of all areas as they were before the stop.
+
+    Raises:
+        ChangedError: of an area that is still there they are others now.
+    """
+    before = captured.known.flags
+    areas = {entry.start for entry in captured.entries}
+    now = {entry.start: (entry.start, entry.end, entry.permissions) for entry in procfs.maps(captured.pid)}
+    same = {entry.start for entry in captured.entries
+            if now.get(entry.start) == (entry.start, entry.end, entry.permissions)}
+    if areas - before.keys() or any(words != before[start] for start, words in procfs.vm_flags(captured.pid).items()
+                                    if start in same):
+        raise ChangedError
+    return dict(before)
 
 
 def _flags(captured: Capture, inherited: dict[int, str]) -> dict[int, str]:

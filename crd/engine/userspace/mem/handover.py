@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from crd.engine.stream import DescriptorSink
-    from crd.engine.userspace.mem.pages import Run
+    from crd.engine.userspace.mem.runs import Run
     from crd.engine.userspace.snapshot import Snapshot
     from crd.image.writer import ImageWriter
     from crd.native.batch import Running

@@ -8,6 +8,7 @@ from crd.engine.userspace.mem.layout import is_kernel_area
 from crd.engine.userspace.mem.shared import room
 from crd.errors import NativeError
 from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PageRun, Pages, SharedPages
+from crd.image.since import RUNS_PER_RECORD_MAX, PagesSince
 from crd.native.memory import Memory, nonzero_pages, process_read_runs
 from crd.native.pagemap import PageMap
 
@@ -15,12 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from crd.engine.userspace.mem.handover import Handover
+    from crd.engine.userspace.mem.runs import Run
     from crd.engine.userspace.mem.shared import Copied
     from crd.image.writer import ImageWriter
     from crd.target.procfs import MapEntry
-
-Run = tuple[int, int]
-"""Address and length in bytes."""
 
 _RECORD_BYTES = PAGES_PER_RECORD_MAX * PAGE_BYTES
 _BUFFERS = 4
@@ -61,7 +60,7 @@ def batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
             part = min(start + length - at, room)
             batch.append((at, part))
             at, room = at + part, room - part
-            if not room:
+            if not room or len(batch) == RUNS_PER_RECORD_MAX:
                 yield batch
                 batch, room = [], _RECORD_BYTES
     if batch:
@@ -107,16 +106,31 @@ class PagePump:
         for batch in batches(copied.runs):
             self._pump(batch, read, lambda found: SharedPages(objref=objref, runs=found))
 
+    def changed(self, told: PagesSince, read: Callable[[list[Run], memoryview], None]) -> None:
+        """Write what has changed of some memory: pages that hold only zeros now are told of in no way."""
+        batch = [(run.address, run.pages * PAGE_BYTES) for run in told.runs]
+        runs, parts = self._filled(batch, read)
+        record = PagesSince(pid=told.pid, kept=told.kept, runs=runs)
+        if runs:
+            self.writer.write_bulk(record, *parts)
+        elif told.kept:
+            self.writer.write(record)
+
     def _pump(self, batch: list[Run], read: Callable[[list[Run], memoryview], None],
               record: Callable[[list[PageRun]], Pages | SharedPages]) -> None:
+        runs, parts = self._filled(batch, read)
+        if runs:
+            self.writer.write_bulk(record(runs), *parts)
+
+    def _filled(self, batch: list[Run],
+                read: Callable[[list[Run], memoryview], None]) -> tuple[list[PageRun], list[memoryview]]:
+        """Read pages into the next buffer; return the runs of those that hold anything, and their bytes."""
         length = sum(part for _, part in batch)
         buffer = self._buffers[self._turn][:length]
         self._turn = (self._turn + 1) % _BUFFERS
         read(batch, buffer)
         self.memory_bytes += length
-        runs, parts = _without_zeros(batch, buffer)
-        if runs:
-            self.writer.write_bulk(record(runs), *parts)
+        return _without_zeros(batch, buffer)
 
 
 def _reader(content: memoryview) -> Callable[[list[Run], memoryview], None]:

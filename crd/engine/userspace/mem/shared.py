@@ -14,7 +14,7 @@ from crd.image.profile import PAGE_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crd.engine.userspace.mem.pages import Run
+    from crd.engine.userspace.mem.runs import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from crd.image.profile import SignalAction, SignalActions
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from crd.engine.userspace.questions import Asker
+    from collections.abc import Sequence
+
+    from crd.engine.userspace.questions import Answer
     from crd.native.batch import Batch
 
 SIGNALS = 64
@@ -20,9 +22,11 @@ _SIG_IGN = 1
 _UNCHANGEABLE = {9, 19}
 
 
-def dump(asker: Asker) -> SignalActions:
-    """Ask for all 64 actions."""
-    answers = asker.ask([Question(NR.RT_SIGACTION, (number, 0, OUT, _SET_BYTES)) for number in range(1, SIGNALS + 1)])
+QUESTIONS = [Question(NR.RT_SIGACTION, (number, 0, OUT, _SET_BYTES)) for number in range(1, SIGNALS + 1)]
+
+
+def dump(answers: Sequence[Answer]) -> SignalActions:
+    """Return all 64 actions, which QUESTIONS ask for."""
     actions = []
     for answer in answers:
         handler, flags, restorer, mask = _ACTION.unpack_from(answer.out)

@@ -1,0 +1,383 @@
+"""Images of processes whose writes are noted: the same as those for which all memory is read."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from crd.archive.archive import Archive
+from crd.archive.stores.memory import MemoryStore
+from crd.engine.api import After, CheckpointOptions, CheckpointResult, checkpoint
+from crd.engine.crid import CridCounter
+from crd.engine.userspace.notes import WriteNotes
+from crd.errors import EngineError
+from crd.ids import Crid
+from crd.image.profile import PAGE_BYTES, Pages
+from crd.image.reader import ImageReader
+from crd.image.verify import verified
+from crd.native.memory import Memory
+from crd.native.pages import PageKey
+from tests.engine.images import restarted
+from tests.native.chaos import vdso
+from tests.support.victims import Victim, until
+from tests.unit.archive.streams import read_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.root
+
+MEMORY = """
+import ctypes, mmap, os, random, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.mremap.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.munmap.argtypes = libc.madvise.argtypes[:2]
+libc.mprotect.argtypes = libc.madvise.argtypes
+PAGE, FAILED = 4096, (1 << 64) - 1
+areas = []
+
+def new(pages):
+    at = libc.mmap(None, pages * PAGE, 3, 0x22, -1, 0)
+    areas.append([at, pages])
+    return at
+
+def write(at, pages, count):
+    for _ in range(count):
+        ctypes.memset(at + random.randrange(pages) * PAGE + random.randrange(4000), random.randrange(256), 90)
+
+def step():
+    at, pages = area = random.choice(areas)
+    what = random.randrange(11)
+    page = random.randrange(pages)
+    if what < 4:
+        write(at, pages, 1 + pages // 100)
+    elif what == 4:
+        libc.madvise(at + page * PAGE, min(8, pages - page) * PAGE, 4)  # MADV_DONTNEED
+    elif what == 5 and len(areas) < 40:
+        write(new(random.choice([1, 30, 700])), 1, 1)
+    elif what == 6 and len(areas) > 5:
+        areas.remove(area)
+        libc.munmap(at, pages * PAGE)
+    elif what == 7:
+        moved = libc.mremap(at, pages * PAGE, pages * PAGE + 20 * PAGE, 1)
+        if moved not in (None, FAILED):
+            area[:] = [moved, pages + 20]
+    elif what == 8:
+        libc.mprotect(at + page * PAGE, PAGE, 1)
+        libc.mprotect(at + page * PAGE, PAGE, 3)
+    elif what == 9:
+        ctypes.memset(at + page * PAGE, 0, PAGE)
+    else:
+        fd = os.open("/dev/urandom", os.O_RDONLY)
+        libc.read(fd, ctypes.c_void_p(at + page * PAGE), PAGE)
+        os.close(fd)
+
+random.seed(int(sys.argv[1]))
+big = new(6000)
+for page in range(6000):
+    ctypes.memset(big + page * PAGE, page % 251, 300)
+while True:
+    while not os.path.exists("go"):
+        time.sleep(0.001)
+    steps = int(open("go").read())
+    os.unlink("go")
+    for _ in range(steps):
+        step()
+    open("done", "w").close()
+"""
+
+
+@contextmanager
+def worker(home: Path, seed: int) -> Iterator[tuple[int, Callable[[int], None]]]:
+    """Start a process that does as many random things with its memory as it is told, and waits."""
+    with (home / "errors").open("wb") as errors, subprocess.Popen(
+            [sys.executable, "-S", "-c", MEMORY, str(seed)], cwd=home, stdin=subprocess.DEVNULL,
+            stdout=errors, stderr=errors, start_new_session=True) as process:
+        def work(steps: int) -> None:
+            (home / "next").write_text(str(steps))
+            (home / "next").rename(home / "go")
+            until("end of the work", lambda: (home / "done").exists() or process.poll() is not None)
+            assert process.poll() is None
+            (home / "done").unlink()
+        try:
+            work(0)
+            yield process.pid, work
+        finally:
+            process.kill()
+
+
+class Taker:
+    """Takes images into an archive, each following the one before."""
+
+    def __init__(self, archive: Archive, home: Path) -> None:
+        self.archive = archive
+        self.notes = WriteNotes()
+        self.base: Crid | None = None
+        self._crids = CridCounter(home / "crid")
+
+    async def take(self, pid: int, **options: Any) -> CheckpointResult:
+        sink = await self.archive.sink(self.base, follow=self.base is not None)
+        self.notes.since = sink.follows
+        read_end, write_end = os.pipe()
+
+        def run() -> CheckpointResult:
+            try:
+                return checkpoint(pid, write_end, crids=self._crids, notes=self.notes,
+                                  options=CheckpointOptions(**options))
+            finally:
+                os.close(write_end)
+
+        running = asyncio.create_task(in_a_thread_of_its_own(run))
+        try:
+            await sink.drain(read_end)
+            result = await running
+            await sink.commit(Crid(result.crid))
+            self.base = Crid(result.crid)
+            return result
+        finally:
+            os.close(read_end)
+            await asyncio.gather(running, return_exceptions=True)
+            await sink.abort()
+
+
+async def in_a_thread_of_its_own(run: Callable[[], Any]) -> Any:
+    """A ptrace session belongs to one thread."""
+    loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+    def work() -> None:
+        try:
+            result = run()
+        except Exception as error:  # noqa: BLE001  whatever it is, it is raised where it is awaited
+            loop.call_soon_threadsafe(done.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(done.set_result, result)
+
+    threading.Thread(target=work).start()
+    return await done
+
+
+KEY = PageKey()
+
+
+def memory_of(path: Path) -> dict[int, bytes]:
+    """Return a hash of each page in an image, which is checked in passing."""
+    found = {}
+    with path.open("rb") as file:
+        for record in verified(ImageReader(file)):
+            if isinstance(record, Pages):
+                hashes, at = bytes(KEY.hashes(record.data)), 0
+                for run in record.runs:
+                    for page in range(run.pages):
+                        found[run.address + page * PAGE_BYTES] = hashes[at:at + 16]
+                        at += 16
+    return found
+
+
+async def stored_memory(archive: Archive, crid: int, home: Path) -> dict[int, bytes]:
+    (home / "stored").write_bytes(await read_image(archive, crid))
+    return memory_of(home / "stored")
+
+
+def read_memory(pid: int, home: Path) -> dict[int, bytes]:
+    """Return a hash of each page of a process, all of which are read."""
+    with (home / "plain").open("wb") as file:
+        checkpoint(pid, file.fileno(), crids=CridCounter(home / "crid"))
+    return memory_of(home / "plain")
+
+
+@pytest.fixture
+async def taker(tmp_path: Path) -> Any:
+    async with Archive(MemoryStore()) as archive:
+        taker = Taker(archive, tmp_path)
+        yield taker
+        taker.notes.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_an_image_has_what_the_memory_has(taker: Taker, tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    methods = set()
+    with worker(tmp_path, seed) as (pid, work):
+        for number in range(12):
+            result = await taker.take(pid)
+            methods.add(result.method)
+            stored, read = await stored_memory(taker.archive, result.crid, tmp_path), read_memory(pid, tmp_path)
+            assert stored.keys() == read.keys()
+            # What Python itself writes between two images: its own heap and stack.
+            differing = [page for page in read if read[page] != stored[page]]
+            assert len(differing) < 60, number
+            work(chance.choice([0, 1, 30, 200]))
+    assert methods == {"snapshot", "precopy"}
+
+
+async def test_only_what_was_written_is_read(taker: Taker, tmp_path: Path) -> None:
+    with worker(tmp_path, 1) as (pid, work):
+        first = await taker.take(pid)
+        assert first.method == "snapshot"
+        assert taker.notes.held.keys() == {(pid, first_field(pid))}
+        work(1)
+        second = await taker.take(pid)
+        assert second.method == "precopy"
+        assert "before the stop" in second.method_reason
+        assert second.memory_bytes < first.memory_bytes // 3
+
+
+def first_field(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+async def test_too_much_for_the_stop_is_read_from_a_snapshot(taker: Taker, tmp_path: Path) -> None:
+    with Victim("rwhog", tmp_path, 64) as victim:
+        await taker.take(victim.pid)
+        methods = [(await taker.take(victim.pid)).method for _ in range(2)]
+        assert "snapshot" in methods or not taker.notes.held
+        victim.verify()
+
+
+async def test_notes_that_spare_nothing_are_given_up(taker: Taker, tmp_path: Path) -> None:
+    with Victim("rwhog", tmp_path, 16) as victim:
+        await taker.take(victim.pid)
+        assert taker.notes.held
+        await asyncio.sleep(1)  # it writes all its pages many times
+        await taker.take(victim.pid)
+        assert not taker.notes.held
+        victim.verify()
+
+
+@pytest.mark.parametrize("pages_a_second", [300, 20_000])
+async def test_a_program_comes_back_from_images_that_follow_others(taker: Taker, tmp_path: Path,
+                                                                   pages_a_second: int) -> None:
+    with Victim("rwhog", tmp_path, 24, pages_a_second) as victim:
+        for _ in range(5):
+            result = await taker.take(victim.pid)
+            await asyncio.sleep(0.1)
+        victim.kill()
+        (tmp_path / "image").write_bytes(await read_image(taker.archive, result.crid))
+        restarted(tmp_path / "image", victim)
+        await asyncio.sleep(0.5)
+        victim.verify()
+
+
+async def test_the_descriptors_of_the_program_stay_as_they_are(taker: Taker, tmp_path: Path) -> None:
+    with worker(tmp_path, 2) as (pid, work):
+        before = os.listdir(f"/proc/{pid}/fd")
+        await taker.take(pid)
+        assert os.listdir(f"/proc/{pid}/fd") == before
+        work(50)
+        assert os.listdir(f"/proc/{pid}/fd") == before
+
+
+async def test_other_tools_and_images_without_notes_see_nothing_odd(taker: Taker, tmp_path: Path) -> None:
+    with worker(tmp_path, 3) as (pid, work):
+        await taker.take(pid)
+        assert " uw " in Path(f"/proc/{pid}/smaps").read_text()
+        assert read_memory(pid, tmp_path)
+        taker.notes.close()
+        assert " uw " not in Path(f"/proc/{pid}/smaps").read_text()
+        work(50)
+        taker.base = None
+        assert (await taker.take(pid)).method == "snapshot"
+
+
+async def test_an_execve_ends_the_notes(taker: Taker, tmp_path: Path) -> None:
+    script = tmp_path / "again.py"
+    script.write_text("import os, sys, time\nballast = bytearray(b'x' * (16 << 20))\nopen('up', 'w').close()\n"
+                      "while not os.path.exists('again'): time.sleep(0.01)\nos.unlink('again')\n"
+                      "os.execv(sys.executable, [sys.executable, '-S', 'again.py'])\n")
+    with subprocess.Popen([sys.executable, "-S", script], cwd=tmp_path, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        until("start", (tmp_path / "up").exists)
+        await taker.take(process.pid)
+        (tmp_path / "up").unlink()
+        (tmp_path / "again").touch()
+        until("start", (tmp_path / "up").exists)
+        for _ in range(3):
+            result = await taker.take(process.pid)
+            stored = await stored_memory(taker.archive, result.crid, tmp_path)
+            read = read_memory(process.pid, tmp_path)
+            assert stored.keys() == read.keys()
+            assert sum(stored[page] != read[page] for page in read) < 40
+        process.kill()
+
+
+async def test_a_target_that_is_killed_after_its_image(taker: Taker, tmp_path: Path) -> None:
+    with worker(tmp_path, 4) as (pid, work):
+        await taker.take(pid)
+        work(5)
+        result = await taker.take(pid, after=After.STOP)
+        assert result.method == "precopy"
+        until("stop", lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        os.kill(pid, signal.SIGCONT)
+        work(5)
+
+
+async def test_a_failed_image_leaves_the_notes_usable(taker: Taker, tmp_path: Path) -> None:
+    with worker(tmp_path, 5) as (pid, work):
+        await taker.take(pid)
+        work(20)
+        with pytest.raises(EngineError), Path("/dev/full").open("wb") as full:
+            checkpoint(pid, full.fileno(), crids=CridCounter(tmp_path / "crid"), notes=taker.notes)
+        work(20)
+        taker.base = None  # what was noted goes back to no image that anybody has
+        for _ in range(2):
+            result = await taker.take(pid)
+            stored, read = await stored_memory(taker.archive, result.crid, tmp_path), read_memory(pid, tmp_path)
+            assert sum(stored.get(page) != read[page] for page in read) < 40
+            work(5)
+
+
+async def test_memory_that_nobody_may_read(taker: Taker, tmp_path: Path) -> None:
+    source = ("import ctypes, mmap, os, time\nlibc = ctypes.CDLL(None)\n"
+              "area = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+              "area[:] = b'secret' * ((16 << 20) // 6) + b'abcd'\n"
+              "at = ctypes.addressof(ctypes.c_char.from_buffer(area))\n"
+              "protect = lambda how: libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(16 << 20), how)\n"
+              "protect(0)\nopen('up', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+              "protect(3)\narea[5 << 12] = 1\nprotect(0)\nopen('written', 'w').close()\ntime.sleep(1e6)\n")
+    with subprocess.Popen([sys.executable, "-S", "-c", source], cwd=tmp_path, stdin=subprocess.DEVNULL,
+                          start_new_session=True) as process:
+        until("start", (tmp_path / "up").exists)
+        await taker.take(process.pid)
+        (tmp_path / "go").touch()
+        until("write", (tmp_path / "written").exists)
+        result = await taker.take(process.pid)
+        stored, read = await stored_memory(taker.archive, result.crid, tmp_path), read_memory(process.pid, tmp_path)
+        assert stored.keys() == read.keys()
+        assert sum(stored[page] != read[page] for page in read) < 40
+        process.kill()
+
+
+def test_what_a_dead_tracer_leaves_is_no_descriptor(tmp_path: Path) -> None:
+    """Killed at any moment of the making of the userfaultfd, the target closes it itself."""
+    chance = random.Random(6)
+    with worker(tmp_path, 6) as (pid, work):
+        before = os.listdir(f"/proc/{pid}/fd")
+        for _ in range(60):
+            child = os.fork()
+            if not child:
+                with (tmp_path / "void").open("wb") as void:
+                    while True:
+                        notes = WriteNotes()
+                        checkpoint(pid, void.fileno(), crids=CridCounter(tmp_path / "crid"), notes=notes)
+                        notes.close()
+            threading.Event().wait(chance.uniform(0.02, 0.25))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            until("end of the tracing", lambda: "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text())
+            until("the way home", lambda: os.listdir(f"/proc/{pid}/fd") == before)
+            work(1)
+        with Memory(pid, writable=False) as memory:
+            assert memory.read(vdso(pid)[0], 4) == b"\x7fELF"
