@@ -13,9 +13,10 @@ from crd.target.paths import DELETED, Reach, reach
 from crd.target.wording import printable, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
     from crd.target.model import MapEntry
+    from crd.target.tree import Family
 
 KERNEL_AREAS = {"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"}
 
@@ -41,7 +42,7 @@ _REMEDY = "Run the program without this feature; this version of crd cannot save
 _FILE_REMEDY = "Start the program again, so that it uses the file that is there now."
 
 
-def mappings(pid: int, inside: Collection[int]) -> Iterator[Obstacle]:
+def mappings(pid: int, inside: Family) -> Iterator[Obstacle]:
     """Find mappings that crd cannot save, in the order of their addresses; each file once.
 
     Args:
@@ -119,7 +120,7 @@ def _reach_by_maps(entry: MapEntry) -> Reach:
     return Reach.DELETED if entry.deleted else Reach.HIDDEN
 
 
-def _shared(inside: Collection[int], shared: dict[tuple[int, int], MapEntry]) -> Iterator[Obstacle]:
+def _shared(inside: Family, shared: dict[tuple[int, int], MapEntry]) -> Iterator[Obstacle]:
     holders = memory_holders(inside, shared) if shared else {}
     for key, pids in holders.items():
         yield Obstacle("memory.shared", _name(shared[key]), f"is memory shared with {process_names(pids)}",

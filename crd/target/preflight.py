@@ -13,7 +13,7 @@ from crd.errors import Obstacle, TargetGone, TargetNotFound
 from crd.target import file_obstacles, memory_obstacles, permission, procfs, task_obstacles
 from crd.target.holders import outside_holders
 from crd.target.model import CheckReport
-from crd.target.tree import family
+from crd.target.tree import Family
 from crd.target.wording import printable, process_name
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def obstacles(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True) -> tuple
     _find(pid)
     if fatal := task_obstacles.fatal(pid):
         return (fatal,)
-    members = family(pid) if tree else {pid: 0}
+    members = Family(pid, descendants=tree)
     found: dict[int, list[Obstacle]] = {member: [] for member in members}
     found[pid] += task_obstacles.kinship(pid)
     holders = outside_holders(members)
@@ -84,7 +84,7 @@ def _find(pid: int) -> str:
     raise TargetNotFound(f"there is no process {pid}", pid=pid, hint="ps -e lists the processes there are.")
 
 
-def _all(pid: int, members: Mapping[int, int], holders: Mapping[int, list[int]],
+def _all(pid: int, members: Family, holders: Mapping[int, list[int]],
          kcmp: Kcmp | None) -> Iterator[Obstacle]:
     statuses = task_obstacles.thread_statuses(pid)
     tids = list(statuses)

@@ -10,8 +10,10 @@ import pytest
 
 from crd.engine.api import After, CheckpointOptions, CheckpointResult, checkpoint
 from crd.engine.crid import CridCounter
+from crd.engine.userspace.tree import frozen
 from crd.target import procfs
 from tests.engine.images import restarted, restarted_elsewhere
+from tests.engine.programs import FORKS_STORM, SPAWNS_STORM, compiled
 from tests.support.victims import Program, Victim, until
 
 pytestmark = pytest.mark.root
@@ -105,3 +107,70 @@ def test_all_are_killed_or_stopped(tmp_path: Path, after: After) -> None:
             until("all to stop", lambda: all(procfs.stat(pid).state in "TZ" for pid in family))
             for pid in family:
                 os.kill(pid, signal.SIGCONT)
+
+
+def counts(program: Program) -> list[int]:
+    return [int(word) for word in (program.directory / "counts").read_text().split()]
+
+
+def goes_on(program: Program) -> None:
+    """Wait until the program has done more, none of it wrong."""
+    before = counts(program)
+    until("progress", lambda: counts(program)[0] > before[0] + 10)
+    assert counts(program)[-1] == 0
+    assert program.is_running()
+
+
+@pytest.mark.parametrize("source", [FORKS_STORM, SPAWNS_STORM], ids=["fork", "posix_spawn"])
+def test_storms(tmp_path: Path, source: str) -> None:
+    """Children come and go faster than anybody can look: no child escapes, and each is waited for once."""
+    with compiled(tmp_path, source) as program:
+        until("counts", (tmp_path / "counts").exists)
+        for _ in range(20):
+            image, _ = take(program)
+            goes_on(program)
+        until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(program, pid)])
+        for _ in range(4):
+            image, _ = take(program, after=After.KILL)
+            until("their end", lambda: not [pid for pid in procfs.pids() if works_in(tmp_path, pid)])
+            program.wait_gone()
+            restarted(image, program)
+            goes_on(program)
+
+
+def test_whoever_is_frozen_has_no_running_relative(tmp_path: Path) -> None:
+    with compiled(tmp_path, FORKS_STORM) as program:
+        for _ in range(30):
+            with frozen(program.pid, 5) as tree:
+                there = {pid for pid in procfs.pids() if works_in(tmp_path, pid)}
+                assert there <= {*tree.processes, *tree.zombies}
+                assert all(procfs.stat(pid).state == "t" for pid in tree.processes)
+
+
+def works_in(directory: Path, pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink() == directory
+    except OSError:  # a zombie, or nobody
+        return False
+
+
+def test_a_shell_that_pipes_and_sleeps_twenty_times_in_a_row(tmp_path: Path) -> None:
+    script = ("n=0; while :; do n=$((n+1)); x=$(/bin/echo $n | cat | cat); echo $x >>count.txt; /bin/sleep 0.01; "
+              "(echo sub $n; /bin/sleep 0.005) >>subshell.txt & wait; done")
+    with Program(["/bin/bash", "-c", script], tmp_path) as program:
+        count = tmp_path / "count.txt"
+
+        def lines() -> list[str]:
+            return count.read_text().split("\n")[:-1] if count.exists() else []
+
+        for _ in range(20):
+            before = len(lines())
+            until("numbers", lambda: len(lines()) > before + 2)  # noqa: B023
+            image, _ = take(program, after=After.KILL)
+            until("their end", lambda: not [pid for pid in procfs.pids() if works_in(tmp_path, pid)])
+            program.wait_gone()
+            restarted(image, program)
+        before = len(lines())
+        until("numbers", lambda: len(lines()) > before + 2)
+        assert lines() == [str(number) for number in range(1, len(lines()) + 1)]
+        assert program.stderr() == ""
