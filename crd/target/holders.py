@@ -6,6 +6,7 @@ import os
 import re
 from collections import defaultdict
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.errors import NativeError, TargetError
@@ -27,10 +28,26 @@ def pipe_inode(link: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def outside_holders(inside: Family) -> dict[int, list[int]]:
-    """Return the other processes that have a pipe of the processes inside open, ascending, by pipe."""
-    pipes = set().union(*map(_pipes_of, inside))
-    return pipe_holders(inside, pipes) if pipes else {}
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Who outside of a target holds what it holds, ascending: pipes by number, shared memory by device and inode."""
+
+    pipes: dict[int, list[int]]
+    memories: dict[tuple[int, int], list[int]]
+
+    @classmethod
+    def outside(cls, inside: Family) -> Holders:
+        """Look at every process once."""
+        pipes = set().union(*map(_pipes_of, inside))
+        memories = set().union(*map(_shared_by, inside))
+        return cls(pipe_holders(inside, pipes) if pipes else {}, memory_holders(inside, memories) if memories else {})
+
+
+def _shared_by(pid: int) -> set[tuple[int, int]]:
+    try:
+        return {(entry.device, entry.inode) for entry in procfs.maps(pid) if entry.shared and entry.is_file}
+    except TargetError:
+        return set()
 
 
 def pipe_holders(inside: Family, inodes: Collection[int]) -> dict[int, list[int]]:
@@ -80,11 +97,7 @@ def memory_holders(inside: Family, files: Collection[tuple[int, int]]) -> dict[t
     """Return the processes other than those inside that map one of these (device, inode) shared, ascending."""
     holders: dict[tuple[int, int], list[int]] = defaultdict(list)
     for other in _others(inside):
-        try:
-            mapped = {(entry.device, entry.inode) for entry in procfs.maps(other) if entry.shared}
-        except TargetError:
-            continue
-        for key in mapped & set(files):
+        for key in _shared_by(other) & set(files):
             if inside.lacks(other):
                 holders[key].append(other)
     return holders
