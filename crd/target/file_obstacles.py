@@ -14,10 +14,11 @@ from crd.target.paths import Reach, reach
 from crd.target.wording import printable, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from crd.target.descriptors import Open
     from crd.target.task_obstacles import Kcmp
+    from crd.target.tree import Family
 
 MEMORY_DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
 """null, zero, full, random, urandom (Documentation/admin-guide/devices.txt): any open of them is as good as another."""
@@ -47,7 +48,7 @@ _REMEDIES = {
 _NOT_YET = "Close it before the checkpoint; this version of crd cannot save it."
 
 
-def descriptors(pid: int, inside: Collection[int], holders: Mapping[int, list[int]],
+def descriptors(pid: int, inside: Family, holders: Mapping[int, list[int]],
                 kcmp: Kcmp | None) -> Iterator[Obstacle]:
     """Find open files that crd cannot save, in the order of their numbers, then locks, then what others hold too.
 

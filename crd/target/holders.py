@@ -6,6 +6,7 @@ import os
 import re
 from collections import defaultdict
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.errors import NativeError, TargetError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from crd.target.task_obstacles import Kcmp
+    from crd.target.tree import Family
 
 _KCMP_FILE = 0
 _PIPE = re.compile(r"pipe:\[(\d+)\]")
@@ -26,18 +28,35 @@ def pipe_inode(link: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def outside_holders(inside: Collection[int]) -> dict[int, list[int]]:
-    """Return the other processes that have a pipe of the processes inside open, ascending, by pipe."""
-    pipes = set().union(*map(_pipes_of, inside))
-    return pipe_holders(inside, pipes) if pipes else {}
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Who outside of a target holds what it holds, ascending: pipes by number, shared memory by device and inode."""
+
+    pipes: dict[int, list[int]]
+    memories: dict[tuple[int, int], list[int]]
+
+    @classmethod
+    def outside(cls, inside: Family) -> Holders:
+        """Look at every process once."""
+        pipes = set().union(*map(_pipes_of, inside))
+        memories = set().union(*map(_shared_by, inside))
+        return cls(pipe_holders(inside, pipes) if pipes else {}, memory_holders(inside, memories) if memories else {})
 
 
-def pipe_holders(inside: Collection[int], inodes: Collection[int]) -> dict[int, list[int]]:
+def _shared_by(pid: int) -> set[tuple[int, int]]:
+    try:
+        return {(entry.device, entry.inode) for entry in procfs.maps(pid) if entry.shared and entry.is_file}
+    except TargetError:
+        return set()
+
+
+def pipe_holders(inside: Family, inodes: Collection[int]) -> dict[int, list[int]]:
     """Return the processes other than those inside that have one of these pipes open, ascending, by pipe."""
     holders: dict[int, list[int]] = defaultdict(list)
     for other in _others(inside):
         for inode in _pipes_of(other) & set(inodes):
-            holders[inode].append(other)
+            if inside.lacks(other):
+                holders[inode].append(other)
     return holders
 
 
@@ -54,7 +73,7 @@ def _links(pid: int) -> dict[int, str]:
         return {}
 
 
-def description_holders(pid: int, links: Mapping[int, str], inside: Collection[int],
+def description_holders(pid: int, links: Mapping[int, str], inside: Family,
                         kcmp: Kcmp) -> dict[int, list[int]]:
     """Return the processes other than those inside that have an open file description of ``pid``, by descriptor.
 
@@ -69,23 +88,20 @@ def description_holders(pid: int, links: Mapping[int, str], inside: Collection[i
         for theirs, link in _links(other).items():
             for fd in [fd for fd, ours in links.items() if ours == link]:
                 with suppress(NativeError):  # gone, or not ours to look at
-                    if kcmp(pid, other, _KCMP_FILE, fd, theirs) == 0:
+                    if kcmp(pid, other, _KCMP_FILE, fd, theirs) == 0 and inside.lacks(other):
                         holders[fd].append(other)
     return holders
 
 
-def memory_holders(inside: Collection[int], files: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+def memory_holders(inside: Family, files: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
     """Return the processes other than those inside that map one of these (device, inode) shared, ascending."""
     holders: dict[tuple[int, int], list[int]] = defaultdict(list)
     for other in _others(inside):
-        try:
-            mapped = {(entry.device, entry.inode) for entry in procfs.maps(other) if entry.shared}
-        except TargetError:
-            continue
-        for key in mapped & set(files):
-            holders[key].append(other)
+        for key in _shared_by(other) & set(files):
+            if inside.lacks(other):
+                holders[key].append(other)
     return holders
 
 
-def _others(inside: Collection[int]) -> Iterator[int]:
+def _others(inside: Family) -> Iterator[int]:
     return (other for other in sorted(procfs.pids()) if other not in inside)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle, TargetError, TargetGone
 from crd.target import procfs
-from crd.target.holders import memory_holders
 from crd.target.paths import DELETED, Reach, reach
 from crd.target.wording import printable, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator, Mapping
 
     from crd.target.model import MapEntry
 
@@ -40,12 +39,12 @@ _REMEDY = "Run the program without this feature; this version of crd cannot save
 _FILE_REMEDY = "Start the program again, so that it uses the file that is there now."
 
 
-def mappings(pid: int, inside: Collection[int]) -> Iterator[Obstacle]:
+def mappings(pid: int, holders: Mapping[tuple[int, int], list[int]]) -> Iterator[Obstacle]:
     """Find mappings that crd cannot save, in the order of their addresses; each file once.
 
     Args:
         pid: of the process.
-        inside: all processes of the target, which may share memory.
+        holders: processes outside of the target that map shared memory, by device and inode.
     """
     flags = procfs.vm_flags(pid)
     shared: dict[tuple[int, int], MapEntry] = {}
@@ -66,7 +65,7 @@ def mappings(pid: int, inside: Collection[int]) -> Iterator[Obstacle]:
             files.setdefault((entry.device, entry.inode), entry)
     for entry in files.values():
         yield from _file(pid, entry)
-    yield from _shared(inside, shared)
+    yield from _shared(shared, holders)
 
 
 def is_shared_anonymous(entry: MapEntry) -> bool:
@@ -118,8 +117,8 @@ def _reach_by_maps(entry: MapEntry) -> Reach:
     return Reach.DELETED if entry.deleted else Reach.HIDDEN
 
 
-def _shared(inside: Collection[int], shared: dict[tuple[int, int], MapEntry]) -> Iterator[Obstacle]:
-    holders = memory_holders(inside, shared) if shared else {}
-    for key, pids in holders.items():
-        yield Obstacle("memory.shared", _name(shared[key]), f"is memory shared with {process_names(pids)}",
+def _shared(shared: dict[tuple[int, int], MapEntry],
+            holders: Mapping[tuple[int, int], list[int]]) -> Iterator[Obstacle]:
+    for key in shared.keys() & holders.keys():
+        yield Obstacle("memory.shared", _name(shared[key]), f"is memory shared with {process_names(holders[key])}",
                        "Checkpoint it when the other process has ended.")

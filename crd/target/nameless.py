@@ -9,10 +9,11 @@ from crd.target.holders import description_holders
 from crd.target.wording import process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from crd.target.descriptors import Open
     from crd.target.task_obstacles import Kcmp
+    from crd.target.tree import Family
 
 _EVENT_COUNT_MAX = 2**64 - 2
 
@@ -38,7 +39,7 @@ RULES: dict[str, Callable[[Open], Iterator[Obstacle]]] = {
 """By link: what keeps such an object from being saved."""
 
 
-def shared(pid: int, inside: Collection[int], table: Sequence[Open], kcmp: Kcmp) -> Iterator[Obstacle]:
+def shared(pid: int, inside: Family, table: Sequence[Open], kcmp: Kcmp) -> Iterator[Obstacle]:
     """Find the objects that processes outside of the target have too: restarted ones would be alone with theirs."""
     links = {entry.fd: entry.link for entry in table if entry.link in RULES}
     holders = description_holders(pid, links, inside, kcmp) if links else {}

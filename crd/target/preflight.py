@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle, TargetGone, TargetNotFound
 from crd.target import file_obstacles, memory_obstacles, permission, procfs, task_obstacles
-from crd.target.holders import outside_holders
+from crd.target.holders import Holders
 from crd.target.model import CheckReport
-from crd.target.tree import family
+from crd.target.tree import Family
 from crd.target.wording import printable, process_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from crd.target.task_obstacles import Kcmp
 
@@ -51,10 +51,10 @@ def obstacles(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True) -> tuple
     _find(pid)
     if fatal := task_obstacles.fatal(pid):
         return (fatal,)
-    members = family(pid) if tree else {pid: 0}
+    members = Family(pid, descendants=tree)
     found: dict[int, list[Obstacle]] = {member: [] for member in members}
     found[pid] += task_obstacles.kinship(pid)
-    holders = outside_holders(members)
+    holders = Holders.outside(members)
     for member in members:
         try:
             found[member] += _all(member, members, holders, kcmp)
@@ -84,8 +84,7 @@ def _find(pid: int) -> str:
     raise TargetNotFound(f"there is no process {pid}", pid=pid, hint="ps -e lists the processes there are.")
 
 
-def _all(pid: int, members: Mapping[int, int], holders: Mapping[int, list[int]],
-         kcmp: Kcmp | None) -> Iterator[Obstacle]:
+def _all(pid: int, members: Family, holders: Holders, kcmp: Kcmp | None) -> Iterator[Obstacle]:
     statuses = task_obstacles.thread_statuses(pid)
     tids = list(statuses)
     yield from task_obstacles.tracing(statuses)
@@ -98,6 +97,6 @@ def _all(pid: int, members: Mapping[int, int], holders: Mapping[int, list[int]],
     yield from task_obstacles.namespaces(pid, tids)
     if kcmp is not None:
         yield from task_obstacles.loners(pid, tids, kcmp)
-    yield from file_obstacles.descriptors(pid, members, holders, kcmp)
+    yield from file_obstacles.descriptors(pid, members, holders.pipes, kcmp)
     yield from file_obstacles.working_directory(pid)
-    yield from memory_obstacles.mappings(pid, members)
+    yield from memory_obstacles.mappings(pid, holders.memories)

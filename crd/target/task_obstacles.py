@@ -16,9 +16,11 @@ from crd.target.cgroups import frozen_cgroup
 from crd.target.wording import printable, process_name, process_names
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from crd.target.model import Status
+    from crd.target.tree import Family
 
 STUCK_SECONDS = 0.25
 _STUCK_POLL_SECONDS = 0.01
@@ -154,13 +156,13 @@ def namespaces(pid: int, tids: list[int]) -> Iterator[Obstacle]:
                        "Run crd inside that namespace, or the target outside of it.")
 
 
-def sharing(members: Mapping[int, int], kcmp: Kcmp) -> Iterator[tuple[int, Obstacle]]:
+def sharing(members: Family, kcmp: Kcmp) -> Iterator[tuple[int, Obstacle]]:
     """Find processes that share kernel objects with the target (clone(2)), or within it as cannot be made again.
 
     A process of the target may share its files or its working directory with its parent.
 
     Args:
-        members: parent of each process of the target, parents first.
+        members: the processes of the target.
         kcmp: kcmp(2).
 
     Yields:
@@ -170,8 +172,8 @@ def sharing(members: Mapping[int, int], kcmp: Kcmp) -> Iterator[tuple[int, Obsta
     for kind, noun in _KCMP_KINDS.items():
         for found in _same([*members], others, kind, kcmp):
             sharers = [pid for pid in found if not _will_execute(pid, found)]
-            inside, outside = [pid for pid in sharers if pid in members], [pid for pid in sharers if pid not in members]
-            if inside and outside:
+            inside, outside = [pid for pid in sharers if pid in members], [*filter(members.lacks, sharers)]
+            if inside and outside and not _has_ended(inside[0]):  # then it has nothing, as kernel threads have
                 yield inside[0], Obstacle(
                     "task.shared", process_name(inside[0]), f"shares its {noun} with {process_names(outside)}",
                     "Checkpoint it when the other process has ended.")
@@ -208,6 +210,13 @@ def _same(members: Sequence[int], others: Iterable[int], kind: int, kcmp: Kcmp) 
     for group in groups:
         if len(group) > 1:
             yield sorted(group, key=lambda pid: rank.get(pid, len(rank) + pid))
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return procfs.stat(pid).state in "ZX"
+    except TargetGone:
+        return True
 
 
 def _will_execute(pid: int, sharers: list[int]) -> bool:

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from collections import deque
 
-from crd.errors import TargetGone
+from crd.errors import TargetError, TargetGone
 from crd.target import procfs
 
 
-def family(pid: int) -> dict[int, int]:
-    """Return a process and its descendants as they are at this moment, parents first, each with its parent.
+class Family(dict[int, int]):
+    """The processes of a target as they were at a moment, parents first, each with its parent; no zombies."""
 
-    Zombies are left out.
+    def __init__(self, pid: int, *, descendants: bool = True) -> None:
+        """Find a process and, if wanted, its descendants.
 
-    Raises:
-        TargetGone: it ended meanwhile.
-    """
-    found, new = {pid: 0}, deque([pid])
-    while new:
-        parent = new.popleft()
+        Raises:
+            TargetGone: it has ended.
+        """
+        super().__init__({pid: 0})
+        self._descendants = descendants
+        new = deque([pid] if descendants else [])
+        while new:
+            parent = new.popleft()
+            try:
+                children = [child for child in procfs.children(parent) if procfs.stat(child).state not in "ZX"]
+            except TargetGone:
+                if parent == pid:
+                    raise
+                continue
+            new += [child for child in children if child not in self]
+            self.update({child: parent for child in children if child not in self})
+
+    def lacks(self, pid: int) -> bool:
+        """Whether a process is none of these, is not a descendant that has come since, and has not ended."""
         try:
-            children = [child for child in procfs.children(parent) if procfs.stat(child).state not in "ZX"]
-        except TargetGone:
-            if parent == pid:
-                raise
-            continue
-        new += [child for child in children if child not in found]
-        found |= {child: parent for child in children if child not in found}
-    return found
+            while pid and pid not in self:
+                pid = procfs.stat(pid).parent_pid if self._descendants else 0
+        except TargetError:
+            return False
+        return not pid

@@ -145,3 +145,82 @@ def interpreted(directory: Path, source: str) -> Program:
     """Return a Python program; ``rest()`` says that it is ready and does no more."""
     rest = "def rest():\n    import time\n    open('ready', 'w').close()\n    while True: time.sleep(0.01)\n"
     return _ready(python_script(directory, rest + source))
+
+
+FORKS_STORM = """
+#define _GNU_SOURCE
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static atomic_long *done;
+
+static void work(int depth)
+{
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        if (depth && rand_r(&(unsigned){(unsigned)getpid()}) % 2)
+            work(depth - 1);
+        usleep((unsigned)getpid() % 2000);
+        done[1]++;
+        _exit(42);
+    }
+    int status = 0;
+    if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 42 << 8)
+        done[2]++;
+    done[0]++;
+}
+
+int main(void)
+{
+    done = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    for (int i = 0; i < 6; i++)
+        if (fork() == 0)
+            for (;;)
+                work(3);
+    fclose(fopen("ready", "w"));
+    for (;;) {
+        FILE *file = fopen("counts.new", "w");
+        fprintf(file, "%ld %ld %ld\\n", done[0], done[1], done[2]);
+        fclose(file);
+        rename("counts.new", "counts");
+        usleep(2000);
+    }
+}
+"""
+
+SPAWNS_STORM = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+extern char **environ;
+
+int main(void)
+{
+    char *words[] = {"/bin/true", NULL};
+    long spawned = 0, wrong = 0;
+
+    fclose(fopen("ready", "w"));
+    for (;;) {
+        pid_t pid;
+        int status = -1;
+        int error = posix_spawn(&pid, words[0], NULL, NULL, words, environ);
+        if (error || waitpid(pid, &status, 0) != pid || status)
+            wrong++;
+        spawned++;
+        FILE *file = fopen("counts.new", "w");
+        fprintf(file, "%ld %ld\\n", spawned, wrong);
+        fclose(file);
+        rename("counts.new", "counts");
+    }
+}
+"""

@@ -126,15 +126,43 @@ class Program:
         except OSError:  # a zombie, or nobody
             return False
 
+    def family(self) -> list[int]:
+        """Return its pid and those of its descendants, zombies included."""
+        found = [self.pid]
+        for pid in found:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                for tid in os.listdir(f"/proc/{pid}/task"):
+                    found += map(int, Path(f"/proc/{pid}/task/{tid}/children").read_text().split())
+        return found
+
+    def kill_tree(self) -> None:
+        """SIGKILL to all of the family, and wait until their numbers are free."""
+        family = self.family()
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.wait_gone()
+        until(f"end of {family}", lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+
     def close(self) -> None:
-        """Kill what is left of it, and what it left behind in its session."""
+        """Kill what is left of it, and what it left behind in its session or its directory."""
         for pid in self._mine:
             self.pid = pid
             self.kill()
         self._child.poll()
-        for pid in self._session():
+        for pid in {*self._session(), *self._in_directory()}:
             if not self._is_a_stranger(pid):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _in_directory(self) -> list[int]:
+        """Return the processes that work in its directory."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cwd"):
+            with suppress(OSError):
+                if entry.readlink().is_relative_to(self.directory) and int(entry.parent.name) != os.getpid():
+                    found.append(int(entry.parent.name))
+        return found
 
     def _session(self) -> list[int]:
         """Return the members of the session it was started in."""

@@ -16,7 +16,7 @@ from crd.engine.userspace.tree import frozen, has_ended
 from crd.errors import AccessDenied, FreezeTimeout, TargetError, TargetGone, TraceeGone
 from crd.image.header import current_header
 from crd.image.writer import ImageWriter
-from crd.target.tree import family
+from crd.target.tree import Family
 from crd.target.wording import process_name
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
 def _know(pid: int, options: CheckpointOptions) -> dict[int, Known]:
     """Look at the processes before the stop; those that have just begun hardly stay as they are."""
     before = {pid: capturing.know(pid)}
-    for other in family(pid) if options.tree else ():
+    for other in Family(pid, descendants=options.tree):
         with suppress(TargetError):
             if other != pid and not capturing.is_young(other):
                 before[other] = capturing.know(other)

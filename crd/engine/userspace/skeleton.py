@@ -139,8 +139,7 @@ class Skeleton:
         vessel = Vessel(self._spawned, Grounds(self._tree, areas))
         self._note(root, vessel, 0)
         vessel.take_over()
-        outside = next((kin.session for kin in self._kin.values() if kin.session not in self._kin), 0)
-        self._populate(root, root.session if not root.leads_session else outside)
+        self._populate(root, 0 if root.leads_session else root.session)
         while self._aliens:
             self._make_aliens()
         self._make_groups()
@@ -160,7 +159,7 @@ class Skeleton:
         """Have a vessel make its children, and lead its session between those that are in the one it was born in."""
         vessel = self.vessels[kin.pid]
         children = [child for child in self._kin.values() if child.parent == kin.pid and child is not self._root]
-        early = [child for child in children if kin.leads_session and self._birth_session(child) == session]
+        early = [child for child in children if kin.leads_session and session and self._birth_session(child) == session]
         self._sessions[kin.pid] = session
         for child in early:
             self._bear(child, kin, session)

@@ -13,7 +13,7 @@ from crd.engine.userspace.freeze import Frozen
 from crd.engine.userspace.haste import Haste
 from crd.errors import Obstacle, TargetGone, TargetUnsupported
 from crd.target import procfs
-from crd.target.tree import family
+from crd.target.tree import Family
 from crd.target.wording import process_name
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class FrozenTree:
         Raises:
             TargetGone: the root has ended.
         """
-        for pid in family(self.pid) if self.descendants else [self.pid]:
+        for pid in Family(self.pid, descendants=self.descendants):
             try:
                 self._prepared[pid] = Frozen(pid)
             except TargetGone:

@@ -1,0 +1,176 @@
+"""Trees: left running, killed and restarted, and restarted from an older image."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from crd.engine.api import After, CheckpointOptions, CheckpointResult, checkpoint
+from crd.engine.crid import CridCounter
+from crd.engine.userspace.tree import frozen
+from crd.target import procfs
+from tests.engine.images import restarted, restarted_elsewhere
+from tests.engine.programs import FORKS_STORM, SPAWNS_STORM, compiled
+from tests.support.victims import Program, Victim, until
+
+pytestmark = pytest.mark.root
+
+FAMILIES = [("tree", []), ("tree", ["adopts"]), ("tree-musl", []), ("tree-musl", ["adopts"])]
+IDS = [" ".join([name, *arguments]) for name, arguments in FAMILIES]
+
+
+def take(program: Program, name: str = "image", **options: object) -> tuple[Path, CheckpointResult]:
+    path = program.directory / name
+    with path.open("wb") as file:
+        result = checkpoint(program.pid, file.fileno(), crids=CridCounter(program.directory / "crid"),
+                            options=CheckpointOptions(**options))  # type: ignore[arg-type]
+    return path, result
+
+
+def relations(program: Program) -> dict[int, tuple[str, int, int, int, int]]:
+    """Return what each member of the family is, and to whom."""
+    found = {}
+    for pid in program.family():
+        stat = procfs.stat(pid)
+        parent = stat.parent_pid if pid != program.pid else 0
+        state = stat.state if stat.state in "TZ" else "running"
+        found[pid] = (state, parent, stat.process_group, stat.session, stat.exit_signal)
+    return found
+
+
+@pytest.mark.parametrize("method", ["auto", "copy"])
+@pytest.mark.parametrize(("name", "arguments"), FAMILIES, ids=IDS)
+def test_left_running(tmp_path: Path, name: str, arguments: list[str], method: str) -> None:
+    with Victim(name, tmp_path, *arguments) as victim:
+        before = relations(victim)
+        for _ in range(5):
+            _, result = take(victim, method=method)
+            assert result.tasks == result.threads == len([one for one in before.values() if one[0] != "Z"])
+            until("stops", lambda: relations(victim) == before)
+        victim.assert_unharmed()
+        victim.verify()
+
+
+@pytest.mark.parametrize(("name", "arguments"), FAMILIES, ids=IDS)
+def test_killed_and_restarted(tmp_path: Path, name: str, arguments: list[str]) -> None:
+    with Victim(name, tmp_path, *arguments) as victim:
+        before = relations(victim)
+        for _ in range(3):
+            image, _ = take(victim, method="copy")
+            victim.kill_tree()
+            result = restarted(image, victim)
+            assert result.notes == ()
+            assert relations(victim) == before
+        victim.verify()
+
+
+def test_an_older_image(tmp_path: Path) -> None:
+    with Victim("tree", tmp_path) as victim:
+        image, _ = take(victim)
+        take(victim, "newer")
+        until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(victim, pid)])
+        victim.kill_tree()
+        restarted(image, victim)
+        victim.verify()
+
+
+def is_of(program: Program, pid: int) -> bool:
+    """Whether somebody outside of the family works where it does: a snapshot child that has been left."""
+    try:
+        where = Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:
+        return False
+    return where.is_relative_to(program.directory) and pid not in program.family()
+
+
+@pytest.mark.parametrize(("name", "arguments"), FAMILIES, ids=IDS)
+def test_in_a_namespace_of_its_own(tmp_path: Path, name: str, arguments: list[str]) -> None:
+    with Victim(name, tmp_path, *arguments) as victim:
+        image, _ = take(victim)
+        victim.kill_tree()
+        restarted_elsewhere(image, victim, "--pidns")
+        victim.verify()
+
+
+@pytest.mark.parametrize("after", [After.KILL, After.STOP])
+def test_all_are_killed_or_stopped(tmp_path: Path, after: After) -> None:
+    with Victim("tree", tmp_path) as victim:
+        family = victim.family()
+        take(victim, after=after)
+        if after is After.KILL:
+            until("their end", lambda: all(not Path(f"/proc/{pid}").exists() or procfs.stat(pid).state == "Z"
+                                           for pid in family))
+        else:
+            until("all to stop", lambda: all(procfs.stat(pid).state in "TZ" for pid in family))
+            for pid in family:
+                os.kill(pid, signal.SIGCONT)
+
+
+def counts(program: Program) -> list[int]:
+    return [int(word) for word in (program.directory / "counts").read_text().split()]
+
+
+def goes_on(program: Program) -> None:
+    """Wait until the program has done more, none of it wrong."""
+    before = counts(program)
+    until("progress", lambda: counts(program)[0] > before[0] + 10)
+    assert counts(program)[-1] == 0
+    assert program.is_running()
+
+
+@pytest.mark.parametrize("source", [FORKS_STORM, SPAWNS_STORM], ids=["fork", "posix_spawn"])
+def test_storms(tmp_path: Path, source: str) -> None:
+    """Children come and go faster than anybody can look: no child escapes, and each is waited for once."""
+    with compiled(tmp_path, source) as program:
+        until("counts", (tmp_path / "counts").exists)
+        for _ in range(20):
+            image, _ = take(program)
+            goes_on(program)
+        until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(program, pid)])
+        for _ in range(4):
+            image, _ = take(program, after=After.KILL)
+            until("their end", lambda: not [pid for pid in procfs.pids() if works_in(tmp_path, pid)])
+            program.wait_gone()
+            restarted(image, program)
+            goes_on(program)
+
+
+def test_whoever_is_frozen_has_no_running_relative(tmp_path: Path) -> None:
+    with compiled(tmp_path, FORKS_STORM) as program:
+        for _ in range(30):
+            with frozen(program.pid, 5) as tree:
+                there = {pid for pid in procfs.pids() if works_in(tmp_path, pid)}
+                assert there <= {*tree.processes, *tree.zombies}
+                assert all(procfs.stat(pid).state == "t" for pid in tree.processes)
+
+
+def works_in(directory: Path, pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink() == directory
+    except OSError:  # a zombie, or nobody
+        return False
+
+
+def test_a_shell_that_pipes_and_sleeps_twenty_times_in_a_row(tmp_path: Path) -> None:
+    script = ("n=0; while :; do n=$((n+1)); x=$(/bin/echo $n | cat | cat); echo $x >>count.txt; /bin/sleep 0.01; "
+              "(echo sub $n; /bin/sleep 0.005) >>subshell.txt & wait; done")
+    with Program(["/bin/bash", "-c", script], tmp_path) as program:
+        count = tmp_path / "count.txt"
+
+        def lines() -> list[str]:
+            return count.read_text().split("\n")[:-1] if count.exists() else []
+
+        for _ in range(20):
+            before = len(lines())
+            until("numbers", lambda: len(lines()) > before + 2)  # noqa: B023
+            image, _ = take(program, after=After.KILL)
+            until("their end", lambda: not [pid for pid in procfs.pids() if works_in(tmp_path, pid)])
+            program.wait_gone()
+            restarted(image, program)
+        before = len(lines())
+        until("numbers", lambda: len(lines()) > before + 2)
+        assert lines() == [str(number) for number in range(1, len(lines()) + 1)]
+        assert program.stderr() == ""
