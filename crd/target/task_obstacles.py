@@ -16,8 +16,7 @@ from crd.target.cgroups import frozen_cgroup
 from crd.target.wording import printable, process_name, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from crd.target.model import Status
     from crd.target.tree import Family

@@ -175,6 +175,8 @@ def copy(memory: Memory, runs: Sequence[Run]) -> memoryview:
         EngineError: it needs as much memory of ours, which is not there.
     """
     content = room(sum(length for _, length in runs))
+    if not runs:
+        return content
     try:
         process_read_runs(memory.pid, runs, content)
     except NativeError:  # PROT_NONE, or a kernel without process_vm_readv
