@@ -5,6 +5,6 @@ is no page, and where each page is.  Pages are in **packs** (``pack.py``): each 
 pack of its base has yet.  So images share pages, and none depends on another: a pack stays for as long as any image
 needs it (``references.py``), whichever are forgotten.
 
-A **sink** takes a stream in, a **source** reads it back.  The **digest** of an image says the same of equal streams
-however they are stored; it is not what b3sum(1) says of them.
+A **sink** takes a stream in, a **source** reads it back.  The **digest** of an image covers every byte that is read
+for it; it is not what b3sum(1) says of its stream.
 """

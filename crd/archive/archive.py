@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crd.archive.manifest import PACK_SHIFT
-from crd.archive.names import image_key, numbered, pack_key
+from crd.archive.base import known_pages
+from crd.archive.names import image_key, numbered
 from crd.archive.references import References
 from crd.archive.sink import ImageSink, Stored
-from crd.archive.source import ImageSource, open_pack, open_source
-from crd.archive.threads import in_thread
-from crd.errors import BlobCorrupt, BlobMissing
+from crd.archive.source import ImageSource, open_source
 from crd.ids import Crid
-from crd.native.pages import PageIndex
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from crd.archive.pack import PackTable
     from crd.archive.stores.store import Store
 
 
@@ -73,30 +67,19 @@ class Archive:
         Raises:
             ArchiveFull, ArchiveUnavailable: there is no room for it.
         """
-        packs = [secrets.randbits(63) | 1, *(self._references.sound(base) if base is not None else ())]
+        packs = self._references.sound(base) if base is not None else []
         self._references.hold(packs)
         try:
-            index = await self._index(packs)
-            return ImageSink(self._store, self._references, await self._store.create(), index, packs,
+            known = await known_pages(self._store, self._references, packs)
+            self._references.hold(known.packs)
+        finally:
+            await asyncio.shield(self._references.release(packs))
+        try:
+            return ImageSink(self._store, self._references, await self._store.create(), known,
                              level=self._level, threads=self._threads)
         except BaseException:
-            await asyncio.shield(self._references.release(packs))
+            await asyncio.shield(self._references.release(known.packs))
             raise
-
-    async def _index(self, packs: list[int]) -> PageIndex:
-        """Return an index of all pages that packs have, but for the first, which is to be made.
-
-        An image shall not need a key that is to go out of use, so packs that are not kept as new ones do not count.
-        """
-        index = PageIndex()
-        for place, number in list(enumerate(packs))[1:]:
-            if not await self._store.is_current(pack_key(number)):
-                continue
-            try:
-                await in_thread(_learn, index, await open_pack(self._store, number), place << PACK_SHIFT)
-            except (BlobCorrupt, BlobMissing):
-                self._references.distrust(number)  # what is in it is stored again
-        return index
 
     async def source(self, crid: Crid) -> ImageSource:
         """Open an image; raises as ``open_source``."""
@@ -120,7 +103,3 @@ class Archive:
         """Return how much it holds."""
         keys = await self._store.objects()
         return ArchiveSize(len(numbered(keys, "image")), sum(keys.values()))
-
-
-def _learn(index: PageIndex, table: PackTable, first_number: int) -> None:
-    index.learn(table.hashes, array("Q", range(first_number, first_number + table.pages)))

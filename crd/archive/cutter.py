@@ -2,23 +2,24 @@
 
 The thread that reads hashes the pages, looks them up, and keeps those that no pack holds yet until it has a batch of
 them; then the next thread reads, while this one compresses the batch, which is in that core's cache.
+
+::
+
+    StreamReader -> Record headers and payloads -> Cut: pieces, page numbers, literals -> Batch of new pages -> blocks
 """
 
 from __future__ import annotations
 
-import os
-import select
 import struct
 import threading
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
-from crd.archive.manifest import LITERAL_BYTES_MAX, digest_of
+from crd.archive.manifest import LITERAL_BYTES_MAX
 from crd.archive.pack import BLOCK_BYTES, PAGES_MAX, BlockCompressor, entry
-from crd.errors import ArchiveError, ArchiveUnavailable
+from crd.archive.reader import StreamReader
+from crd.errors import ArchiveError
 from crd.native.memory import PAGE_BYTES
 from crd.native.pages import HASH_BYTES
 
@@ -41,13 +42,63 @@ class Batch:
     entries: bytes
 
 
+@dataclass(slots=True)
+class Cut:
+    """What a stream was cut into.
+
+    Attributes:
+        image_bytes: of the stream.
+        pieces, pages, literals: as in a manifest, of which the pack of new pages is the first.
+        hashes: 16 bytes of each new page.
+    """
+
+    image_bytes: int = 0
+    pieces: array[int] = field(default_factory=lambda: array("I"))
+    pages: array[int] = field(default_factory=lambda: array("Q"))
+    literals: bytearray = field(default_factory=bytearray)
+    hashes: bytearray = field(default_factory=bytearray)
+    _pieced: int = 0  # bytes of literals that a piece tells of
+
+    def literal(self, content: bytes | bytearray | memoryview) -> None:
+        """Take what is no page.
+
+        Raises:
+            ArchiveError: it is more than is kept in one image.
+        """
+        self.image_bytes += len(content)
+        self.literals += content
+        if len(self.literals) > LITERAL_BYTES_MAX:
+            raise ArchiveError(f"the image has more than {LITERAL_BYTES_MAX >> 20} MiB of small records")
+
+    def known(self, numbers: array[int]) -> None:
+        """Take pages by their numbers.
+
+        Raises:
+            ArchiveError: they are more than are kept in one image.
+        """
+        self.image_bytes += len(numbers) * PAGE_BYTES
+        if len(self.literals) > self._pieced or not self.pieces:
+            self._begin_piece()
+        self.pieces[-1] += len(numbers)
+        self.pages.extend(numbers)
+        if len(self.pages) > PAGES_MAX:
+            raise ArchiveError(f"the image is larger than {PAGES_MAX * PAGE_BYTES >> 30} GiB: none such is kept")
+
+    def end(self) -> None:
+        """Take note that this was all."""
+        if len(self.literals) > self._pieced:
+            self._begin_piece()
+
+    def _begin_piece(self) -> None:
+        self.pieces.extend((len(self.literals) - self._pieced, 0))
+        self._pieced = len(self.literals)
+
+
 class StreamCutter:
     """Cuts what comes out of a descriptor, in bounded memory but for what is told of each page.
 
     Attributes:
-        image_bytes: of the stream so far.
-        pieces, pages, literals: as in a manifest, of which the pack of new pages is the first.
-        hashes: 16 bytes of each new page.
+        cut: what of it is read.
     """
 
     def __init__(self, fd: int, index: PageIndex, hand_over: Callable[[Batch], object], *, level: int,
@@ -62,51 +113,34 @@ class StreamCutter:
             level: of zstd.
             threads: how many will ``work``.
         """
-        self._fd = fd
+        self._reader = StreamReader(fd)
         self._index = index
         self._hand_over = hand_over
         self._level = level
         self._threads = threads
         self._room = threading.Semaphore(_BATCHES_IN_FLIGHT_PER_THREAD * threads)
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
-        self._poll.register(self._stop, select.POLLIN)
         self._turn = threading.Lock()  # who reads: guards all that is told of the stream
         self._ended = False
         self._n_batches = 0
-        self._unpieced = 0  # bytes of literals since the last piece
         self._pages_left = 0  # of the record that is being read
-        self._page_hashes = blake3()
-        self.image_bytes = 0
-        self.pieces = array("I")
-        self.pages = array("Q")
-        self.literals = bytearray()
-        self.hashes = bytearray()
+        self.cut = Cut()
         self._order = threading.Lock()  # who hands over: guards these two
-        self._cut: dict[int, Batch] = {}
+        self._compressed: dict[int, Batch] = {}
         self._n_handed = 0
 
     def stop(self) -> None:
         """Make ``work`` return soon, in all threads."""
         self._ended = True
-        os.eventfd_write(self._stop, 1)
+        self._reader.stop()
         self._room.release(self._threads)
 
     def close(self) -> None:
         """Free what it holds; only when ``work`` has returned in all threads."""
-        os.close(self._stop)
+        self._reader.close()
 
     def stored(self, n: int) -> None:
         """Make room for as many batches."""
         self._room.release(n)
-
-    def finish(self) -> bytes:
-        """Return the digest, once ``work`` has returned in all threads."""
-        if self._unpieced:
-            self.pieces.extend((self._unpieced, 0))
-            self._unpieced = 0
-        return digest_of(self._page_hashes, self.pieces, self.literals)
 
     def work(self) -> None:
         """Cut the stream to its end, or until ``stop``; each of the threads runs this once.
@@ -141,92 +175,47 @@ class StreamCutter:
         Returns:
             Its bytes, and whether there were other pages between them.
         """
-        filled, before = 0, len(self.pages)
+        filled, before = 0, len(self.cut.pages)
         while filled < len(batch) and not self._ended:
-            if not self._pages_left:
+            if self._pages_left:
+                filled += self._new_pages(batch[filled:filled + self._pages_left * PAGE_BYTES])
+            else:
                 self._begin_record()
-                continue
-            wanted = min(self._pages_left * PAGE_BYTES, len(batch) - filled)
-            length = self._read(batch[filled:filled + wanted])
-            whole = length - length % PAGE_BYTES
-            rest = bytes(batch[filled + whole:filled + length])
-            self._pages_left -= whole // PAGE_BYTES
-            filled += self._keep_new(batch[filled:filled + whole])
-            if length < wanted:  # the stream ends inside a page
-                self._ended = True
-                self._add_literal(rest)
-        return filled, (len(self.pages) - before) * PAGE_BYTES > filled
+        return filled, (len(self.cut.pages) - before) * PAGE_BYTES > filled
 
     def _begin_record(self) -> None:
-        header = self._read_literal(_RECORD_HEADER.size)
-        if len(header) < _RECORD_HEADER.size:
-            self._ended = True
-            return
-        length = _RECORD_HEADER.unpack(header)[1]
-        short = length % PAGE_BYTES
-        self._ended = len(self._read_literal(short)) < short
-        self._pages_left = length // PAGE_BYTES
+        header = self._literal(_RECORD_HEADER.size)
+        if len(header) == _RECORD_HEADER.size:
+            self._pages_left, short = divmod(_RECORD_HEADER.unpack(header)[1], PAGE_BYTES)
+            self._literal(short)
 
-    def _read_literal(self, length: int) -> bytearray:
+    def _literal(self, length: int) -> bytearray:
         content = bytearray(length)
-        del content[self._read(memoryview(content)):]
-        self._add_literal(content)
+        del content[self._reader.read(memoryview(content)):]
+        self._ended |= len(content) < length
+        self.cut.literal(content)
         return content
 
-    def _add_literal(self, content: bytes | bytearray) -> None:
-        self.literals += content
-        self._unpieced += len(content)
-        if len(self.literals) > LITERAL_BYTES_MAX:
-            raise ArchiveError(f"the image has more than {LITERAL_BYTES_MAX >> 20} MiB of small records")
-
-    def _keep_new(self, pages: memoryview) -> int:
-        """Take note of pages, and move those that are new to the front; return their bytes."""
-        n = len(pages) // PAGE_BYTES
-        if not n:
-            return 0
-        if self._unpieced or not self.pieces:
-            self.pieces.extend((self._unpieced, 0))
-            self._unpieced = 0
-        self.pieces[-1] += n
-        found = self._index.add(pages, len(self.hashes) // HASH_BYTES)
-        self.pages.extend(found.numbers)
-        self._page_hashes.update(found.hashes)
-        if len(self.pages) > PAGES_MAX:
-            raise ArchiveError(f"the image is larger than {PAGES_MAX * PAGE_BYTES >> 30} GiB: none such is kept")
-        if found.n_fresh == n:
-            self.hashes += found.hashes
-            return len(pages)
-        kept, at = 0, -1
-        while (at := found.fresh.find(1, at + 1)) >= 0:
-            pages[kept:kept + PAGE_BYTES] = pages[at * PAGE_BYTES:(at + 1) * PAGE_BYTES]
-            kept += PAGE_BYTES
-            self.hashes += found.hashes[at * HASH_BYTES:(at + 1) * HASH_BYTES]
+    def _new_pages(self, room: memoryview) -> int:
+        """Read pages of a record, and keep those that are new; return their bytes."""
+        length = self._reader.read(room)
+        n, rest = divmod(length, PAGE_BYTES)
+        self._ended |= length < len(room)
+        self._pages_left -= n
+        kept = 0
+        torn = bytes(room[length - rest:length])
+        if n:
+            found = self._index.add(room[:n * PAGE_BYTES], len(self.cut.hashes) // HASH_BYTES)
+            self.cut.known(found.numbers)
+            self.cut.hashes += found.hashes
+            kept = len(found.hashes) // HASH_BYTES * PAGE_BYTES
+        self.cut.literal(torn)  # the stream ends inside a page
         return kept
-
-    def _read(self, buffer: memoryview) -> int:
-        """Fill the buffer, unless the stream ends or is to end before; return the bytes."""
-        filled = 0
-        while filled < len(buffer):
-            ready = [fd for fd, _ in self._poll.poll()]
-            if self._stop in ready:
-                self._ended = True
-                break
-            try:
-                length = os.readv(self._fd, [buffer[filled:]])
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise ArchiveUnavailable(f"reading the image: {error.strerror}") from error
-            if not length:
-                break
-            filled += length
-            self.image_bytes += length
-        return filled
 
     def _take(self, number: int, batch: Batch) -> None:
         """Take a batch that is compressed, and hand over what is next."""
         with self._order:
-            self._cut[number] = batch
-            while following := self._cut.pop(self._n_handed, None):
+            self._compressed[number] = batch
+            while following := self._compressed.pop(self._n_handed, None):
                 self._n_handed += 1
                 self._hand_over(following)

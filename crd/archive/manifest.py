@@ -1,8 +1,8 @@
-"""The bytes of an image object, version 3: where each page of the stream is, and all that is no page.
+"""The bytes of an image object, version 4: where each page of the stream is, and all that is no page.
 
 ::
 
-    0   8   "CRDARCH3"
+    0   8   "CRDARCH4"
     8   8   bytes of the stream
     16  8   number of pages
     24  32  digest of the image
@@ -23,8 +23,10 @@ The stream is cut by the framing of its records (``crd/image/FORMAT.md``): of ea
 payload fills no page is literal, and what is left are pages.  So the pages of memory records, wherever they lie in the
 stream, are the pages of the process.  A stream that is no image can be cut like this too.
 
-The digest is BLAKE3("crd image 3", BLAKE3(first 16 bytes of the BLAKE3 of each page), pieces, literals): it says the
-same of equal streams however they are stored.
+The digest is BLAKE3("crd image 4", digest of each pack, or 32 zeros where there is none, pieces, numbers of the pages,
+literals).  The digest of a pack covers the sum of each block in it.  So what has the digest of an image is that image,
+to the last byte that is read for it, whoever had his hands on the archive since; and a stream that is stored a second
+time has another one.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import struct
 from array import array
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import TYPE_CHECKING
 
 import zstandard
 from blake3 import blake3
@@ -41,14 +44,18 @@ from crd.archive.pack import PAGES_MAX
 from crd.errors import BlobCorrupt
 from crd.native.memory import PAGE_BYTES
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 LITERAL_BYTES_MAX = 256 << 20
 NO_PACK = 0
 PACK_SHIFT = 32
 HEAD = struct.Struct("<8sQQ32sIIQ3II")
-_MAGIC = b"CRDARCH3"
+_MAGIC = b"CRDARCH4"
 _SUM_BYTES = 32
 _PACKS_MAX = 1 << 20
-_CONTEXT = b"crd image 3"
+_CONTEXT = b"crd image 4"
+_NO_DIGEST = bytes(32)
 _LEVEL = 3
 
 
@@ -85,9 +92,13 @@ class Manifest:
         return [*parts, check.digest()]
 
 
-def digest_of(page_hashes: blake3, pieces: array[int], literals: bytes | bytearray) -> bytes:
-    """Return the digest of an image; ``page_hashes`` has taken in the 16 bytes of each page."""
-    return blake3(_CONTEXT).update(page_hashes.digest()).update(pieces.tobytes()).update(literals).digest()
+def digest_of(pack_digests: Iterable[bytes | None], pieces: array[int], pages: array[int],
+              literals: bytes | bytearray) -> bytes:
+    """Return the digest of an image, from those of its packs in their order, and the columns of its manifest."""
+    digest = blake3(_CONTEXT)
+    for part in (*(found or _NO_DIGEST for found in pack_digests), pieces, pages, literals):
+        digest.update(memoryview(part).cast("B"))
+    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,15 @@
 
 ::
 
-    0   8   "CRDPACK1"
+    0   8   "CRDPACK2"
     8   8   identifier of the pack
-    16      blocks of 64 pages (the last may be shorter): bytes of a raw frame u32, stored length u32 of each frame,
+    16  32  secret that its pages are hashed by (``crd.native.pages``)
+    48      blocks of 64 pages (the last may be shorter): bytes of a raw frame u32, stored length u32 of each frame,
             then the zstd frames, each of that many bytes (the last may be shorter), which are whole pages
             table: 20 bytes a block: stored length u32, first 16 bytes of the BLAKE3 of what is stored
-            hashes: 16 bytes a page, of its BLAKE3
+            hashes: 16 bytes a page
     -56 8   number of pages
-    -48 32  BLAKE3 of header, table, hashes and the 8 bytes before this
+    -48 32  digest of the pack: BLAKE3 of header, table, hashes and the 8 bytes before this
     -16 8   reserved, 0
     -8  8   "CRDPACKE"
 
@@ -31,7 +32,7 @@ from blake3 import blake3
 
 from crd.errors import BlobCorrupt
 from crd.native.memory import PAGE_BYTES
-from crd.native.pages import HASH_BYTES
+from crd.native.pages import HASH_BYTES, SECRET_BYTES, PageKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,10 +41,10 @@ BLOCK_PAGES = 64
 FRAME_BYTES = 4 * PAGE_BYTES
 """Of scattered pages."""
 BLOCK_BYTES = BLOCK_PAGES * PAGE_BYTES
-HEADER = struct.Struct("<8sQ")
+HEADER = struct.Struct(f"<8sQ{SECRET_BYTES}s")
 ENTRY = struct.Struct("<I16s")
 TRAILER = struct.Struct("<Q32sQ8s")
-_MAGIC, _END = b"CRDPACK1", b"CRDPACKE"
+_MAGIC, _END = b"CRDPACK2", b"CRDPACKE"
 _COUNT = struct.Struct("<Q")
 _WORD = struct.Struct("<I")
 _SEGMENT = struct.Struct("<2Q")
@@ -95,10 +96,14 @@ class PackTable:
     """What a pack holds.
 
     Attributes:
+        digest: of the pack; whatever is in it is as it was if this is.
+        key: of the hashes.
         blocks: in order; they hold 64 pages each but the last.
         hashes: 16 bytes a page.
     """
 
+    digest: bytes
+    key: PageKey
     blocks: list[Block]
     hashes: bytes
 
@@ -166,15 +171,19 @@ def entry(stored: bytes) -> bytes:
     return ENTRY.pack(len(stored), _checksum(stored))
 
 
-def header(pack: int) -> bytes:
+def header(pack: int, key: PageKey) -> bytes:
     """Return the first bytes of a pack."""
-    return HEADER.pack(_MAGIC, pack)
+    return HEADER.pack(_MAGIC, pack, key.secret)
 
 
-def trailer(pack: int, entries: bytes | bytearray, hashes: bytes | bytearray) -> list[bytes]:
+def digest_of(head: bytes, entries: bytes | bytearray, hashes: bytes | bytearray) -> bytes:
+    """Return the digest of a pack: of its header, table and hashes."""
+    return blake3(head).update(entries).update(hashes).update(_COUNT.pack(len(hashes) // HASH_BYTES)).digest()
+
+
+def trailer(digest: bytes, entries: bytes | bytearray, hashes: bytes | bytearray) -> list[bytes]:
     """Return what stands behind the blocks."""
-    n_pages = len(hashes) // HASH_BYTES
-    return [bytes(entries), bytes(hashes), TRAILER.pack(n_pages, _digest(pack, entries, hashes), 0, _END)]
+    return [bytes(entries), bytes(hashes), TRAILER.pack(len(hashes) // HASH_BYTES, digest, 0, _END)]
 
 
 def tail_bytes(end: bytes, size: int) -> int:
@@ -198,12 +207,12 @@ def parse(pack: int, head: bytes, tail: bytes, size: int) -> PackTable:
     Raises:
         BlobCorrupt: they do not fit, or are damaged.
     """
-    if head != header(pack):
+    if len(head) < HEADER.size or HEADER.unpack(head)[:2] != (_MAGIC, pack):
         raise BlobCorrupt("the object is another pack, or was written by another version of crd")
     n_pages, digest, reserved, _ = TRAILER.unpack(tail[-TRAILER.size:])
     table_bytes = _blocks_of(n_pages) * ENTRY.size
     entries, hashes = tail[:table_bytes], tail[table_bytes:-TRAILER.size]
-    if _digest(pack, entries, hashes) != digest or reserved:
+    if digest_of(head, entries, hashes) != digest or reserved:
         raise BlobCorrupt("the object's table is damaged")
     blocks, offset, left = [], HEADER.size, n_pages
     for stored_bytes, check in ENTRY.iter_unpack(entries):
@@ -211,7 +220,7 @@ def parse(pack: int, head: bytes, tail: bytes, size: int) -> PackTable:
         offset, left = offset + stored_bytes, left - BLOCK_PAGES
     if offset + len(tail) != size or any(block.stored_bytes > 2 * BLOCK_BYTES for block in blocks):
         raise BlobCorrupt("the object's table does not add up")
-    return PackTable(blocks, hashes)
+    return PackTable(digest, PageKey(HEADER.unpack(head)[2]), blocks, hashes)
 
 
 def _blocks_of(n_pages: int) -> int:
@@ -220,8 +229,3 @@ def _blocks_of(n_pages: int) -> int:
 
 def _checksum(stored: bytes | memoryview) -> bytes:
     return blake3(stored).digest(length=16)
-
-
-def _digest(pack: int, entries: bytes | bytearray, hashes: bytes | bytearray) -> bytes:
-    return blake3(header(pack)).update(entries).update(hashes).update(
-        _COUNT.pack(len(hashes) // HASH_BYTES)).digest()

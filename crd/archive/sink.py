@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 from array import array
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.archive import pack
 from crd.archive.cutter import Batch, StreamCutter
-from crd.archive.manifest import NO_PACK, PACK_SHIFT, Manifest
+from crd.archive.manifest import NO_PACK, PACK_SHIFT, Manifest, digest_of
 from crd.archive.names import image_key, pack_key
 from crd.archive.threads import in_thread, to_end
 from crd.errors import ArchiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    from crd.archive.base import Known
+    from crd.archive.cutter import Cut
     from crd.archive.references import References
     from crd.archive.stores.store import Store, Upload
     from crd.ids import Crid
-    from crd.native.pages import PageIndex
-
-_F_SETPIPE_SZ, _PIPE_BYTES = 1031, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +46,22 @@ class Stored:
 class ImageSink:
     """One image on its way into the store."""
 
-    def __init__(self, store: Store, references: References, upload: Upload, index: PageIndex, packs: Sequence[int], *,
-                 level: int, threads: int) -> None:
+    def __init__(self, store: Store, references: References, upload: Upload, known: Known, *, level: int,
+                 threads: int) -> None:
         """Write an image; ``Archive.sink`` makes these.
 
         Args:
             store: for its objects.
-            references: hold the packs for us.
+            references: hold the packs of ``known`` for us.
             upload: for its pack.
-            index: of the pages that there are.
-            packs: whose numbers these pages have: first the one that the upload will be, then those that are there.
+            known: the pages that there are.
             level: of zstd.
             threads: that compress.
         """
         self._store = store
         self._references = references
         self._upload = upload
-        self._index = index
-        self._packs = packs
+        self._known = known
         self._level = level
         self._threads = threads
         self._entries = bytearray()
@@ -85,11 +81,9 @@ class ImageSink:
             ArchiveFull, ArchiveUnavailable: they could not be stored, or read.
             ArchiveError: the image is larger than is kept.
         """
-        with suppress(OSError):
-            fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
         loop = asyncio.get_running_loop()
         batches: asyncio.Queue[Batch | None] = asyncio.Queue()
-        cutter = StreamCutter(fd, self._index, lambda batch: loop.call_soon_threadsafe(batches.put_nowait, batch),
+        cutter = StreamCutter(fd, self._known.index, lambda batch: loop.call_soon_threadsafe(batches.put_nowait, batch),
                               level=self._level, threads=self._threads)
         with ThreadPoolExecutor(self._threads, "crd-compress") as executor, closing(cutter):
             cutting = asyncio.gather(*(loop.run_in_executor(executor, cutter.work) for _ in range(self._threads)),
@@ -100,20 +94,30 @@ class ImageSink:
                     await self._append(ready)
                     cutter.stored(len(ready))
                     if progress:
-                        progress(cutter.image_bytes)
+                        progress(cutter.cut.image_bytes)
             finally:
                 cutter.stop()
                 errors = await to_end(cutting)
         for error in errors:
             if error:
                 raise error
-        self.image_bytes = cutter.image_bytes
-        self._hashes = cutter.hashes
-        self._manifest = await in_thread(_manifest, cutter, self._packs)
+        self.image_bytes = cutter.cut.image_bytes
+        self._manifest = await in_thread(self._made, cutter.cut)
         return self.image_bytes
 
+    def _made(self, cut: Cut) -> Manifest:
+        cut.end()
+        self._hashes = cut.hashes
+        if cut.hashes:
+            self._known.digests[0] = pack.digest_of(self._header, self._entries, self._hashes)
+        return _manifest(cut, self._known)
+
+    @property
+    def _header(self) -> bytes:
+        return pack.header(self._known.packs[0], self._known.index.key)
+
     async def _append(self, batches: list[Batch]) -> None:
-        start = [] if self._entries else [pack.header(self._packs[0])]
+        start = [] if self._entries else [self._header]
         await self._write([*start, *(block for batch in batches for block in batch.blocks)])
         self._entries += b"".join(batch.entries for batch in batches)
 
@@ -136,9 +140,9 @@ class ImageSink:
         """
         if not self._manifest or not self.image_bytes:
             raise ArchiveError("the image is empty")
-        manifest, own = self._manifest, self._packs[0]
-        if self._hashes:
-            await self._write(pack.trailer(own, self._entries, self._hashes))
+        manifest, own = self._manifest, self._known.packs[0]
+        if digest := self._known.digests[0]:
+            await self._write(pack.trailer(digest, self._entries, self._hashes))
             await self._upload.commit(pack_key(own))
         else:
             await self._upload.abort()
@@ -163,7 +167,7 @@ class ImageSink:
     async def abort(self) -> None:
         """Leave nothing; after ``commit`` only let go of the packs that were held for it."""
         await self._upload.abort()
-        await self._references.release(self._packs)
+        await self._references.release(self._known.packs)
 
 
 async def _all_of(batches: asyncio.Queue[Batch | None]) -> list[Batch]:
@@ -177,14 +181,13 @@ async def _all_of(batches: asyncio.Queue[Batch | None]) -> list[Batch]:
     return found
 
 
-def _manifest(cutter: StreamCutter, packs: Sequence[int]) -> Manifest:
-    """Return what was cut, with those packs only that it needs."""
-    digest = cutter.finish()
-    own = packs[0] if cutter.hashes else NO_PACK
-    used = sorted({number >> PACK_SHIFT for number in cutter.pages} - {0})
-    pages = cutter.pages
+def _manifest(cut: Cut, known: Known) -> Manifest:
+    """Return what a stream was cut into, with those packs only that it needs."""
+    used = sorted({number >> PACK_SHIFT for number in cut.pages} - {0})
+    pages = cut.pages
     if used != list(range(1, len(used) + 1)):
         shift = {old: (new - old) << PACK_SHIFT for new, old in enumerate([0, *used])}
         pages = array("Q", (number + shift[number >> PACK_SHIFT] for number in pages))
-    return Manifest(cutter.image_bytes, digest, [own, *(packs[place] for place in used)], cutter.pieces, pages,
-                    bytes(cutter.literals))
+    packs = [known.packs[0] if cut.hashes else NO_PACK, *(known.packs[place] for place in used)]
+    digest = digest_of((known.digests[place] for place in [0, *used]), cut.pieces, pages, cut.literals)
+    return Manifest(cut.image_bytes, digest, packs, cut.pieces, pages, bytes(cut.literals))

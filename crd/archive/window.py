@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from crd.archive.manifest import PACK_SHIFT
 from crd.archive.pack import BLOCK_PAGES, decompressed
 from crd.errors import BlobCorrupt
 from crd.native.memory import PAGE_BYTES
-from crd.native.pages import HASH_BYTES, page_hashes
+from crd.native.pages import HASH_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,8 +65,13 @@ class Window:
         """
         expected = self.expected(tables)
         pages = b"".join(self._parts(tables, stored))
-        if page_hashes(pages) != expected:
-            raise BlobCorrupt("a page is not what was stored")
+        at = 0
+        for key, runs in groupby(self.runs, lambda run: tables[run[0]].key):
+            end = at + sum(n for _, _, n in runs)
+            if key.hashes(memoryview(pages)[at * PAGE_BYTES:end * PAGE_BYTES]) != expected[at * HASH_BYTES:
+                                                                                        end * HASH_BYTES]:
+                raise BlobCorrupt("a page is not what was stored")
+            at = end
         return list(self._interleaved(memoryview(pages)))
 
     def _parts(self, tables: Mapping[int, PackTable], stored: Blocks) -> list[memoryview]:

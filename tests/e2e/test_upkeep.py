@@ -244,7 +244,10 @@ def test_export_and_import_give_the_exact_stream(daemon: RunningDaemon, program:
     imported = daemon.crctl("import", str(tmp_path / "one.image"))
     assert imported["crid"] > crid
     assert imported["target"] is None
-    for same in ("digest", "image_bytes", "pid", "comm", "uid", "threads", "tasks", "header"):
+    again = daemon.crctl("export", str(imported["crid"]), "-o", str(tmp_path / "again.image"))
+    assert again["digest"] == imported["digest"]
+    assert (tmp_path / "again.image").read_bytes() == content
+    for same in ("image_bytes", "pid", "comm", "uid", "threads", "tasks", "header"):
         assert imported[same] == exported[same], same
     assert 0 < imported["memory_bytes"] <= exported["memory_bytes"], "pages that are zero are not in the stream"
     assert abs(float(imported["taken_at"][17:19]) - float(exported["taken_at"][17:19])) % 59 <= 1

@@ -59,14 +59,21 @@ async def test_a_stream_comes_back_byte_for_byte(data: bytes) -> None:
         assert (await target.size()).stored_bytes == stored.stored_bytes
 
 
-async def test_equal_streams_have_equal_digests() -> None:
+async def test_a_digest_is_that_of_one_image() -> None:
     async with archive() as target:
         data = record(content(300_000))
-        first, second, third = [await store_image(target, crid, data, base) for crid, base in ((1, 0), (2, 0), (3, 1))]
-        assert first.digest == second.digest == third.digest
-        assert third.stored_bytes < first.stored_bytes / 10
-        other = await store_image(target, 4, data + record(b"more"))
-        assert other.digest != first.digest
+        stored = {crid: await store_image(target, crid, data, base) for crid, base in ((1, 0), (2, 0), (3, 1), (4, 3))}
+        for crid, one in stored.items():
+            assert (await target.stored(Crid(crid))).digest == one.digest
+            for other in stored.values():
+                source = await target.source(Crid(crid))
+                if other.digest == one.digest:
+                    await source.verify(other.digest)
+                else:
+                    with pytest.raises(BlobCorrupt):
+                        await source.verify(other.digest)
+        assert len({stored[crid].digest for crid in (1, 2, 3)}) == 3
+        assert stored[3].stored_bytes < stored[1].stored_bytes / 10
 
 
 async def test_an_empty_stream_is_no_image() -> None:

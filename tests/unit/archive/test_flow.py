@@ -14,8 +14,9 @@ import pytest
 
 from crd.archive import cutter as cutter_module
 from crd.archive.archive import Archive
-from crd.archive.cutter import BATCH_BYTES, StreamCutter
+from crd.archive.cutter import BATCH_BYTES
 from crd.archive.pack import BLOCK_BYTES
+from crd.archive.reader import StreamReader
 from crd.archive.stores.memory import MemoryStore, MemoryUpload
 from crd.archive.window import WINDOW_PAGES
 from crd.errors import ArchiveError, ArchiveUnavailable
@@ -126,10 +127,10 @@ async def test_a_descriptor_that_cannot_be_read_is_an_error(tmp_path: Path) -> N
 
 
 async def test_a_thread_that_fails_ends_the_drain(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(cutter: StreamCutter, buffer: memoryview) -> int:
+    def read(reader: StreamReader, buffer: memoryview) -> int:
         raise ArchiveUnavailable("reading the image: Input/output error")
 
-    monkeypatch.setattr(StreamCutter, "_read", read)
+    monkeypatch.setattr(StreamReader, "read", read)
     async with Archive(MemoryStore(), threads=4) as archive:
         read_end, write_end = os.pipe()
         sink = await archive.sink()

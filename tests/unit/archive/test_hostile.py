@@ -20,10 +20,10 @@ from crd.archive.stores.memory import MemoryStore
 from crd.errors import BlobCorrupt
 from crd.ids import Crid
 from crd.native.memory import PAGE_BYTES
-from crd.native.pages import page_hashes
-from tests.unit.archive.streams import read_image
+from crd.native.pages import PageKey
+from tests.unit.archive.streams import read_image, record, store_image
 
-PACK = 77
+PACK, KEY = 77, PageKey(bytes(range(32)))
 
 
 def image(pages: list[int], packs: list[int] | None = None, pieces: list[int] | None = None, literals: bytes = b"",
@@ -43,8 +43,10 @@ def image(pages: list[int], packs: list[int] | None = None, pieces: list[int] | 
 def packed(*blocks: tuple[bytes, bytes]) -> bytes:
     """Return a pack whose sums are right, of blocks as they are stored and the pages they should hold."""
     entries = b"".join(pack.entry(stored) for stored, _ in blocks)
-    hashes = b"".join(page_hashes(pages) for _, pages in blocks)
-    return pack.header(PACK) + b"".join(stored for stored, _ in blocks) + b"".join(pack.trailer(PACK, entries, hashes))
+    hashes = b"".join(KEY.hashes(pages) for _, pages in blocks)
+    head = pack.header(PACK, KEY)
+    return head + b"".join(stored for stored, _ in blocks) + b"".join(
+        pack.trailer(pack.digest_of(head, entries, hashes), entries, hashes))
 
 
 def block(frame_bytes: int, *frames: bytes) -> bytes:
@@ -83,7 +85,7 @@ async def test_what_these_make_is_an_image_indeed() -> None:
     image([0], a=5),
     image([0], c=1 << 31),
     image([0], reserved=1),
-    image([0], magic=b"CRDARCH2"),
+    image([0], magic=b"CRDARCH3"),
     image([0], pieces=[1, 1]),
     image([0], pieces=[0, 2]),
     image([0, 1 << 32]),
@@ -95,7 +97,7 @@ async def test_impossible_images_are_refused(data: bytes) -> None:
 
 
 async def test_an_older_version_is_told_as_such() -> None:
-    assert "another version of crd" in await refused(b"CRDARCH2" + bytes(200))
+    assert "another version of crd" in await refused(b"CRDARCH3" + bytes(200))
 
 
 def frame_of(content_bytes: int) -> bytes:
@@ -125,7 +127,24 @@ async def test_hostile_blocks_are_refused_without_believing_them(stored: bytes) 
 
 
 async def test_another_pack_is_not_taken_for_it() -> None:
-    assert "another pack" in await refused(image([0]), pack.header(PACK + 1) + WHOLE[pack.HEADER.size:])
+    assert "another pack" in await refused(image([0]), pack.header(PACK + 1, KEY) + WHOLE[pack.HEADER.size:])
+
+
+async def test_pages_put_there_by_somebody_who_knows_the_key_are_found_before_anything_is_restarted() -> None:
+    """Hashes of pages can be matched by whoever reads the archive; here they need not even be."""
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        stored = await store_image(archive, 1, record(PAGE))
+        [key] = [key for key in store.contents if key.endswith(".pack")]
+        whole = store.contents[key]
+        number, other = int(key.partition(".")[0], 16), block(PAGE_BYTES, zstandard.compress(b"b" * PAGE_BYTES))
+        head, entries = whole[:pack.HEADER.size], pack.entry(other)
+        hashes = whole[-pack.TRAILER.size - 16:-pack.TRAILER.size]
+        forged = head + other + b"".join(pack.trailer(pack.digest_of(head, entries, hashes), entries, hashes))
+        assert pack.parse(number, head, forged[len(head) + len(other):], len(forged)).pages == 1, "it is a pack indeed"
+        store.contents[key] = forged
+        with pytest.raises(BlobCorrupt, match="not those"):
+            await (await archive.source(Crid(1))).verify(stored.digest)
 
 
 class VastStore(MemoryStore):
@@ -160,8 +179,8 @@ def test_a_table_beyond_reason_is_not_read(n_pages: int) -> None:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_crash_a_parser(data: bytes) -> None:
-    for tried in (data, manifest.HEAD.pack(b"CRDARCH3", 0, 0, bytes(32), 1, 0, 0, 0, 0, 0, 0) + data):
+    for tried in (data, manifest.HEAD.pack(b"CRDARCH4", 0, 0, bytes(32), 1, 0, 0, 0, 0, 0, 0) + data):
         with pytest.raises(BlobCorrupt):
             manifest.decode(tried)
     with pytest.raises(BlobCorrupt):
-        pack.parse(PACK, data[:16], data[16:] + bytes(pack.TRAILER.size), len(data))
+        pack.parse(PACK, data[:48], data[48:] + bytes(pack.TRAILER.size), len(data))
