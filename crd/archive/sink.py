@@ -82,15 +82,15 @@ class ImageSink:
             ArchiveError: the image is larger than is kept.
         """
         loop = asyncio.get_running_loop()
-        batches: asyncio.Queue[Batch | None] = asyncio.Queue()
-        cutter = StreamCutter(fd, self._known.index, lambda batch: loop.call_soon_threadsafe(batches.put_nowait, batch),
+        batches: asyncio.Queue[list[Batch]] = asyncio.Queue()
+        cutter = StreamCutter(fd, self._known.index, lambda some: loop.call_soon_threadsafe(batches.put_nowait, some),
                               level=self._level, threads=self._threads)
         with ThreadPoolExecutor(self._threads, "crd-compress") as executor, closing(cutter):
             cutting = asyncio.gather(*(loop.run_in_executor(executor, cutter.work) for _ in range(self._threads)),
                                      return_exceptions=True)
-            cutting.add_done_callback(lambda _: batches.put_nowait(None))
+            cutting.add_done_callback(lambda _: batches.put_nowait([]))
             try:
-                while ready := await _all_of(batches):
+                while ready := await batches.get():
                     await self._append(ready)
                     cutter.stored(len(ready))
                     if progress:
@@ -168,17 +168,6 @@ class ImageSink:
         """Leave nothing; after ``commit`` only let go of the packs that were held for it."""
         await self._upload.abort()
         await self._references.release(self._known.packs)
-
-
-async def _all_of(batches: asyncio.Queue[Batch | None]) -> list[Batch]:
-    """Wait for batches, and return all that there are; none at the end."""
-    ready = [await batches.get()]
-    while not batches.empty():
-        ready.append(batches.get_nowait())
-    found = [batch for batch in ready if batch]
-    if found and len(found) < len(ready):
-        batches.put_nowait(None)
-    return found
 
 
 def _manifest(cut: Cut, known: Known) -> Manifest:
