@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crd.archive.manifest import LITERAL_BYTES_MAX
-from crd.archive.pack import BLOCK_BYTES, PAGES_MAX, BlockCompressor, entry
+from crd.archive.pack import BLOCK_BYTES, PAGES_MAX, SCATTERED_FRAME_PAGES, entry
 from crd.archive.reader import StreamReader
 from crd.errors import ArchiveError
+from crd.native.frames import BLOCK_PAGES, BlockCompressor
 from crd.native.memory import PAGE_BYTES
 from crd.native.pages import HASH_BYTES
 
@@ -153,7 +154,7 @@ class StreamCutter:
             ArchiveError: it is more than is kept in one image.
         """
         batch = memoryview(bytearray(BATCH_BYTES))
-        compressor = BlockCompressor(self._level)
+        compressor = BlockCompressor(self._level, BATCH_BYTES // PAGE_BYTES)
         try:
             while True:
                 self._room.acquire()
@@ -164,7 +165,7 @@ class StreamCutter:
                         break
                     number = self._n_batches
                     self._n_batches += 1
-                blocks = compressor.blocks(batch[:length], scattered=scattered)
+                blocks = compressor.blocks(batch[:length], SCATTERED_FRAME_PAGES if scattered else BLOCK_PAGES)
                 self._take(number, Batch(blocks, b"".join(map(entry, blocks))))
             self._take_no_more()
         except BaseException:

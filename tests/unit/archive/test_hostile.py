@@ -118,7 +118,7 @@ def frame_of(content_bytes: int) -> bytes:
     block(PAGE_BYTES, zstandard.compress(PAGE * 2)),
     block(PAGE_BYTES, zstandard.compress(PAGE[:-1])),
     block(PAGE_BYTES, zstandard.compress(b"b" * PAGE_BYTES)),
-    block(PAGE_BYTES, zstandard.ZstdCompressor(write_content_size=False).compress(PAGE)),
+    block(PAGE_BYTES, zstandard.compress(PAGE) + zstandard.compress(b"")),
     block(PAGE_BYTES, zstandard.compress(os.urandom(PAGE_BYTES))[:-10]),
     block(PAGE_BYTES, b"rubbish"),
 ])
