@@ -17,9 +17,13 @@ from crd.native.pages import PageIndex, PageKey
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from crd.archive.manifest import Need
     from crd.archive.pack import PackTable
     from crd.archive.references import References
     from crd.archive.stores.store import Store
+
+
+_PACKS_MAX, _PACKS_MERGED = 64, 48
 
 
 @dataclass(slots=True)
@@ -42,6 +46,20 @@ class Known:
         self.index.learn(table.hashes, array("Q", range(first, first + table.pages)))
         self.packs.append(number)
         self.digests.append(table.digest)
+
+
+def worth_sharing(needs: Sequence[Need]) -> list[int]:
+    """Return the packs that the next image shall share, of those that an image needs.
+
+    An image of many packs takes long to read, so once there are too many, those that it has the fewest pages of, which
+    are the smallest or the oldest, are not shared: these pages are stored again, all in the pack of the next image.
+    Like runs that are merged into larger ones, a page goes through few such packs before it is written to.
+    """
+    packs = [pack for pack, _ in needs]
+    if len(needs) >= _PACKS_MAX:
+        small = {pack for pack, _ in sorted(needs, key=lambda need: need[1])[:_PACKS_MERGED]}
+        packs = [pack for pack in packs if pack not in small]
+    return packs
 
 
 async def known_pages(store: Store, references: References, packs: Sequence[int]) -> Known:

@@ -11,7 +11,8 @@
     64  8   bytes of literals
     72  12  stored lengths of the three columns, u32 each
     84  4   reserved, 0
-    88      packs: identifier u64 of each; the first is the image's own, 0 if it has none
+    88      packs: of each its identifier u64, and how many pages of the image it holds u64; the first is the image's
+            own, whose identifier is 0 if it has none
             columns, each one zstd frame:
               pieces: bytes of literals u32 and pages u32 that follow, again and again
               pages: number of each page in the order of the stream, as the signed difference, less one, from the
@@ -33,8 +34,10 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections import Counter
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import accumulate, chain, repeat
+from operator import rshift, sub
 from typing import TYPE_CHECKING
 
 import zstandard
@@ -51,6 +54,9 @@ LITERAL_BYTES_MAX = 256 << 20
 NO_PACK = 0
 PACK_SHIFT = 32
 HEAD = struct.Struct("<8sQQ32sIIQ3II")
+NEED = struct.Struct("<2Q")
+Need = tuple[int, int]
+"""A pack, and how many pages of it an image needs."""
 _MAGIC = b"CRDARCH4"
 _SUM_BYTES = 32
 _PACKS_MAX = 1 << 20
@@ -66,7 +72,8 @@ class Manifest:
     Attributes:
         image_bytes: of the stream.
         digest: 32 bytes.
-        packs: their identifiers; a page's number has the place in this list in its upper half.
+        packs: their identifiers, and how many of the pages each holds; a page's number has the place in this list in
+            its upper half.
         pieces: bytes of literals, pages, and so on in turn (u32).
         pages: number of each page (u64).
         literals: one after the other.
@@ -74,18 +81,18 @@ class Manifest:
 
     image_bytes: int
     digest: bytes
-    packs: list[int]
+    packs: list[Need]
     pieces: array[int]
     pages: array[int]
     literals: bytes
 
     def encode(self) -> list[bytes]:
         """Return the object, in parts."""
-        deltas = array("q", (after - before - 1 for before, after in pairwise(chain([0], self.pages))))
+        deltas = array("q", map(sub, self.pages, chain([1], map((1).__add__, self.pages))))
         columns = [_stored(column) for column in (self.pieces.tobytes(), deltas.tobytes(), self.literals)]
         head = HEAD.pack(_MAGIC, self.image_bytes, len(self.pages), self.digest, len(self.packs),
                          len(self.pieces) // 2, len(self.literals), *map(len, columns), 0)
-        parts = [head, struct.pack(f"<{len(self.packs)}Q", *self.packs), *columns]
+        parts = [head, *(NEED.pack(*need) for need in self.packs), *columns]
         check = blake3()
         for part in parts:
             check.update(part)
@@ -116,14 +123,14 @@ class Head:
     @property
     def packs_end(self) -> int:
         """Where the list of packs ends."""
-        return HEAD.size + 8 * self.n_packs
+        return HEAD.size + NEED.size * self.n_packs
 
     @property
     def object_bytes(self) -> int:
         """How large the object is."""
         return self.packs_end + sum(self.column_bytes) + _SUM_BYTES
 
-    def packs(self, start: bytes) -> list[int]:
+    def packs(self, start: bytes) -> list[Need]:
         """Return the list of packs, from at least ``packs_end`` bytes of the object.
 
         Raises:
@@ -131,7 +138,7 @@ class Head:
         """
         if len(start) < self.packs_end:
             raise BlobCorrupt("the object is torn")
-        return list(struct.unpack_from(f"<{self.n_packs}Q", start, HEAD.size))
+        return list(NEED.iter_unpack(start[HEAD.size:self.packs_end]))
 
 
 def parse_head(start: bytes) -> Head:
@@ -168,22 +175,24 @@ def decode(data: bytes) -> Manifest:
     pieces, deltas, literals = array("I", columns[0]), array("q", columns[1]), columns[2]
     if sum(pieces[::2]) != head.n_literal_bytes or sum(pieces[1::2]) != head.n_pages:
         raise BlobCorrupt("the object's pieces do not add up")
-    return Manifest(head.image_bytes, head.digest, head.packs(data), pieces, _summed(deltas, head.n_packs), literals)
+    pages, packs = _summed(deltas), head.packs(data)
+    if [needed for _, needed in packs] != pages_by_pack(pages, head.n_packs):
+        raise BlobCorrupt("the object's packs do not add up")
+    return Manifest(head.image_bytes, head.digest, packs, pieces, pages, literals)
 
 
-def _summed(deltas: array[int], n_packs: int) -> array[int]:
-    """Undo the differences; every number is within a pack of the list."""
-    pages = array("Q", bytes(8 * len(deltas)))
-    number = 0
+def pages_by_pack(pages: array[int], n_packs: int) -> list[int]:
+    """Return how many of these pages each pack holds; one that is in none of them adds to the list."""
+    counts = Counter(map(rshift, pages, repeat(PACK_SHIFT)))
+    return [counts.pop(place, 0) for place in range(n_packs)] + list(counts.values())
+
+
+def _summed(deltas: array[int]) -> array[int]:
+    """Undo the differences."""
     try:
-        for index, delta in enumerate(deltas):
-            number += delta + 1
-            pages[index] = number
+        return array("Q", accumulate(map((1).__add__, deltas)))
     except OverflowError as error:
         raise BlobCorrupt("the object names an impossible page") from error
-    if pages and max(pages) >> PACK_SHIFT >= n_packs:
-        raise BlobCorrupt("the object names a page of a pack that it does not have")
-    return pages
 
 
 def _stored(column: bytes) -> bytes:

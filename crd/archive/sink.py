@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from crd.archive import pack
 from crd.archive.cutter import Batch, StreamCutter
-from crd.archive.manifest import NO_PACK, PACK_SHIFT, Manifest, digest_of
+from crd.archive.manifest import NO_PACK, PACK_SHIFT, Manifest, digest_of, pages_by_pack
 from crd.archive.names import image_key, pack_key
 from crd.archive.threads import in_thread, to_end
 from crd.errors import ArchiveError
@@ -172,11 +172,13 @@ class ImageSink:
 
 def _manifest(cut: Cut, known: Known) -> Manifest:
     """Return what a stream was cut into, with those packs only that it needs."""
-    used = sorted({number >> PACK_SHIFT for number in cut.pages} - {0})
+    counts = pages_by_pack(cut.pages, len(known.packs))
+    used = [place for place, n in enumerate(counts) if n and place]
     pages = cut.pages
     if used != list(range(1, len(used) + 1)):
         shift = {old: (new - old) << PACK_SHIFT for new, old in enumerate([0, *used])}
         pages = array("Q", (number + shift[number >> PACK_SHIFT] for number in pages))
-    packs = [known.packs[0] if cut.hashes else NO_PACK, *(known.packs[place] for place in used)]
+    packs = [(known.packs[0] if cut.hashes else NO_PACK, counts[0]),
+             *((known.packs[place], counts[place]) for place in used)]
     digest = digest_of((known.digests[place] for place in [0, *used]), cut.pieces, pages, cut.literals)
     return Manifest(cut.image_bytes, digest, packs, cut.pieces, pages, bytes(cut.literals))

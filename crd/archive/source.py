@@ -71,7 +71,7 @@ class ImageSource:
 
     async def own_bytes(self) -> int:
         """Return the bytes of the objects that came with it; raises BlobMissing, ArchiveUnavailable."""
-        own = self.manifest.packs[0]
+        own, _ = self.manifest.packs[0]
         return await self._store.size(self._key) + (await self._store.size(pack_key(own)) if own else 0)
 
     def _all_blocks(self) -> dict[int, list[int]]:
@@ -79,7 +79,7 @@ class ImageSource:
 
     async def _load(self) -> None:
         """Read the tables of all packs."""
-        for place, number in enumerate(self.manifest.packs):
+        for place, (number, _) in enumerate(self.manifest.packs):
             if number != manifest.NO_PACK and place not in self._tables:
                 with self._trusting(number):
                     self._tables[place] = await open_pack(self._store, number)
@@ -155,7 +155,7 @@ class ImageSource:
 
     async def _read(self, place: int, numbers: list[int]) -> AsyncIterator[dict[int, memoryview]]:
         """Read blocks of a pack in order, many at a time, each checked."""
-        number, table = self.manifest.packs[place], self._tables[place]
+        (number, _), table = self.manifest.packs[place], self._tables[place]
         key = pack_key(number)
         with self._trusting(number), _about(key):
             for run in _runs(table, numbers):

@@ -27,11 +27,13 @@ PACK, KEY = 77, PageKey(bytes(range(32)))
 
 
 def image(pages: list[int], packs: list[int] | None = None, pieces: list[int] | None = None, literals: bytes = b"",
-          **head: Any) -> bytes:
+          needed: list[int] | None = None, **head: Any) -> bytes:
     """Return an image whose sums are right, whatever it says."""
     pieces = pieces if pieces is not None else [len(literals), len(pages)]
-    made = manifest.Manifest(len(literals) + len(pages) * PAGE_BYTES, bytes(32), packs or [PACK], array("I", pieces),
-                             array("Q", pages), literals)
+    packs = packs or [PACK]
+    needed = manifest.pages_by_pack(array("Q", pages), len(packs)) if needed is None else needed
+    made = manifest.Manifest(len(literals) + len(pages) * PAGE_BYTES, bytes(32), list(zip(packs, needed, strict=False)),
+                             array("I", pieces), array("Q", pages), literals)
     first, *rest, _ = made.encode()
     names = ("magic", "image_bytes", "n_pages", "digest", "n_packs", "n_pieces", "n_literal_bytes", "a", "b", "c",
              "reserved")
@@ -91,6 +93,8 @@ async def test_what_these_make_is_an_image_indeed() -> None:
     image([0, 1 << 32]),
     image([1 << 62]),
     image([5]),
+    image([0], needed=[0]),
+    image([0], needed=[1 << 63]),
 ])
 async def test_impossible_images_are_refused(data: bytes) -> None:
     await refused(data, WHOLE)
