@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from crd.archive.manifest import Manifest
-    from crd.archive.pack import Block, PackTable
+    from crd.archive.pack import PackTable
     from crd.archive.references import References
     from crd.archive.stores.store import Store
     from crd.archive.window import Blocks, Window
@@ -67,6 +67,7 @@ class ImageSource:
                 raise BlobCorrupt("its packs are not those that it was made with")
         for place, numbers in self._all_blocks().items():
             async for blocks in self._read(place, numbers):
+                await in_thread(self._check, blocks)
                 self.checked_bytes += sum(map(len, blocks.values()))
 
     async def own_bytes(self) -> int:
@@ -137,9 +138,12 @@ class ImageSource:
         stored: Blocks = {}
         for place, numbers in _by_pack(window.blocks).items():
             async for blocks in self._read(place, numbers):
-                stored |= {place << manifest.PACK_SHIFT | number: content for number, content in blocks.items()}
-        opening = asyncio.get_running_loop().run_in_executor(executor, window.content, self._tables, stored, room)
-        return await to_end(opening)
+                stored |= blocks
+        return await to_end(asyncio.get_running_loop().run_in_executor(executor, self._opened, window, stored, room))
+
+    def _opened(self, window: Window, stored: Blocks, room: memoryview) -> list[memoryview]:
+        self._check(stored)
+        return window.content(self._tables, stored, room)
 
     @staticmethod
     async def _write(writer: StreamWriter, parts: list[memoryview]) -> None:
@@ -153,8 +157,8 @@ class ImageSource:
             with suppress(Exception):
                 await to_end(writing)
 
-    async def _read(self, place: int, numbers: list[int]) -> AsyncIterator[dict[int, memoryview]]:
-        """Read blocks of a pack in order, many at a time, each checked."""
+    async def _read(self, place: int, numbers: list[int]) -> AsyncIterator[Blocks]:
+        """Read blocks of a pack in order, many at a time."""
         (number, _), table = self.manifest.packs[place], self._tables[place]
         key = pack_key(number)
         with self._trusting(number), _about(key):
@@ -166,9 +170,18 @@ class ImageSource:
                 for index in run:
                     block = table.blocks[index]
                     at = block.offset - first.offset
-                    found[index] = content[at:at + block.stored_bytes]
-                await in_thread(_check, [(table.blocks[index], stored) for index, stored in found.items()])
+                    found[place << manifest.PACK_SHIFT | index] = content[at:at + block.stored_bytes]
                 yield found
+
+    def _check(self, stored: Blocks) -> None:
+        for at, content in stored.items():
+            place = at >> manifest.PACK_SHIFT
+            try:
+                self._tables[place].blocks[at & BLOCK_MASK].check(content)
+            except BlobCorrupt:
+                number, _ = self.manifest.packs[place]
+                with self._trusting(number), _about(pack_key(number)):
+                    raise
 
 
 def _by_pack(blocks: array[int]) -> dict[int, list[int]]:
@@ -193,11 +206,6 @@ def _runs(table: PackTable, numbers: list[int]) -> Iterator[list[int]]:
         run.append(number)
     if run:
         yield run
-
-
-def _check(pieces: list[tuple[Block, memoryview]]) -> None:
-    for block, stored in pieces:
-        block.check(stored)
 
 
 @contextmanager
