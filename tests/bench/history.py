@@ -111,7 +111,7 @@ async def look_seconds(archive: Archive, n: int) -> float:
 
 
 async def long_history(home: Path, row: Callable[[str, int, str, str, str], None], *, images: int = 1000,
-                       mebibytes: int = 128, n: int = 7) -> None:
+                       mebibytes: int = 64, n: int = 7) -> None:
     """Measure an archive of many images beside one of few."""
     memory, digest = Memory(mebibytes), ""
     async with Archive(LocalStore(home / "long")) as archive, Archive(LocalStore(home / "fresh")) as fresh:
