@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crd.archive.base import known_pages, worth_sharing
+from crd.archive.base import known_pages
 from crd.archive.names import image_key, numbered
 from crd.archive.references import References
 from crd.archive.sink import ImageSink, Stored
@@ -67,10 +67,11 @@ class Archive:
         Raises:
             ArchiveFull, ArchiveUnavailable: there is no room for it.
         """
-        packs = worth_sharing(self._references.sound(base)) if base is not None else []
+        needs = self._references.sound(base) if base is not None else []
+        packs = [pack for pack, _ in needs]
         self._references.hold(packs)
         try:
-            known = await known_pages(self._store, self._references, packs)
+            known = await known_pages(self._store, self._references, needs)
             self._references.hold(known.packs)
         finally:
             await asyncio.shield(self._references.release(packs))

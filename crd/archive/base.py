@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from crd.archive.stores.store import Store
 
 
+_DENSE = 0.4
 _PACKS_MAX, _PACKS_MERGED = 64, 48
 
 
@@ -48,28 +49,14 @@ class Known:
         self.digests.append(table.digest)
 
 
-def worth_sharing(needs: Sequence[Need]) -> list[int]:
-    """Return the packs that the next image shall share, of those that an image needs.
+async def known_pages(store: Store, references: References, needs: Sequence[Need]) -> Known:
+    """Return the pages that an image needs, or may share for nothing, of packs that are held for us.
 
-    An image of many packs takes long to read, so once there are too many, those that it has the fewest pages of, which
-    are the smallest or the oldest, are not shared: these pages are stored again, all in the pack of the next image.
-    Like runs that are merged into larger ones, a page goes through few such packs before it is written to.
+    Left out are packs that the next image shall not need: damaged ones, those of a key that is to go out of use, those
+    whose hashes have another key than the first one's, and those that are not ``_worth_sharing``.
     """
-    packs = [pack for pack, _ in needs]
-    if len(needs) >= _PACKS_MAX:
-        small = {pack for pack, _ in sorted(needs, key=lambda need: need[1])[:_PACKS_MERGED]}
-        packs = [pack for pack in packs if pack not in small]
-    return packs
-
-
-async def known_pages(store: Store, references: References, packs: Sequence[int]) -> Known:
-    """Return the pages that packs have, which are held for us.
-
-    Those that a new image shall not need are left out: damaged ones, those of a key that is to go out of use, and those
-    whose hashes have another key than the first one's.
-    """
-    known: Known | None = None
-    for number in packs:
+    found: list[tuple[Need, PackTable]] = []
+    for number, needed in needs:
         if not await store.is_current(pack_key(number)):
             continue
         try:
@@ -77,7 +64,23 @@ async def known_pages(store: Store, references: References, packs: Sequence[int]
         except (BlobCorrupt, BlobMissing):
             references.distrust(number)  # what is in it is stored again
             continue
-        known = known or Known(PageIndex(table.key))
-        if table.key == known.index.key:
-            await in_thread(known.learn, number, table)
-    return known or Known(PageIndex(PageKey()))
+        if not found or table.key == found[0][1].key:
+            found.append(((number, needed), table))
+    known = Known(PageIndex(found[0][1].key if found else PageKey()))
+    for (number, _), table in _worth_sharing(found):
+        await in_thread(known.learn, number, table)
+    return known
+
+
+def _worth_sharing(found: list[tuple[Need, PackTable]]) -> list[tuple[Need, PackTable]]:
+    """Return those packs, with what an image needs of them, that the next one shall share.
+
+    What is left of a pack that has mostly been written to since lies among pages that nobody wants and that are read
+    all the same; and an image of many packs takes many reads.  So these pages are stored again, together in the pack
+    of the next image.  Like runs that are merged into larger ones, a page goes through few packs before it changes.
+    """
+    dense = [one for one in found if one[0][1] >= _DENSE * one[1].pages]
+    if len(dense) < _PACKS_MAX:
+        return dense
+    smallest = {number for (number, _), _ in sorted(dense, key=lambda one: one[0][1])[:_PACKS_MERGED]}
+    return [one for one in dense if one[0][0] not in smallest]

@@ -200,3 +200,19 @@ async def test_an_image_of_a_long_history_needs_few_packs() -> None:
         for crid in await archive.crids():
             await archive.forget(crid)
         assert store.contents == {}
+
+
+async def test_what_is_left_of_a_pack_that_was_mostly_written_to_is_stored_again() -> None:
+    async with Archive(MemoryStore()) as archive:
+        await store_image(archive, 1, stream(range(100)))
+        await store_image(archive, 2, stream([*range(39), *range(1000, 1061)]), base=1)
+        packs = {crid: (await archive.source(Crid(crid))).manifest.packs for crid in (1, 2)}
+        assert [needed for _, needed in packs[2]] == [61, 39]
+        assert packs[2][1][0] == packs[1][0][0]
+        await store_image(archive, 3, stream([*range(39), *range(1000, 1061)]), base=2)
+        packs[3] = (await archive.source(Crid(3))).manifest.packs
+        assert [needed for _, needed in packs[3]] == [39, 61]
+        assert packs[3][1][0] == packs[2][0][0]
+        await archive.forget(Crid(1))
+        await archive.forget(Crid(2))
+        assert await read_image(archive, 3) == stream([*range(39), *range(1000, 1061)])
