@@ -42,7 +42,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --group dev 'setuptools>=77' -r pyproject.toml
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed $(NATIVE_SOURCES)
+$(VENV)/.built: $(VENV)/.installed $(NATIVE_SOURCES) | system-packages
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .
 	@touch $@
 

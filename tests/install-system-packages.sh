@@ -11,6 +11,7 @@ need() { # need PACKAGE TEST-COMMAND...
 }
 need gcc command -v gcc
 need libc6-dev test -e /usr/include/stdio.h
+need libzstd-dev test -e /usr/include/zstd.h
 need python3-venv python3 -c 'import ensurepip, venv'
 need python3-dev python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'
 need musl-tools command -v musl-gcc

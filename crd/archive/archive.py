@@ -71,12 +71,13 @@ class Archive:
         Raises:
             ArchiveFull, ArchiveUnavailable: there is no room for it.
         """
-        packs = self._references.sound(base) if base is not None else []
+        needs = self._references.sound(base) if base is not None else []
+        packs = [pack for pack, _ in needs]
         self._references.hold(packs)
         try:
             head = self._heads.get(base) if follow and base is not None else None
             known = await in_thread(head.known, packs) if head else None
-            known = known or await known_pages(self._store, self._references, packs)
+            known = known or await known_pages(self._store, self._references, needs)
             self._references.hold(known.packs)
         finally:
             await asyncio.shield(self._references.release(packs))

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crd.archive.followed import Followed
+    from crd.archive.manifest import Need
     from crd.archive.pack import PackTable
     from crd.archive.references import References
     from crd.archive.stores.store import Store
+
+
+_DENSE = 0.4
+_PACKS_MAX, _PACKS_MERGED = 64, 48
 
 
 @dataclass(slots=True)
@@ -31,12 +36,14 @@ class Known:
         index: of the pages; their numbers have the place of the pack in the upper half.
         packs: identifiers by place; the first is the pack that is to be made.
         digests: of the packs, but for the first, whose place is held by None.
+        sizes: how many pages they have.
         followed: the image whose pages the stream may leave out.
     """
 
     index: PageIndex
     packs: list[int] = field(default_factory=lambda: [secrets.randbits(63) | 1])
     digests: list[bytes | None] = field(default_factory=lambda: [None])
+    sizes: list[int] = field(default_factory=lambda: [0])
     followed: Followed | None = None
 
     def learn(self, number: int, table: PackTable) -> None:
@@ -45,16 +52,17 @@ class Known:
         self.index.learn(table.hashes, array("Q", range(first, first + table.pages)))
         self.packs.append(number)
         self.digests.append(table.digest)
+        self.sizes.append(table.pages)
 
 
-async def known_pages(store: Store, references: References, packs: Sequence[int]) -> Known:
-    """Return the pages that packs have, which are held for us.
+async def known_pages(store: Store, references: References, needs: Sequence[Need]) -> Known:
+    """Return the pages that an image needs, or may share for nothing, of packs that are held for us.
 
-    Those that a new image shall not need are left out: damaged ones, those of a key that is to go out of use, and those
-    whose hashes have another key than the first one's.
+    Left out are packs that the next image shall not need: damaged ones, those of a key that is to go out of use, those
+    whose hashes have another key than the first one's, and those that are not ``worth_sharing``.
     """
-    known: Known | None = None
-    for number in packs:
+    found: list[tuple[Need, PackTable]] = []
+    for number, needed in needs:
         if not await store.is_current(pack_key(number)):
             continue
         try:
@@ -62,7 +70,24 @@ async def known_pages(store: Store, references: References, packs: Sequence[int]
         except (BlobCorrupt, BlobMissing):
             references.distrust(number)  # what is in it is stored again
             continue
-        known = known or Known(PageIndex(table.key))
-        if table.key == known.index.key:
+        if not found or table.key == found[0][1].key:
+            found.append(((number, needed), table))
+    known = Known(PageIndex(found[0][1].key if found else PageKey()))
+    worth = worth_sharing([(need, table.pages) for need, table in found])
+    for (number, _), table in found:
+        if number in worth:
             await in_thread(known.learn, number, table)
-    return known or Known(PageIndex(PageKey()))
+    return known
+
+
+def worth_sharing(packs: Sequence[tuple[Need, int]]) -> set[int]:
+    """Return which packs of an image the next one shall share; of each what is needed and how many pages it has.
+
+    What is left of a pack that has mostly been written to since lies among pages that nobody wants and that are read
+    all the same; and an image of many packs takes many reads.  So these pages are stored again, together in the pack
+    of the next image.  Like runs that are merged into larger ones, a page goes through few packs before it changes.
+    """
+    dense = [need for need, pages in packs if need[1] >= _DENSE * pages]
+    if len(dense) >= _PACKS_MAX:
+        dense = sorted(dense, key=lambda need: need[1])[_PACKS_MERGED:]
+    return {number for number, _ in dense}

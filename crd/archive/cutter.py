@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crd.archive.manifest import LITERAL_BYTES_MAX
-from crd.archive.pack import BLOCK_BYTES, PAGES_MAX, BlockCompressor, entry
+from crd.archive.pack import BLOCK_BYTES, PAGES_MAX, SCATTERED_FRAME_PAGES, entry
 from crd.archive.reader import StreamReader
 from crd.errors import ArchiveError, ImageError
 from crd.image.framing import FRAME
 from crd.image.since import KEPT_RUNS_MAX, RUNS_PER_RECORD_MAX, PagesSince
+from crd.native.frames import BLOCK_PAGES, BlockCompressor
 from crd.native.memory import PAGE_BYTES
 from crd.native.pages import HASH_BYTES
 
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from crd.archive.followed import Stretch
 
 BATCH_BYTES = 4 * BLOCK_BYTES
-_BATCHES_IN_FLIGHT_PER_THREAD = 4
+_HANDED_OVER_AT_ONCE = 4
+"""Batches: the store takes some time for each call, however little it gets."""
+_BATCHES_IN_FLIGHT_PER_THREAD = 6
 """Compressed but not yet stored."""
 _COUNT = struct.Struct("<I")
 _RUN_BYTES = 16
@@ -112,15 +115,15 @@ class StreamCutter:
         cut: what of it is read.
     """
 
-    def __init__(self, fd: int, known: Known, hand_over: Callable[[Batch], object], *, level: int,
-                 threads: int) -> None:
+    def __init__(self, fd: int, known: Known, hand_over: Callable[[list[Batch]], object], *,
+                 level: int, threads: int) -> None:
         """Cut a stream.
 
         Args:
             fd: where it comes from: a pipe or anything else that can be polled.  It stays the caller's.
             known: the pages that packs hold already; the new ones are added.
-            hand_over: takes the new pages, in order, each batch from one of the threads; ``stored`` says when it is
-                done.
+            hand_over: takes the new pages, in order, some batches at a time, from one of the threads; ``stored`` says
+                when they are done.
             level: of zstd.
             threads: how many will ``work``.
         """
@@ -137,9 +140,10 @@ class StreamCutter:
         self._ahead: deque[Stretch] = deque()  # of the record that is being read
         self._told: Iterator[tuple[bytes, list[Stretch]]] = iter(())  # records that are made of what is told
         self.cut = Cut()
-        self._order = threading.Lock()  # who hands over: guards these two
+        self._order = threading.Lock()  # who hands over: guards these
         self._compressed: dict[int, Batch] = {}
-        self._n_handed = 0
+        self._in_order: list[Batch] = []
+        self._n_in_order = 0
 
     @property
     def received_bytes(self) -> int:
@@ -168,7 +172,7 @@ class StreamCutter:
             ArchiveError: it is more than is kept in one image.
         """
         batch = memoryview(bytearray(BATCH_BYTES))
-        compressor = BlockCompressor(self._level)
+        compressor = BlockCompressor(self._level, BATCH_BYTES // PAGE_BYTES)
         try:
             while True:
                 self._room.acquire()
@@ -176,11 +180,12 @@ class StreamCutter:
                     length, scattered = (0, False) if self._ended else self._fill(batch)
                     if not length:
                         self._ended = True
-                        return
+                        break
                     number = self._n_batches
                     self._n_batches += 1
-                blocks = compressor.blocks(batch[:length], scattered=scattered)
+                blocks = compressor.blocks(batch[:length], SCATTERED_FRAME_PAGES if scattered else BLOCK_PAGES)
                 self._take(number, Batch(blocks, b"".join(map(entry, blocks))))
+            self._take_no_more()
         except BaseException:
             self.stop()
             raise
@@ -266,9 +271,20 @@ class StreamCutter:
         return kept
 
     def _take(self, number: int, batch: Batch) -> None:
-        """Take a batch that is compressed, and hand over what is next."""
+        """Take a batch that is compressed, and hand over what is next when it is enough."""
         with self._order:
             self._compressed[number] = batch
-            while following := self._compressed.pop(self._n_handed, None):
-                self._n_handed += 1
-                self._hand_over(following)
+            while following := self._compressed.pop(self._n_in_order, None):
+                self._n_in_order += 1
+                self._in_order.append(following)
+            if len(self._in_order) >= _HANDED_OVER_AT_ONCE:
+                self._hand_over_all()
+
+    def _take_no_more(self) -> None:
+        with self._order:
+            if self._n_in_order == self._n_batches and self._in_order:  # else another thread has something yet
+                self._hand_over_all()
+
+    def _hand_over_all(self) -> None:
+        ready, self._in_order = self._in_order, []
+        self._hand_over(ready)

@@ -6,14 +6,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crd.archive.base import Known
+from crd.archive.base import Known, worth_sharing
 from crd.archive.followed import Followed, MemoryMap
 from crd.archive.manifest import NO_PACK
 from crd.native.numbers import replace_places
 from crd.native.pages import PageIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Iterable
 
     from crd.archive.manifest import Manifest
     from crd.native.pages import PageKey
@@ -30,12 +30,14 @@ class Head:
         key: by which all its pages are hashed.
         hashes: 16 bytes of each.
         digests: of its packs, by place.
+        sizes: how many pages those have.
     """
 
     manifest: Manifest
     key: PageKey
     hashes: bytes | bytearray
     digests: list[bytes | None]
+    sizes: list[int]
 
     @property
     def bytes(self) -> int:
@@ -43,20 +45,22 @@ class Head:
         manifest = self.manifest
         return len(self.hashes) + 8 * len(manifest.pages) + 4 * len(manifest.pieces) + len(manifest.literals)
 
-    def known(self, packs: Container[int]) -> Known | None:
-        """Return its pages, for an image that follows it; None if not all of its packs are among these.
+    def known(self, packs: Iterable[int]) -> Known | None:
+        """Return its pages, for an image that follows it.
 
+        None if not all of its packs are among these, or the next image had better store some of their pages again.
         That the packs are kept as new ones would be is known: they were when it was made, and keys never change while
         we run.
         """
-        needed = {place: number for place, number in enumerate(self.manifest.packs) if number != NO_PACK}
-        if not all(number in packs for number in needed.values()):
+        needed = {place: number for place, (number, _) in enumerate(self.manifest.packs) if number != NO_PACK}
+        if not worth_sharing(list(zip(self.manifest.packs, self.sizes, strict=True))) >= {*needed.values()} <= {*packs}:
             return None
         known, places = Known(PageIndex(self.key)), [0] * len(self.manifest.packs)
         for place, number in needed.items():
             places[place] = len(known.packs)
             known.packs.append(number)
             known.digests.append(self.digests[place])
+            known.sizes.append(self.sizes[place])
         numbers = self.manifest.pages[:]
         replace_places(numbers, places)
         known.followed = Followed(MemoryMap(self.manifest.literals), numbers, self.hashes)

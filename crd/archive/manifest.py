@@ -11,7 +11,8 @@
     64  8   bytes of literals
     72  12  stored lengths of the three columns, u32 each
     84  4   reserved, 0
-    88      packs: identifier u64 of each; the first is the image's own, 0 if it has none
+    88      packs: of each its identifier u64, and how many pages of the image it holds u64; the first is the image's
+            own, whose identifier is 0 if it has none
             columns, each one zstd frame:
               pieces: bytes of literals u32 and pages u32 that follow, again and again
               pages: number of each page in the order of the stream, as the signed difference, less one, from the
@@ -42,7 +43,7 @@ from blake3 import blake3
 from crd.archive.pack import PAGES_MAX
 from crd.errors import BlobCorrupt, NativeError
 from crd.native.memory import PAGE_BYTES
-from crd.native.numbers import from_differences, places_used, to_differences
+from crd.native.numbers import from_differences, pages_by_place, to_differences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,6 +52,9 @@ LITERAL_BYTES_MAX = 256 << 20
 NO_PACK = 0
 PACK_SHIFT = 32
 HEAD = struct.Struct("<8sQQ32sIIQ3II")
+NEED = struct.Struct("<2Q")
+Need = tuple[int, int]
+"""A pack, and how many pages of it an image needs."""
 _MAGIC = b"CRDARCH4"
 _SUM_BYTES = 32
 _PACKS_MAX = 1 << 20
@@ -66,7 +70,8 @@ class Manifest:
     Attributes:
         image_bytes: of the stream.
         digest: 32 bytes.
-        packs: their identifiers; a page's number has the place in this list in its upper half.
+        packs: their identifiers, and how many of the pages each holds; a page's number has the place in this list in
+            its upper half.
         pieces: bytes of literals, pages, and so on in turn (u32).
         pages: number of each page (u64).
         literals: one after the other.
@@ -74,7 +79,7 @@ class Manifest:
 
     image_bytes: int
     digest: bytes
-    packs: list[int]
+    packs: list[Need]
     pieces: array[int]
     pages: array[int]
     literals: bytes
@@ -86,7 +91,7 @@ class Manifest:
         columns = [_stored(column) for column in (self.pieces.tobytes(), differences.tobytes(), self.literals)]
         head = HEAD.pack(_MAGIC, self.image_bytes, len(self.pages), self.digest, len(self.packs),
                          len(self.pieces) // 2, len(self.literals), *map(len, columns), 0)
-        parts = [head, struct.pack(f"<{len(self.packs)}Q", *self.packs), *columns]
+        parts = [head, *(NEED.pack(*need) for need in self.packs), *columns]
         check = blake3()
         for part in parts:
             check.update(part)
@@ -117,14 +122,14 @@ class Head:
     @property
     def packs_end(self) -> int:
         """Where the list of packs ends."""
-        return HEAD.size + 8 * self.n_packs
+        return HEAD.size + NEED.size * self.n_packs
 
     @property
     def object_bytes(self) -> int:
         """How large the object is."""
         return self.packs_end + sum(self.column_bytes) + _SUM_BYTES
 
-    def packs(self, start: bytes) -> list[int]:
+    def packs(self, start: bytes) -> list[Need]:
         """Return the list of packs, from at least ``packs_end`` bytes of the object.
 
         Raises:
@@ -132,7 +137,7 @@ class Head:
         """
         if len(start) < self.packs_end:
             raise BlobCorrupt("the object is torn")
-        return list(struct.unpack_from(f"<{self.n_packs}Q", start, HEAD.size))
+        return list(NEED.iter_unpack(start[HEAD.size:self.packs_end]))
 
 
 def parse_head(start: bytes) -> Head:
@@ -170,11 +175,14 @@ def decode(data: bytes) -> Manifest:
     if sum(pieces[::2]) != head.n_literal_bytes or sum(pieces[1::2]) != head.n_pages:
         raise BlobCorrupt("the object's pieces do not add up")
     from_differences(pages)
+    packs = head.packs(data)
     try:
-        places_used(pages, head.n_packs)
+        counts = pages_by_place(pages, head.n_packs)
     except NativeError as error:
         raise BlobCorrupt("the object names a page of a pack that it does not have") from error
-    return Manifest(head.image_bytes, head.digest, head.packs(data), pieces, pages, literals)
+    if [needed for _, needed in packs] != counts:
+        raise BlobCorrupt("the object's packs do not add up")
+    return Manifest(head.image_bytes, head.digest, packs, pieces, pages, literals)
 
 
 def _stored(column: bytes) -> bytes:

@@ -24,30 +24,21 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
 
-import zstandard
 from blake3 import blake3
 
 from crd.errors import BlobCorrupt
+from crd.native.frames import BLOCK_PAGES
 from crd.native.memory import PAGE_BYTES
 from crd.native.pages import HASH_BYTES, SECRET_BYTES, PageKey
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-BLOCK_PAGES = 64
-FRAME_BYTES = 4 * PAGE_BYTES
-"""Of scattered pages."""
+SCATTERED_FRAME_PAGES = 4
 BLOCK_BYTES = BLOCK_PAGES * PAGE_BYTES
 HEADER = struct.Struct(f"<8sQ{SECRET_BYTES}s")
 ENTRY = struct.Struct("<I16s")
 TRAILER = struct.Struct("<Q32sQ8s")
 _MAGIC, _END = b"CRDPACK2", b"CRDPACKE"
 _COUNT = struct.Struct("<Q")
-_WORD = struct.Struct("<I")
-_SEGMENT = struct.Struct("<2Q")
 PAGES_MAX = 1 << 28
 """A TiB; its table and hashes are 4 GiB, which bounds what a hostile object can make us read."""
 
@@ -65,30 +56,6 @@ class Block:
         """Raises BlobCorrupt: this is not what was stored."""
         if _checksum(stored) != self.checksum:
             raise BlobCorrupt(f"the block at {self.offset} is damaged", offset=self.offset)
-
-    def frames(self, stored: memoryview) -> Frames:
-        """Cut what was stored into frames.
-
-        Raises:
-            BlobCorrupt: that is impossible.
-        """
-        if len(stored) > _WORD.size:
-            [frame_bytes] = _WORD.unpack_from(stored)
-            n = -(-self.pages * PAGE_BYTES // frame_bytes) if frame_bytes else 0
-            start = _WORD.size * (1 + n)
-            if n and frame_bytes <= BLOCK_BYTES and not frame_bytes % PAGE_BYTES and len(stored) >= start:
-                ends = list(accumulate(struct.unpack_from(f"<{n}I", stored, _WORD.size), initial=start))
-                if ends[-1] == len(stored):
-                    return Frames(frame_bytes // PAGE_BYTES, [stored[at:end] for at, end in pairwise(ends)])
-        raise BlobCorrupt(f"the frames of the block at {self.offset} do not add up", offset=self.offset)
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """A block, cut: pages of each frame but the last, and what is stored of each."""
-
-    pages: int
-    stored: list[memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,59 +78,6 @@ class PackTable:
     def pages(self) -> int:
         """How many it holds."""
         return len(self.hashes) // HASH_BYTES
-
-
-class BlockCompressor:
-    """Makes blocks of pages; for one thread."""
-
-    def __init__(self, level: int) -> None:
-        """Use a level of zstd, 1 to 19."""
-        self._zstd = zstandard.ZstdCompressor(level=level)
-
-    def blocks(self, pages: memoryview, *, scattered: bool) -> list[bytes]:
-        """Return the blocks of some pages, each as it is stored.
-
-        Args:
-            pages: of the pack.
-            scattered: there were others between them.
-        """
-        cut = [pages[start:start + BLOCK_BYTES] for start in range(0, len(pages), BLOCK_BYTES)]
-        return [self._scattered(block) if scattered else _block(BLOCK_BYTES, [self._zstd.compress(block)])
-                for block in cut]
-
-    def _scattered(self, pages: memoryview) -> bytes:
-        parts = [min(FRAME_BYTES, len(pages) - start) for start in range(0, len(pages), FRAME_BYTES)]
-        found: Any = self._zstd.multi_compress_to_buffer(zstandard.BufferWithSegments(pages, _segments(parts)),
-                                                         threads=1)
-        return _block(FRAME_BYTES, [found[index].tobytes() for index in range(len(found))])
-
-
-def _block(frame_bytes: int, frames: Sequence[bytes]) -> bytes:
-    return b"".join([struct.pack(f"<I{len(frames)}I", frame_bytes, *map(len, frames)), *frames])
-
-
-def _segments(lengths: Iterable[int]) -> bytes:
-    """Return what zstandard.BufferWithSegments takes: start and length of parts that lie one after the other."""
-    ends = accumulate(lengths, initial=0)
-    return b"".join(_SEGMENT.pack(start, end - start) for start, end in pairwise(ends))
-
-
-def decompressed(frames: Sequence[memoryview], lengths: Sequence[int]) -> list[memoryview]:
-    """Decompress frames that hold so many bytes each.
-
-    Raises:
-        BlobCorrupt: they do not; what a frame says of itself is checked before that much is allocated.
-    """
-    if not frames:
-        return []  # zstandard divides by their number
-    try:
-        if any(zstandard.frame_content_size(frame) != length for frame, length in zip(frames, lengths, strict=True)):
-            raise BlobCorrupt("a frame is not of the size it must be")
-        found: Any = zstandard.ZstdDecompressor().multi_decompress_to_buffer(
-            zstandard.BufferWithSegments(b"".join(frames), _segments(map(len, frames))), threads=1)
-    except zstandard.ZstdError as error:
-        raise BlobCorrupt(f"a frame is damaged: {error}") from error
-    return [memoryview(found[index]) for index in range(len(found))]
 
 
 def entry(stored: bytes) -> bytes:

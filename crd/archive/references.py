@@ -6,13 +6,14 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from crd.archive.manifest import HEAD, NO_PACK, parse_head
+from crd.archive.manifest import HEAD, NEED, NO_PACK, parse_head
 from crd.archive.names import image_key, numbered, pack_key
 from crd.errors import BlobCorrupt, BlobMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
+    from crd.archive.manifest import Need
     from crd.archive.stores.store import Store
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class References:
     def __init__(self, store: Store) -> None:
         """Know of no image; ``load``."""
         self._store = store
-        self._images: dict[int, Sequence[int]] = {}
+        self._images: dict[int, list[Need]] = {}
         self._counts: Counter[int] = Counter()
         self._unreadable: set[int] = set()
         self._distrusted: set[int] = set()
@@ -51,15 +52,15 @@ class References:
                                error.message, extra={"event": "archive.unreadable", "crid": crid})
         await self._remove(numbered(keys, "pack"))
 
-    async def _needed(self, crid: int) -> list[int]:
+    async def _needed(self, crid: int) -> list[Need]:
         key = image_key(crid)
-        start = await self._store.read(key, 0, HEAD.size + 8 * _USUAL_PACKS)
+        start = await self._store.read(key, 0, HEAD.size + NEED.size * _USUAL_PACKS)
         head = parse_head(start)
         return head.packs(start if head.n_packs <= _USUAL_PACKS else await self._store.read(key, 0, head.packs_end))
 
-    def sound(self, crid: int) -> list[int]:
-        """Return the packs that an image needs, without those that were found damaged; none if it is unknown."""
-        return [pack for pack in self._images.get(crid, ()) if pack not in self._distrusted]
+    def sound(self, crid: int) -> list[Need]:
+        """Return what an image needs, without packs that were found damaged; nothing if it is unknown."""
+        return [need for need in self._images.get(crid, ()) if need[0] not in self._distrusted]
 
     def distrust(self, pack: int) -> None:
         """Take note that a pack is damaged or missing: no new image shall need it."""
@@ -75,15 +76,15 @@ class References:
         self._counts.subtract(packs)
         await self._remove(packs)
 
-    def enter(self, crid: int, packs: Sequence[int]) -> None:
+    def enter(self, crid: int, packs: Iterable[Need]) -> None:
         """Take note of an image that is there."""
-        self._images[crid] = [pack for pack in packs if pack != NO_PACK]
-        self.hold(self._images[crid])
+        self._images[crid] = [need for need in packs if need[0] != NO_PACK]
+        self.hold(pack for pack, _ in self._images[crid])
 
     async def forget(self, crid: int) -> None:
         """Take note that an image is gone from the store; what only it needed is deleted."""
         self._unreadable.discard(crid)
-        await self.release(self._images.pop(crid, ()))
+        await self.release([pack for pack, _ in self._images.pop(crid, ())])
 
     async def _remove(self, packs: Iterable[int]) -> None:
         for pack in packs:

@@ -15,7 +15,7 @@ from crd.archive.manifest import NO_PACK, Manifest, digest_of
 from crd.archive.names import image_key, pack_key
 from crd.archive.threads import in_thread, to_end
 from crd.errors import ArchiveError
-from crd.native.numbers import places_used, replace_places
+from crd.native.numbers import pages_by_place, replace_places
 from crd.native.pages import HASH_BYTES
 
 if TYPE_CHECKING:
@@ -98,15 +98,15 @@ class ImageSink:
             ArchiveError: the image is larger than is kept.
         """
         loop = asyncio.get_running_loop()
-        batches: asyncio.Queue[Batch | None] = asyncio.Queue()
-        cutter = StreamCutter(fd, self._known, lambda batch: loop.call_soon_threadsafe(batches.put_nowait, batch),
+        batches: asyncio.Queue[list[Batch]] = asyncio.Queue()
+        cutter = StreamCutter(fd, self._known, lambda some: loop.call_soon_threadsafe(batches.put_nowait, some),
                               level=self._level, threads=self._threads)
         with ThreadPoolExecutor(self._threads, "crd-compress") as executor, closing(cutter):
             cutting = asyncio.gather(*(loop.run_in_executor(executor, cutter.work) for _ in range(self._threads)),
                                      return_exceptions=True)
-            cutting.add_done_callback(lambda _: batches.put_nowait(None))
+            cutting.add_done_callback(lambda _: batches.put_nowait([]))
             try:
-                while ready := await _all_of(batches):
+                while ready := await batches.get():
                     await self._append(ready)
                     cutter.stored(len(ready))
                     if progress:
@@ -124,6 +124,7 @@ class ImageSink:
     def _made(self, cut: Cut) -> Manifest:
         cut.end()
         self._hashes, self._page_hashes = cut.hashes, cut.page_hashes
+        self._known.sizes[0] = len(cut.hashes) // HASH_BYTES
         if cut.hashes:
             self._known.digests[0] = pack.digest_of(self._header, self._entries, self._hashes)
         return _manifest(cut, self._known)
@@ -175,9 +176,10 @@ class ImageSink:
         known = self._known
         if len(self._page_hashes) == len(manifest.pages) * HASH_BYTES:
             place = {number: place for place, number in enumerate(known.packs)}
+            places = [place[number] if number != NO_PACK else 0 for number, _ in manifest.packs]
             self._heads.put(crid, Head(manifest, known.index.key, self._page_hashes,
-                                       [known.digests[place[number]] if number != NO_PACK else None
-                                        for number in manifest.packs]))
+                                       [known.digests[place] for place in places],
+                                       [known.sizes[place] for place in places]))
 
     async def _commit_manifest(self, key: str, parts: list[bytes]) -> None:
         upload = await self._store.create()
@@ -195,25 +197,17 @@ class ImageSink:
         await self._references.release(self._known.packs)
 
 
-async def _all_of(batches: asyncio.Queue[Batch | None]) -> list[Batch]:
-    """Wait for batches, and return all that there are; none at the end."""
-    ready = [await batches.get()]
-    while not batches.empty():
-        ready.append(batches.get_nowait())
-    found = [batch for batch in ready if batch]
-    if found and len(found) < len(ready):
-        batches.put_nowait(None)
-    return found
-
-
 def _manifest(cut: Cut, known: Known) -> Manifest:
     """Return what a stream was cut into, with those packs only that it needs."""
-    pages, used = cut.pages, [place for place in places_used(cut.pages, len(known.packs)) if place]
+    counts = pages_by_place(cut.pages, len(known.packs))
+    used = [place for place, n in enumerate(counts) if n and place]
+    pages = cut.pages
     if used != list(range(1, len(used) + 1)):
         places = [0] * len(known.packs)
         for new, old in enumerate(used, 1):
             places[old] = new
         replace_places(pages, places)
-    packs = [known.packs[0] if cut.hashes else NO_PACK, *(known.packs[place] for place in used)]
+    packs = [(known.packs[0] if cut.hashes else NO_PACK, counts[0]),
+             *((known.packs[place], counts[place]) for place in used)]
     digest = digest_of((known.digests[place] for place in [0, *used]), cut.pieces, pages, cut.literals)
     return Manifest(cut.image_bytes, digest, packs, cut.pieces, pages, bytes(cut.literals))

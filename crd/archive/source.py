@@ -6,23 +6,27 @@ import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from itertools import cycle, groupby
 from typing import TYPE_CHECKING
 
 from crd.archive import manifest, pack
 from crd.archive.names import image_key, pack_key
 from crd.archive.threads import in_thread, to_end
-from crd.archive.window import Window, windows
+from crd.archive.window import BLOCK_MASK, WINDOW_PAGES, windows
 from crd.archive.writer import StreamWriter
 from crd.errors import BlobCorrupt, BlobMissing
+from crd.native.frames import blocks_of
+from crd.native.memory import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import AsyncIterator, Iterator
 
     from crd.archive.manifest import Manifest
-    from crd.archive.pack import Block, PackTable
+    from crd.archive.pack import PackTable
     from crd.archive.references import References
     from crd.archive.stores.store import Store
-    from crd.archive.window import Blocks
+    from crd.archive.window import Blocks, Window
 
 _READ_BYTES = 4 << 20
 _GAP_BYTES = 32 << 10
@@ -62,28 +66,27 @@ class ImageSource:
             if await in_thread(self._digest) != self.manifest.digest:
                 raise BlobCorrupt("its packs are not those that it was made with")
         for place, numbers in self._all_blocks().items():
-            async for blocks in self._read(place, sorted(numbers)):
+            async for blocks in self._read(place, numbers):
+                await in_thread(self._check, blocks)
                 self.checked_bytes += sum(map(len, blocks.values()))
 
     async def own_bytes(self) -> int:
         """Return the bytes of the objects that came with it; raises BlobMissing, ArchiveUnavailable."""
-        own = self.manifest.packs[0]
+        own, _ = self.manifest.packs[0]
         return await self._store.size(self._key) + (await self._store.size(pack_key(own)) if own else 0)
 
-    def _all_blocks(self) -> dict[int, set[int]]:
-        needed: dict[int, set[int]] = {}
-        for window in windows(self.manifest):
-            for place, block in window.blocks:
-                needed.setdefault(place, set()).add(block)
-        return needed
+    def _all_blocks(self) -> dict[int, list[int]]:
+        return _by_pack(blocks_of(self.manifest.pages))
 
     async def _load(self) -> None:
         """Read the tables of all packs."""
-        for place, number in enumerate(self.manifest.packs):
+        for place, (number, _) in enumerate(self.manifest.packs):
             if number != manifest.NO_PACK and place not in self._tables:
                 with self._trusting(number):
                     self._tables[place] = await open_pack(self._store, number)
                 self.checked_bytes += len(self._tables[place].hashes)
+        if len({table.key for table in self._tables.values()}) > 1:
+            raise BlobCorrupt("its packs have several keys")
 
     @contextmanager
     def _trusting(self, number: int) -> Iterator[None]:
@@ -113,12 +116,13 @@ class ImageSource:
             ArchiveError: the stream cannot be written.
         """
         under_way: deque[asyncio.Task[list[memoryview]]] = deque()
+        rooms = cycle([memoryview(bytearray(WINDOW_PAGES * PAGE_BYTES)) for _ in range(self._threads + 2)])
         with (_about(self._key), closing(StreamWriter(fd)) as writer,
               ThreadPoolExecutor(self._threads, "crd-decompress") as executor):
             await self._load()
             try:
                 for window in windows(self.manifest):
-                    under_way.append(asyncio.create_task(self._content(window, executor)))
+                    under_way.append(asyncio.create_task(self._content(window, next(rooms), executor)))
                     if len(under_way) > self._threads:
                         await self._write(writer, await under_way.popleft())
                 while under_way:
@@ -130,15 +134,16 @@ class ImageSource:
                     with suppress(Exception, asyncio.CancelledError):
                         await to_end(task)
 
-    async def _content(self, window: Window, executor: ThreadPoolExecutor) -> list[memoryview]:
-        needed: dict[int, list[int]] = {}
-        for place, block in sorted(window.blocks):
-            needed.setdefault(place, []).append(block)
+    async def _content(self, window: Window, room: memoryview, executor: ThreadPoolExecutor) -> list[memoryview]:
         stored: Blocks = {}
-        for place, numbers in needed.items():
+        for place, numbers in _by_pack(window.blocks).items():
             async for blocks in self._read(place, numbers):
-                stored |= {(place, number): content for number, content in blocks.items()}
-        return await to_end(asyncio.get_running_loop().run_in_executor(executor, window.content, self._tables, stored))
+                stored |= blocks
+        return await to_end(asyncio.get_running_loop().run_in_executor(executor, self._opened, window, stored, room))
+
+    def _opened(self, window: Window, stored: Blocks, room: memoryview) -> list[memoryview]:
+        self._check(stored)
+        return window.content(self._tables, stored, room)
 
     @staticmethod
     async def _write(writer: StreamWriter, parts: list[memoryview]) -> None:
@@ -152,9 +157,9 @@ class ImageSource:
             with suppress(Exception):
                 await to_end(writing)
 
-    async def _read(self, place: int, numbers: list[int]) -> AsyncIterator[dict[int, memoryview]]:
-        """Read blocks of a pack in order, many at a time, each checked."""
-        number, table = self.manifest.packs[place], self._tables[place]
+    async def _read(self, place: int, numbers: list[int]) -> AsyncIterator[Blocks]:
+        """Read blocks of a pack in order, many at a time."""
+        (number, _), table = self.manifest.packs[place], self._tables[place]
         key = pack_key(number)
         with self._trusting(number), _about(key):
             for run in _runs(table, numbers):
@@ -165,9 +170,24 @@ class ImageSource:
                 for index in run:
                     block = table.blocks[index]
                     at = block.offset - first.offset
-                    found[index] = content[at:at + block.stored_bytes]
-                await in_thread(_check, [(table.blocks[index], stored) for index, stored in found.items()])
+                    found[place << manifest.PACK_SHIFT | index] = content[at:at + block.stored_bytes]
                 yield found
+
+    def _check(self, stored: Blocks) -> None:
+        for at, content in stored.items():
+            place = at >> manifest.PACK_SHIFT
+            try:
+                self._tables[place].blocks[at & BLOCK_MASK].check(content)
+            except BlobCorrupt:
+                number, _ = self.manifest.packs[place]
+                with self._trusting(number), _about(pack_key(number)):
+                    raise
+
+
+def _by_pack(blocks: array[int]) -> dict[int, list[int]]:
+    """Return the numbers of blocks by the place of their pack."""
+    return {place: [number & BLOCK_MASK for number in numbers]
+            for place, numbers in groupby(blocks, lambda number: number >> manifest.PACK_SHIFT)}
 
 
 def _runs(table: PackTable, numbers: list[int]) -> Iterator[list[int]]:
@@ -186,11 +206,6 @@ def _runs(table: PackTable, numbers: list[int]) -> Iterator[list[int]]:
         run.append(number)
     if run:
         yield run
-
-
-def _check(pieces: list[tuple[Block, memoryview]]) -> None:
-    for block, stored in pieces:
-        block.check(stored)
 
 
 @contextmanager

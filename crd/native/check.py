@@ -26,7 +26,9 @@ def call(function: Any, *arguments: Any) -> None:
         NativeError: any other error.
     """
     error = ffi.new("struct crd_error *")
-    if function(*arguments, error):
+    failed = function(*arguments, error)
+    del arguments  # the collector crashes on cffi's buffers of memoryviews, which a traceback would leave to it
+    if failed:
         raise _exception(error)
 
 

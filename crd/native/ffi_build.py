@@ -6,7 +6,8 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-TOPICS = ("core", "tracee", "memory", "pagemap", "clone", "syscall", "stubs", "threads", "pages", "numbers", "tracking")
+TOPICS = ("core", "tracee", "memory", "pagemap", "clone", "syscall", "stubs", "threads", "pages", "frames", "numbers",
+          "tracking")
 ARCH = HERE / "csrc" / "arch" / "x86_64"
 SOURCES = [*(HERE / "csrc").glob("*.c"), *ARCH.glob("*.c")]
 
@@ -21,6 +22,7 @@ ffibuilder.set_source(
     depends=[str(path.relative_to(ROOT)) for path in HERE.rglob("*.[hS]")],
     extra_compile_args=["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers",
                         f"-Wa,-I,{ARCH.relative_to(ROOT)}"],
+    libraries=["zstd"],
     py_limited_api=True,
 )
 

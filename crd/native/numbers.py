@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def places_used(numbers: array[int], n_places: int) -> list[int]:
-    """Return the places that numbers have, in ascending order.
+def pages_by_place(numbers: array[int], n_places: int) -> list[int]:
+    """Return how many pages each place has.
 
     Raises:
-        NativeError: ERANGE: one is not below ``n_places``.
+        NativeError: ERANGE: a place is not below ``n_places``.
     """
-    used = bytearray(n_places)
-    call(lib.crd_places_used, _words(numbers), len(numbers), ffi.from_buffer(used), n_places)
-    return [place for place in range(n_places) if used[place]]
+    counts = ffi.new("uint64_t[]", n_places)
+    call(lib.crd_places_count, _words(numbers), len(numbers), counts, n_places)
+    return list(counts)
 
 
 def replace_places(numbers: array[int], places: Sequence[int]) -> None:
-    """Give each number the place that ``places`` has for its own; raises as ``places_used``."""
+    """Give each number the place that ``places`` has for its own; raises as ``pages_by_place``."""
     call(lib.crd_places_replace, _words(numbers), len(numbers), ffi.new("uint32_t[]", list(places)), len(places))
 
 

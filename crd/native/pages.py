@@ -18,8 +18,7 @@ with more rights.  Whoever can read the archive knows the keys in it, though, an
 what a target may do rests on these hashes.  What guards the archive are the unkeyed sums of what is stored
 (``crd.archive.pack``), which the digest of an image covers.
 
-The key costs nothing and buys a factor of eight in speed over BLAKE3 of the pages, which is what all of a first
-checkpoint but its compression would otherwise go into.
+That takes a quarter of the time of BLAKE3 of the pages, which was as long as a quarter of their compression.
 """
 
 from __future__ import annotations
@@ -27,12 +26,17 @@ from __future__ import annotations
 import secrets
 from array import array
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from crd.errors import BlobCorrupt
 from crd.native.check import call
 from crd.native.ffi import ffi, lib
 from crd.native.memory import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 HASH_BYTES = 16
 SECRET_BYTES = 32
@@ -117,3 +121,21 @@ class PageIndex:
              next_number, ffi.from_buffer(hashes), ffi.from_buffer(fresh_hashes),
              ffi.from_buffer("uint64_t[]", numbers), n_fresh)
         return Indexed(numbers, hashes, memoryview(fresh_hashes)[:n_fresh[0] * HASH_BYTES])
+
+
+def gathered_hashes(numbers: array[int], hashes: Mapping[int, bytes]) -> bytearray:
+    """Return the hashes of pages by their numbers, from those of all pages of each pack.
+
+    Raises:
+        BlobCorrupt: a pack has not as many pages.
+    """
+    gathered = bytearray(len(numbers) * HASH_BYTES)
+    n_packs = max(hashes, default=-1) + 1
+    views = {place: ffi.from_buffer(content) for place, content in hashes.items()}
+    packs = ffi.new("struct crd_pack_hashes[]", n_packs)
+    for place, view in views.items():
+        packs[place] = (view, len(hashes[place]) // HASH_BYTES)
+    if lib.crd_page_hashes_gather(ffi.from_buffer("uint64_t[]", numbers), len(numbers), packs, n_packs,
+                                  ffi.from_buffer(gathered)):
+        raise BlobCorrupt("it needs more pages than a pack of it has")
+    return gathered

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -21,17 +22,20 @@ from typing import TYPE_CHECKING
 import zstandard
 
 from crd.archive.archive import Archive
+from crd.archive.keys import KEY_BYTES, Key, KeyRing
 from crd.archive.stores.local import LocalStore
+from crd.archive.stores.sealed import SealedStore
 from crd.catalog.catalog import Catalog
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.tracking import Tracks
 from crd.engine.api import CheckpointOptions, checkpoint, restart
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
-from crd.engine.userspace.tree import frozen
+from crd.engine.userspace.freeze import frozen
 from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap
 from crd.target import procfs
+from tests.bench.history import long_history, memory_while_storing, read_seconds
 from tests.support.victims import Victim, until
 
 if TYPE_CHECKING:
@@ -101,12 +105,12 @@ def resident(pid: int) -> list[tuple[int, int]]:
 def stop_and_copy_seconds(pid: int) -> float:
     """Read all resident memory once with process_vm_readv while the process is stopped."""
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    with frozen(pid, 5.0) as tree:
+    with frozen(pid, 5.0) as state:
         runs = resident(pid)
         began = time.monotonic()
         for run in runs:
             process_read_runs(pid, [run], buffer[:run[1]])
-        tree.haste.relax()
+        state.relax()
         return time.monotonic() - began
 
 
@@ -187,23 +191,33 @@ def zstd_alone_seconds(pid: int) -> tuple[float, int]:
 
 
 async def whole_checkpoint(home: Path, rows: int, n: int) -> None:
-    """Measure a checkpoint from the request to the catalog."""
+    """Measure a checkpoint from the request to the catalog, in clear and encrypted, and reading it back."""
+    plain, sealed = LocalStore(home / "archive"), LocalStore(home / "sealed")
+    keys = KeyRing([Key(secrets.token_bytes(KEY_BYTES))])
     with python(home / "heap", HEAP, str(rows)) as pid:
-        async with (Archive(LocalStore(home / "archive")) as archive,
+        async with (Archive(plain) as archive, Archive(SealedStore(sealed, keys)) as encrypted,
                     await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db") as catalog, WorkerPool() as workers):
-            pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", Tracks(enabled=True), 600, 600)
-            ours, baseline, size = [], [], 0
+            rates: dict[str, list[float]] = {"clear": [], "encrypted": [], "alone": [], "read": []}
+            size = 0
             for _ in range(n):
-                await asyncio.sleep(1)  # the next worker gets warm
-                began = time.monotonic()
-                image = await pipeline.checkpoint(pid, CheckpointOptions())
-                ours.append(image.memory_bytes / (time.monotonic() - began) / 2**20)
-                await archive.forget(image.crid)
+                for what, kept in (("clear", archive), ("encrypted", encrypted)):
+                    await asyncio.sleep(1)  # the next worker gets warm
+                    pipeline = Pipeline(workers, kept, catalog, home / "crid", "bench", Tracks(enabled=True), 600, 600)
+                    began = time.monotonic()
+                    image = await pipeline.checkpoint(pid, CheckpointOptions())
+                    rates[what].append(image.memory_bytes / (time.monotonic() - began) / 2**20)
+                    if kept is archive:
+                        seconds = await read_seconds(archive, image.crid, image.digest)
+                        rates["read"].append(image.image_bytes / seconds / 2**20)
+                    await kept.forget(image.crid)
                 seconds, size = await asyncio.to_thread(zstd_alone_seconds, pid)
-                baseline.append(size / seconds / 2**20)
-    row(f"whole checkpoint of {size >> 20} MiB of Python heap into the archive", n,
-        f"{statistics.median(ours):.0f} MiB/s", f"{statistics.median(baseline):.0f} MiB/s zstd alone",
-        f"{statistics.median(ours) / statistics.median(baseline):.2f}")
+                rates["alone"].append(size / seconds / 2**20)
+    clear, encrypted_rate, alone, read = (statistics.median(rate) for rate in rates.values())
+    what = f"whole checkpoint of {size >> 20} MiB of Python heap into the archive"
+    row(what, n, f"{clear:.0f} MiB/s", f"{alone:.0f} MiB/s zstd alone", f"{clear / alone:.2f}")
+    row(f"{what}, encrypted", n, f"{encrypted_rate:.0f} MiB/s", f"{alone:.0f} MiB/s zstd alone",
+        f"{encrypted_rate / alone:.2f}")
+    row("reading it back, every page verified", n, f"{read:.0f} MiB/s", "1024 MiB/s are wanted", f"{read / 1024:.2f}")
 
 
 def cpu_seconds() -> float:
@@ -291,6 +305,8 @@ def main() -> None:
         stop_of_threads(home, 15)
         asyncio.run(whole_checkpoint(home, 2_600_000, 5))
         asyncio.run(increments(home, 7))
+        memory_while_storing(home, row)
+        asyncio.run(long_history(home, row))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 import zstandard
 
 from crd.archive.archive import Archive
-from crd.archive.pack import FRAME_BYTES
+from crd.archive.pack import BLOCK_BYTES
 from crd.archive.stores.local import LocalStore
 from crd.ids import Crid
 
@@ -97,12 +97,12 @@ def heap(mebibytes: int) -> int:
 
 def zstd_alone(content: memoryview, level: int, threads: int) -> None:
     """Compress the frames on threads, and throw them away."""
-    starts = range(0, len(content), FRAME_BYTES)
+    starts = range(0, len(content), BLOCK_BYTES)
 
     def compress(thread: int) -> None:
         compressor = zstandard.ZstdCompressor(level=level)
         for start in starts[thread::threads]:
-            compressor.compress(content[start:start + FRAME_BYTES])
+            compressor.compress(content[start:start + BLOCK_BYTES])
 
     with ThreadPoolExecutor(threads) as executor:
         list(executor.map(compress, range(threads)))

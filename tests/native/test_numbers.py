@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crd.errors import NativeError
-from crd.native.numbers import from_differences, places_used, replace_places, to_differences
+from crd.native.numbers import from_differences, pages_by_place, replace_places, to_differences
 
 SHIFT = 32
 NUMBERS = st.lists(st.integers(0, (1 << 64) - 1), max_size=50)
@@ -28,7 +28,7 @@ def test_differences_and_back(numbers: list[int]) -> None:
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, (1 << 32) - 1)), max_size=50))
 def test_places(parts: list[tuple[int, int]]) -> None:
     words = array("Q", (place << SHIFT | page for place, page in parts))
-    assert places_used(words, 5) == sorted({place for place, _ in parts})
+    assert pages_by_place(words, 5) == [sum(place == wanted for place, _ in parts) for wanted in range(5)]
     replace_places(words, [9, 8, 7, 6, 0xFFFF_FFFF])
     assert list(words) == [[9, 8, 7, 6, 0xFFFF_FFFF][place] << SHIFT | page for place, page in parts]
 
@@ -36,6 +36,6 @@ def test_places(parts: list[tuple[int, int]]) -> None:
 def test_a_place_that_is_not_there() -> None:
     words = array("Q", [0, 3 << SHIFT])
     with pytest.raises(NativeError):
-        places_used(words, 3)
+        pages_by_place(words, 3)
     with pytest.raises(NativeError):
         replace_places(words, [0, 1, 2])

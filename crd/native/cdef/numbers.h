@@ -1,7 +1,7 @@
 /* Numbers of pages: the place of a pack in a list << 32, and the page's in the pack. */
 
-/* used[i] = 1 for the place of each. Places are below n_places, or -1 is returned. */
-int crd_places_used(const uint64_t *numbers, size_t n, unsigned char *used, size_t n_places, struct crd_error *err);
+/* Add to counts[i] how many have place i. Places are below n_places, or -1 is returned. */
+int crd_places_count(const uint64_t *numbers, size_t n, uint64_t *counts, size_t n_places, struct crd_error *err);
 
 /* Give each another place; as before. */
 int crd_places_replace(uint64_t *numbers, size_t n, const uint32_t *places, size_t n_places, struct crd_error *err);

@@ -15,3 +15,13 @@ int crd_page_index_learn(struct crd_page_index *index, const unsigned char *hash
 int crd_page_index_add(struct crd_page_index *index, unsigned char *pages, size_t n, const unsigned char *key,
                        uint64_t next_number, unsigned char *hashes, unsigned char *fresh_hashes,
                        uint64_t *numbers, size_t *n_fresh, struct crd_error *err);
+
+/* The hashes of the pages of a pack. */
+struct crd_pack_hashes {
+    const unsigned char *hashes;
+    size_t n;
+};
+
+/* The hashes of pages by their numbers, whose upper 32 bits say which pack; -1 if there is no such page. */
+int crd_page_hashes_gather(const uint64_t *numbers, size_t n, const struct crd_pack_hashes *packs, size_t n_packs,
+                           unsigned char *hashes);

@@ -1,7 +1,7 @@
 /* The public C interface: what crd does with tasks, in exact terms.
  *
  * Results and errors never share a channel: a function returns 0, or -1 with *err filled in; what it found goes through
- * pointers named *_ret. Nothing here prints, calls back, or, but for the index of pages, allocates or keeps state. A ptrace
+ * pointers named *_ret. Nothing here prints, calls back, or, but for the page index and zstd, allocates or keeps state. A ptrace
  * session belongs to the one thread that seized the tracee, so nothing here needs a lock. */
 #ifndef CRD_CORE_H
 #define CRD_CORE_H
@@ -12,6 +12,7 @@
 #include "../cdef/core.h"
 
 #include "../cdef/clone.h"
+#include "../cdef/frames.h"
 #include "../cdef/memory.h"
 #include "../cdef/pagemap.h"
 #include "../cdef/numbers.h"

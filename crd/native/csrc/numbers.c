@@ -11,12 +11,12 @@ static int out_of_range(struct crd_error *err)
     return crd_fail(err, "number a page", 0, 0);
 }
 
-int crd_places_used(const uint64_t *numbers, size_t n, unsigned char *used, size_t n_places, struct crd_error *err)
+int crd_places_count(const uint64_t *numbers, size_t n, uint64_t *counts, size_t n_places, struct crd_error *err)
 {
     for (size_t i = 0; i < n; i++) {
         if (numbers[i] >> SHIFT >= n_places)
             return out_of_range(err);
-        used[numbers[i] >> SHIFT] = 1;
+        counts[numbers[i] >> SHIFT]++;
     }
     return 0;
 }

@@ -124,3 +124,15 @@ int crd_page_index_add(struct crd_page_index *index, unsigned char *pages, size_
     *n_fresh = fresh;
     return 0;
 }
+
+int crd_page_hashes_gather(const uint64_t *numbers, size_t n, const struct crd_pack_hashes *packs, size_t n_packs,
+                           unsigned char *hashes)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint64_t pack = numbers[i] >> 32, page = numbers[i] & UINT32_MAX;
+        if (pack >= n_packs || page >= packs[pack].n)
+            return -1;
+        memcpy(hashes + i * HASH, packs[pack].hashes + page * HASH, HASH);
+    }
+    return 0;
+}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from crd.archive import manifest, pack
 from crd.archive.archive import Archive
+from crd.archive.manifest import PACK_SHIFT
 from crd.archive.names import image_key, pack_key
 from crd.archive.stores.memory import MemoryStore
 from crd.errors import BlobCorrupt
@@ -27,11 +28,14 @@ PACK, KEY = 77, PageKey(bytes(range(32)))
 
 
 def image(pages: list[int], packs: list[int] | None = None, pieces: list[int] | None = None, literals: bytes = b"",
-          **head: Any) -> bytes:
+          needed: list[int] | None = None, **head: Any) -> bytes:
     """Return an image whose sums are right, whatever it says."""
     pieces = pieces if pieces is not None else [len(literals), len(pages)]
-    made = manifest.Manifest(len(literals) + len(pages) * PAGE_BYTES, bytes(32), packs or [PACK], array("I", pieces),
-                             array("Q", pages), literals)
+    packs = packs or [PACK]
+    if needed is None:
+        needed = [sum(page >> PACK_SHIFT == place for page in pages) for place in range(len(packs))]
+    made = manifest.Manifest(len(literals) + len(pages) * PAGE_BYTES, bytes(32), list(zip(packs, needed, strict=False)),
+                             array("I", pieces), array("Q", pages), literals)
     first, *rest, _ = made.encode()
     names = ("magic", "image_bytes", "n_pages", "digest", "n_packs", "n_pieces", "n_literal_bytes", "a", "b", "c",
              "reserved")
@@ -91,6 +95,8 @@ async def test_what_these_make_is_an_image_indeed() -> None:
     image([0, 1 << 32]),
     image([1 << 62]),
     image([5]),
+    image([0], needed=[0]),
+    image([0], needed=[1 << 63]),
 ])
 async def test_impossible_images_are_refused(data: bytes) -> None:
     await refused(data, WHOLE)
@@ -118,7 +124,7 @@ def frame_of(content_bytes: int) -> bytes:
     block(PAGE_BYTES, zstandard.compress(PAGE * 2)),
     block(PAGE_BYTES, zstandard.compress(PAGE[:-1])),
     block(PAGE_BYTES, zstandard.compress(b"b" * PAGE_BYTES)),
-    block(PAGE_BYTES, zstandard.ZstdCompressor(write_content_size=False).compress(PAGE)),
+    block(PAGE_BYTES, zstandard.compress(PAGE) + zstandard.compress(b"")),
     block(PAGE_BYTES, zstandard.compress(os.urandom(PAGE_BYTES))[:-10]),
     block(PAGE_BYTES, b"rubbish"),
 ])

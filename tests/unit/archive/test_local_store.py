@@ -241,7 +241,7 @@ async def test_kill_9_loses_nothing_and_leaves_nothing_torn(home: Path) -> None:
             for number in there:
                 stored = await archive.stored(number)
                 await (await archive.source(number)).verify(acknowledged.get(number, stored.digest))
-            needed = {pack for number in there for pack in (await archive.source(number)).manifest.packs}
+            needed = {pack for number in there for pack, _ in (await archive.source(number)).manifest.packs}
             names = {*map(image_key, there), *map(pack_key, needed - {NO_PACK})}
             assert {path.name for path in home.iterdir()} == names
             crid = max(there) + 1

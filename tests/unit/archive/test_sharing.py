@@ -176,3 +176,43 @@ async def test_a_crid_that_is_taken_changes_nothing() -> None:
             await store_image(archive, 1, stream(range(200)), base=1)
         assert store.contents == before
         assert await read_image(archive, 1) == stream(range(100))
+
+
+async def test_an_image_of_a_long_history_needs_few_packs() -> None:
+    """Each image has one page of its own, which stays; packs of the fewest pages are merged, and nothing else moves."""
+    store, numbers = MemoryStore(), list(range(300))
+    async with Archive(store) as archive:
+        first = await store_image(archive, 1, stream(numbers))
+        moved = []
+        for crid in range(2, 140):
+            numbers[crid] = 10_000 + crid
+            stored = await store_image(archive, crid, stream(numbers), base=crid - 1)
+            source = await archive.source(Crid(crid))
+            assert len(source.manifest.packs) <= 64
+            moved.append(source.manifest.packs[0][1])
+            if crid % 3:
+                await archive.forget(Crid(crid - 1))
+        assert sum(n == 1 for n in moved) > 0.9 * len(moved), "a merge is rare"
+        assert 40 < max(moved) < 200, "and takes along what is small only"
+        await (await archive.source(Crid(139))).verify(stored.digest)
+        assert await read_image(archive, 139) == stream(numbers)
+        assert stored.stored_bytes < first.stored_bytes / 50
+        for crid in await archive.crids():
+            await archive.forget(crid)
+        assert store.contents == {}
+
+
+async def test_what_is_left_of_a_pack_that_was_mostly_written_to_is_stored_again() -> None:
+    async with Archive(MemoryStore()) as archive:
+        await store_image(archive, 1, stream(range(100)))
+        await store_image(archive, 2, stream([*range(39), *range(1000, 1061)]), base=1)
+        packs = {crid: (await archive.source(Crid(crid))).manifest.packs for crid in (1, 2)}
+        assert [needed for _, needed in packs[2]] == [61, 39]
+        assert packs[2][1][0] == packs[1][0][0]
+        await store_image(archive, 3, stream([*range(39), *range(1000, 1061)]), base=2)
+        packs[3] = (await archive.source(Crid(3))).manifest.packs
+        assert [needed for _, needed in packs[3]] == [39, 61]
+        assert packs[3][1][0] == packs[2][0][0]
+        await archive.forget(Crid(1))
+        await archive.forget(Crid(2))
+        assert await read_image(archive, 3) == stream([*range(39), *range(1000, 1061)])

@@ -1,0 +1,226 @@
+/* Pages in blocks of zstd frames; crd/archive/pack.py tells their layout. Whatever is stored is hostile until checked. */
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zstd.h>
+
+#include "core.h"
+
+enum { PAGE = 4096, HASH = 16, BLOCK_PAGES = 64, WORD = 4, PACK_SHIFT = 32 };
+
+static uint64_t block_of(uint64_t number)
+{
+    uint64_t page = number & (((uint64_t)1 << PACK_SHIFT) - 1);
+
+    return number - page + page / BLOCK_PAGES;
+}
+
+static int compare_words(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+size_t crd_blocks_of(const uint64_t *numbers, size_t n, uint64_t *blocks)
+{
+    size_t found = 0, unique = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        uint64_t block = block_of(numbers[i]);
+        if (!found || blocks[found - 1] != block)
+            blocks[found++] = block;
+    }
+    qsort(blocks, found, sizeof(*blocks), compare_words);
+    for (size_t i = 0; i < found; i++)
+        if (!unique || blocks[unique - 1] != blocks[i])
+            blocks[unique++] = blocks[i];
+    return unique;
+}
+
+/* Cuts pages of one block into frames, and returns where they end in what is stored; 0 if there is no room. */
+static size_t make_block(ZSTD_CCtx *zstd, const unsigned char *pages, size_t n_pages, size_t frame_pages, int level,
+                         unsigned char *stored, size_t room)
+{
+    size_t n_frames = (n_pages + frame_pages - 1) / frame_pages, end = (1 + n_frames) * WORD;
+    uint32_t word = frame_pages * PAGE;
+
+    if (room < end)
+        return 0;
+    memcpy(stored, &word, WORD);
+    for (size_t frame = 0; frame < n_frames; frame++) {
+        size_t first = frame * frame_pages, many = n_pages - first < frame_pages ? n_pages - first : frame_pages;
+        size_t length = ZSTD_compressCCtx(zstd, stored + end, room - end, pages + first * PAGE, many * PAGE, level);
+        if (ZSTD_isError(length))
+            return 0;
+        word = length;
+        memcpy(stored + (1 + frame) * WORD, &word, WORD);
+        end += length;
+    }
+    return end;
+}
+
+size_t crd_blocks_room(size_t n_pages, size_t frame_pages)
+{
+    size_t frames = n_pages / frame_pages + n_pages / BLOCK_PAGES + 2;
+
+    return frames * (ZSTD_compressBound(frame_pages * PAGE) + 2 * WORD);
+}
+
+void *crd_compressor_new(void)
+{
+    return ZSTD_createCCtx();
+}
+
+void crd_compressor_free(void *compressor)
+{
+    ZSTD_freeCCtx(compressor);
+}
+
+int crd_blocks_make(void *compressor, const unsigned char *pages, size_t n_pages, size_t frame_pages, int level,
+                    unsigned char *stored, size_t room, uint32_t *lengths, struct crd_error *err)
+{
+    size_t end = 0;
+
+    for (size_t at = 0; at < n_pages; at += BLOCK_PAGES) {
+        size_t held = n_pages - at < BLOCK_PAGES ? n_pages - at : BLOCK_PAGES;
+        size_t length = make_block(compressor, pages + at * PAGE, held, frame_pages, level, stored + end, room - end);
+        if (!length) {
+            errno = ENOBUFS;
+            return crd_fail(err, "compress pages", 0, at);
+        }
+        lengths[at / BLOCK_PAGES] = length;
+        end += length;
+    }
+    return 0;
+}
+
+struct wanted {
+    uint64_t number;
+    size_t at; /* in the output, in pages */
+};
+
+static int compare_wanted(const void *a, const void *b)
+{
+    const struct wanted *x = a, *y = b;
+
+    return (x->number > y->number) - (x->number < y->number);
+}
+
+/* A frame of a block. */
+struct frame {
+    const unsigned char *stored;
+    size_t stored_bytes;
+    size_t first, pages; /* in the block */
+};
+
+static bool find_frame(const struct crd_block *block, const unsigned char *words, size_t page, struct frame *frame)
+{
+    uint32_t frame_bytes, length;
+
+    if (block->stored_bytes < WORD || page >= block->pages)
+        return false;
+    memcpy(&frame_bytes, words, WORD);
+    if (!frame_bytes || frame_bytes % PAGE || frame_bytes > BLOCK_PAGES * PAGE)
+        return false;
+    size_t frame_pages = frame_bytes / PAGE, index = page / frame_pages;
+    size_t n_frames = (block->pages + frame_pages - 1) / frame_pages, end = (1 + n_frames) * WORD;
+    if (block->stored_bytes < end)
+        return false;
+    for (size_t i = 0; i < n_frames; i++) {
+        memcpy(&length, words + (1 + i) * WORD, WORD);
+        if (length > block->stored_bytes - end)
+            return false;
+        if (i == index)
+            *frame = (struct frame){words + end, length, index * frame_pages, frame_pages};
+        end += length;
+    }
+    if (frame->first + frame->pages > block->pages)
+        frame->pages = block->pages - frame->first;
+    return end == block->stored_bytes;
+}
+
+static bool open_frame(ZSTD_DCtx *zstd, const struct frame *frame, unsigned char *content)
+{
+    size_t length = frame->pages * PAGE;
+
+    return ZSTD_findFrameCompressedSize(frame->stored, frame->stored_bytes) == frame->stored_bytes &&
+           ZSTD_decompressDCtx(zstd, content, length, frame->stored, frame->stored_bytes) == length;
+}
+
+/* Whether a frame is wanted from its beginning to its end, one page after the other. */
+static bool is_wanted_whole(const struct wanted *wanted, size_t n, uint64_t first_number, size_t pages)
+{
+    for (size_t i = 0; i < pages; i++)
+        if (i == n || wanted[i].number != first_number + i || wanted[i].at != wanted->at + i)
+            return false;
+    return pages == n || wanted[pages].number >= first_number + pages;
+}
+
+/* Opens the frame of the first page that is wanted, and returns how many of the wanted ones it held; 0: it is damaged. */
+static size_t take_frame(ZSTD_DCtx *zstd, const struct wanted *wanted, size_t n, const struct crd_block *block,
+                         const unsigned char *stored, unsigned char *spare, unsigned char *pages)
+{
+    size_t in_block = (wanted->number & UINT32_MAX) % BLOCK_PAGES, taken = 0;
+    struct frame frame = {0};
+
+    if (!find_frame(block, stored, in_block, &frame))
+        return 0;
+    uint64_t first = wanted->number - in_block + frame.first;
+    if (is_wanted_whole(wanted, n, first, frame.pages))
+        return open_frame(zstd, &frame, pages + wanted->at * PAGE) ? frame.pages : 0;
+    if (!open_frame(zstd, &frame, spare))
+        return 0;
+    for (; taken < n && wanted[taken].number < first + frame.pages; taken++)
+        memcpy(pages + wanted[taken].at * PAGE, spare + (wanted[taken].number - first) * PAGE, PAGE);
+    return taken;
+}
+
+static bool open_all(const struct wanted *wanted, size_t n, const struct crd_block *blocks, size_t n_blocks,
+                     const unsigned char *stored, ZSTD_DCtx *zstd, unsigned char *spare, unsigned char *pages)
+{
+    const struct crd_block *block = blocks, *end = blocks + n_blocks;
+
+    for (size_t i = 0, taken; i < n; i += taken) {
+        uint64_t id = block_of(wanted[i].number);
+        for (; block < end && block->number < id; block++)
+            stored += block->stored_bytes;
+        if (block == end || block->number != id)
+            return false;
+        taken = take_frame(zstd, wanted + i, n - i, block, stored, spare, pages);
+        if (!taken)
+            return false;
+    }
+    return true;
+}
+
+int crd_pages_open(const uint64_t *numbers, size_t n, const struct crd_block *blocks, size_t n_blocks,
+                   const unsigned char *stored, unsigned char *pages, struct crd_error *err)
+{
+    struct wanted *wanted = calloc(n + 1, sizeof(*wanted));
+    unsigned char *spare = malloc(BLOCK_PAGES * PAGE);
+    ZSTD_DCtx *zstd = ZSTD_createDCtx();
+    int result = 0;
+
+    errno = ENOMEM;
+    if (!wanted || !spare || !zstd) {
+        result = crd_fail(err, "open pages", 0, 0);
+    } else {
+        bool sorted = true;
+        for (size_t i = 0; i < n; i++) {
+            wanted[i] = (struct wanted){numbers[i], i};
+            sorted = sorted && (!i || numbers[i - 1] <= numbers[i]);
+        }
+        if (!sorted)
+            qsort(wanted, n, sizeof(*wanted), compare_wanted);
+        if (!open_all(wanted, n, blocks, n_blocks, stored, zstd, spare, pages)) {
+            errno = EBADMSG;
+            result = crd_fail(err, "open pages", 0, 0);
+        }
+    }
+    ZSTD_freeDCtx(zstd);
+    free(spare);
+    free(wanted);
+    return result;
+}
