@@ -11,9 +11,10 @@ import pytest
 from crd.engine.api import After, CheckpointOptions, CheckpointResult, checkpoint
 from crd.engine.crid import CridCounter
 from crd.engine.userspace.tree import frozen
+from crd.errors import AccessDenied
 from crd.target import procfs
 from tests.engine.images import restarted, restarted_elsewhere
-from tests.engine.programs import FORKS_STORM, SPAWNS_STORM, compiled
+from tests.engine.programs import FORKS_STORM, SPAWNS_STORM, compiled, interpreted
 from tests.support.victims import Program, Victim, until
 
 pytestmark = pytest.mark.root
@@ -174,3 +175,19 @@ def test_a_shell_that_pipes_and_sleeps_twenty_times_in_a_row(tmp_path: Path) -> 
         until("numbers", lambda: len(lines()) > before + 2)
         assert lines() == [str(number) for number in range(1, len(lines()) + 1)]
         assert program.stderr() == ""
+
+
+def test_a_tree_of_several_users_is_nobodys(tmp_path: Path) -> None:
+    with interpreted(tmp_path, """
+import os
+if os.fork(): os.setresuid(65534, 65534, 65534)
+rest()
+""") as program:
+        until("another user", lambda: program.status()["Uid"].split()[0] == "65534")
+        with pytest.raises(AccessDenied):
+            take(program, only_uid=65534)
+        program.assert_unharmed()
+        _, result = take(program)
+        assert (result.uid, result.tasks) == (0, 2)
+        _, result = take(program, tree=False, only_uid=65534)
+        assert (result.uid, result.tasks) == (65534, 1)
