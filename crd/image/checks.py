@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
-from crd.image.objects import DESCRIPTIONS, Pipe, RegularFile, SharedMemory
+from crd.image.objects import DESCRIPTIONS, Epoll, Pipe, RegularFile, SharedMemory
 from crd.image.profile import (
     LOCK_FLOCK,
     LOCK_POSIX,
@@ -19,6 +19,7 @@ from crd.image.profile import (
     VMA_PRIVATE_FILE,
     VMA_SHARED_FILE,
     VMA_SHARED_MEMORY,
+    EpollTarget,
     FileDescriptor,
     FileLock,
     IntervalTimer,
@@ -74,6 +75,7 @@ class ProcessState:
     last_vma_end: int = 0
     last_page_end: int = 0
     fds: set[int] = field(default_factory=set)
+    opened: set[int] = field(default_factory=set)  # objrefs
     timers: set[tuple[type[Record], int]] = field(default_factory=set)  # also limits
     threads: int = 0
     tid: int = 0  # of the thread read last; 0: none yet
@@ -87,6 +89,7 @@ class ImageState:
     profile: Profile | None = None
     objects: dict[int, type[Record]] = field(default_factory=dict)
     whole: int = 0  # objref of the object declared last, whose parts may follow
+    watches: set[int] = field(default_factory=set)  # of the INOTIFY declared last
     pipe: Pipe | None = None
     pipe_bytes: int = 0
     shared: dict[int, tuple[int, int]] = field(default_factory=dict)  # objref -> bytes, end of the pages so far
@@ -189,6 +192,16 @@ def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
                                                            "description before it")
     need_flag(record.close_on_exec, "close_on_exec")
     image.current.fds.add(record.fd)
+    image.current.opened.add(record.objref)
+
+
+@check.register(EpollTarget)
+def _check_epoll_target(record: EpollTarget, image: ImageState) -> None:
+    _need_current(record.pid, image)
+    image.need_object(record.epoll, Epoll)
+    need(record.fd <= FD_MAX, f"has fd {record.fd}")
+    need({record.epoll, record.target} <= image.current.opened,
+         f"is of objects {record.epoll} and {record.target}, of which the process has no descriptors")
 
 
 @check.register(FileLock)

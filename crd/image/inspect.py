@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crd.errors import ImageError
 from crd.image.cursor import Cursor
 from crd.image.generations import PREFIX_BYTES, Generation, recognise
 from crd.image.inspection import Damage, FileEntry, Inspection, MemoryEntry, RecordEntry, TaskEntry
-from crd.image.objects import PipeEnd, RegularFile
+from crd.image.objects import DESCRIPTIONS, PipeEnd, RegularFile
 from crd.image.profile import PAGE_BYTES, VMA_PRIVATE_FILE, FileDescriptor, Pages, Process, Thread, Vma
 from crd.image.reader import ImageReader
 from crd.image.records import Task
@@ -101,8 +101,14 @@ class _CrdWalk:
                               self.process.exit_signal))
             case Pages():
                 self.pages(record)
+            case _ if isinstance(record, DESCRIPTIONS):
+                self.description(record)
             case _:
                 pass
+
+    def description(self, record: Any) -> None:
+        """Note an open file description without a name."""
+        self.objects[record.objref] = (f"[{record.record_name.lower()}]", record.flags, None)
 
     def area(self, vma: Vma, pid: int) -> None:
         letters = "".join(letter if vma.protection & bit else "-" for bit, letter in ((1, "r"), (2, "w"), (4, "x")))

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, ImageState, check, need, need_flag
-from crd.image.objects import EventFd, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, SignalFd, TimerFd
+from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, PID_MAX, ImageState, check, need, need_flag
+from crd.image.objects import (
+    Epoll,
+    EventFd,
+    Inotify,
+    InotifyWatch,
+    PidFd,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    RegularFile,
+    SharedMemory,
+    SignalFd,
+    TimerFd,
+)
 from crd.image.profile import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -19,6 +32,7 @@ TIMER_CLOCKS = {0, 1, 7, 8, 9}
 TIMER_FLAGS = 3
 """TFD_TIMER_ABSTIME and TFD_TIMER_CANCEL_ON_SET."""
 TIME_NS_MAX = 2**62
+WATCH_MAX = 2**31 - 1
 
 
 def _declare(image: ImageState, record: Record) -> None:
@@ -86,3 +100,28 @@ def _check_timer_fd(record: TimerFd, image: ImageState) -> None:
 @check.register(SignalFd)
 def _check_signal_fd(record: SignalFd, image: ImageState) -> None:
     _declare(image, record)
+
+
+@check.register(Epoll)
+def _check_epoll(record: Epoll, image: ImageState) -> None:
+    _declare(image, record)
+
+
+@check.register(Inotify)
+def _check_inotify(record: Inotify, image: ImageState) -> None:
+    _declare(image, record)
+    image.watches = set()
+
+
+@check.register(InotifyWatch)
+def _check_inotify_watch(record: InotifyWatch, image: ImageState) -> None:
+    _need_whole(image, record.objref)
+    need(0 < record.wd < WATCH_MAX and record.wd not in image.watches, f"has the number {record.wd}")
+    need(record.path, "has no path")
+    image.watches.add(record.wd)
+
+
+@check.register(PidFd)
+def _check_pid_fd(record: PidFd, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.pid == -1 or 0 < record.pid <= PID_MAX, f"is of pid {record.pid}")

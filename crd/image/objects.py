@@ -102,11 +102,48 @@ class SignalFd(Record, type=0x43520042):
     mask: U64  # signal 1 is bit 0
 
 
-OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd)
+class Epoll(Record, type=0x43520043):
+    """epoll_create(2); what it watches is among the records of the task."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+
+
+class Inotify(Record, type=0x43520044):
+    """inotify_init(2); its INOTIFY_WATCHes follow."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+
+
+class InotifyWatch(Record, type=0x43520045):
+    """inotify_add_watch(2)."""
+
+    objref: U32
+    wd: U32
+    path: Text
+    device: U64  # st_dev
+    inode: U64  # st_ino
+    mask: U32
+
+
+class PidFd(Record, type=0x43520046):
+    """pidfd_open(2)."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    pid: S32  # -1 = has ended
+
+
+OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
+                                     Inotify, PidFd)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
 """Open file descriptions, which descriptors refer to."""
 
-PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe}
+PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify}
 """What stands behind the object that it is in, and the kind of that."""

@@ -6,7 +6,8 @@ comes before the memory, and memory comes last, so that a reader can check and p
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
     { a shared object, followed by what is in it }*               ``objects.py``; numbered from 1 (objref)
     per process, parents first:
-      TASK STRING PROCESS MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* FILE_LOCK* SIGNAL_ACTIONS PENDING_SIGNAL*
+      TASK STRING PROCESS MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK* SIGNAL_ACTIONS
+      PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
       { THREAD PENDING_SIGNAL* }+                                    the leader first
     SHARED_PAGES* PAGES*                                             per object, then per process
@@ -139,6 +140,17 @@ class FileDescriptor(Record, type=0x43520018):
     fd: U32
     objref: U32
     close_on_exec: U8
+
+
+class EpollTarget(Record, type=0x4352001A):
+    """What an epoll set watches: the task registers it when it has its descriptors."""
+
+    pid: U32
+    epoll: U32  # objref of the EPOLL
+    fd: U32  # under which it was registered; another file's by now, or closed, if that is not the target's
+    target: U32  # objref of the description
+    events: U32  # without any but the upper four bits: it has reported its one event (EPOLLONESHOT)
+    data: U64
 
 
 LOCK_POSIX = 1

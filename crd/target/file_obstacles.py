@@ -25,16 +25,12 @@ MEMORY_DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
 _TERMINAL_MAJORS = {4, 5, *range(136, 144)}  # ttyN and ttySN; tty, console and ptmx; pts
 
 _ANONYMOUS_INODES = {
-    "anon_inode:[eventpoll]": ("fd.epoll", "an epoll set"),
-    "anon_inode:inotify": ("fd.inotify", "an inotify watch list"),
-    "anon_inode:[pidfd]": ("fd.pidfd", "a pidfd"),
     "anon_inode:[io_uring]": ("fd.io-uring", "an io_uring"),
     "anon_inode:[userfaultfd]": ("fd.userfaultfd", "a userfaultfd"),
     "anon_inode:[fanotify]": ("fd.fanotify", "a fanotify group"),
 }
 _NAMELESS_PREFIXES = {
     "socket:[": ("fd.socket", "a socket"),
-    "pidfd:[": ("fd.pidfd", "a pidfd"),
     "anon_inode:": ("fd.special", "a special kernel object"),
     "/memfd:": ("fd.memfd", "a memory file (memfd)"),
 }
@@ -55,21 +51,21 @@ def descriptors(pid: int, kcmp: Kcmp | None) -> Iterator[Obstacle]:
         kcmp: kcmp(2), to find descriptions of nameless objects in other processes; None: these go unseen.
     """
     table = open_descriptors(pid)
+    look = nameless.Look(pid, table, kcmp)
     for entry in table:
-        yield from _kind(entry)
+        yield from _kind(entry, look)
     for entry in table:
         yield from _locks(entry)
     yield from _pipes(pid, table)
-    if kcmp is not None:
-        yield from nameless.shared(pid, table, kcmp)
+    yield from nameless.shared(look)
 
 
-def _kind(entry: Open) -> Iterator[Obstacle]:
+def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
     mode = entry.file.st_mode
     if pipe_inode(entry.link) is not None or (stat.S_ISCHR(mode) and entry.file.st_rdev in MEMORY_DEVICES):
         return
-    if entry.link in nameless.RULES:
-        yield from nameless.RULES[entry.link](entry)
+    if rule := nameless.RULES.get(nameless.kind(entry.link)):
+        yield from rule(entry, look)
         return
     if found := _nameless(entry.link, entry.file):
         code, noun = found

@@ -208,13 +208,17 @@ class Lock:
 
 @dataclass(frozen=True, slots=True)
 class FdInfo:
-    """/proc/PID/fdinfo/FD: the common lines; ``extra`` has the others, such as eventfd-count."""
+    """/proc/PID/fdinfo/FD: the common lines; ``extra`` has the others, such as eventfd-count.
+
+    ``entries`` are the lines, as they stand there, of which there may be many: what epoll and inotify watch.
+    """
 
     position: int
     flags: int
     mount_id: int
     locks: tuple[Lock, ...]
     extra: dict[str, str]
+    entries: tuple[str, ...] = ()
 
     @property
     def close_on_exec(self) -> bool:

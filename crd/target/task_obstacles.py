@@ -28,7 +28,7 @@ _KCMP_FILES, _KCMP_FS = 2, 3
 class Kcmp(Protocol):
     """kcmp(2): 0 if two tasks share the object; raises NativeError (``crd.native.syscall.kcmp``)."""
 
-    def __call__(self, pid1: int, pid2: int, kind: int, index1: int = 0, index2: int = 0, /) -> int:
+    def __call__(self, pid1: int, pid2: int, kind: int, index1: int = 0, index2: int | bytes = 0, /) -> int:
         """Compare."""
         ...
 

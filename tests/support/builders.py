@@ -6,7 +6,21 @@ import io
 from typing import TYPE_CHECKING
 
 from crd.image.header import Header
-from crd.image.objects import EventFd, Owner, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, SignalFd, TimerFd
+from crd.image.objects import (
+    Epoll,
+    EventFd,
+    Inotify,
+    InotifyWatch,
+    Owner,
+    PidFd,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    RegularFile,
+    SharedMemory,
+    SignalFd,
+    TimerFd,
+)
 from crd.image.profile import (
     LOCK_POSIX,
     PAGE_BYTES,
@@ -15,6 +29,7 @@ from crd.image.profile import (
     VMA_PRIVATE_FILE,
     VMA_SHARED_MEMORY,
     Capabilities,
+    EpollTarget,
     FileDescriptor,
     FileLock,
     IntervalTimer,
@@ -85,6 +100,10 @@ def make_special_files() -> list[Record]:
         TimerFd(objref=11, **common, clock=1, set_flags=0, ticks=1, value_ns=10**9, interval_ns=0,
                 taken_realtime_ns=1_795_000_000 * 10**9),
         SignalFd(objref=12, **common, mask=1 << 9),
+        Inotify(objref=13, **common),
+        InotifyWatch(objref=13, wd=1, path="/etc", device=2049, inode=12, mask=0x100),
+        PidFd(objref=14, **common, pid=PID),
+        Epoll(objref=15, **common),
     ]
 
 
@@ -150,6 +169,8 @@ def make_records() -> list[Record]:
         FileDescriptor(pid=PID, fd=0, objref=5, close_on_exec=0),
         FileDescriptor(pid=PID, fd=7, objref=6, close_on_exec=1),
         FileDescriptor(pid=PID, fd=8, objref=1, close_on_exec=0),
+        FileDescriptor(pid=PID, fd=9, objref=15, close_on_exec=0),
+        EpollTarget(pid=PID, epoll=15, fd=7, target=6, events=0x19, data=7),
         FileLock(pid=PID, kind=LOCK_POSIX, exclusive=1, fd=8, start=0, end=2**63 - 1),
         make_signal_actions(), PendingSignal(tid=0, siginfo=SIGINFO),
         IntervalTimer(which=0, value_us=500_000, interval_us=1_000_000),

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from crd.engine.userspace.fds import regular
 from crd.errors import NativeError, ResourceChanged, RestartUnsupported
 from crd.native.syscall import NR, syscall
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
     from crd.image.objects import RegularFile
     from crd.image.profile import Thread
     from crd.native.batch import Batch, Result
+
+T = TypeVar("T")
 
 _OPENAT2, _AT_FDCWD, _RESOLVE_NO_SYMLINKS = 437, -100, 4
 _O_PATH = 0o10000000
@@ -85,6 +88,23 @@ class Broker:
             return self.hold(os.open(f"/proc/self/fd/{place}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC))
         finally:
             os.close(place)
+
+    def as_the_task(self, act: Callable[[], T], identity: tuple[int, int], place: int) -> T:
+        """Do something with a file as the task's user, or with our rights if it is provably what the task had.
+
+        Args:
+            act: what to do; raises NativeError with EACCES or EPERM if this user may not.
+            identity: device and inode of what the task had.
+            place: our descriptor of the file.
+        """
+        try:
+            with self._as_the_task():
+                return act()
+        except NativeError as error:
+            found = os.fstat(place)
+            if error.errno not in {errno.EACCES, errno.EPERM} or (found.st_dev, found.st_ino) != identity:
+                raise
+            return act()
 
     def open_directory(self, path: str) -> int:
         """Open a directory that the task was in, and hold it; one may be where one could not go (again).

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crd.engine.userspace import capture as capturing
+from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.freeze import frozen
 from crd.engine.userspace.image import write_records
 from crd.engine.userspace.mem import handover, layout, pages
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 50
 _PAUSE_SECONDS = 0.0005
+_LATER_ATTEMPTS = 5
+_LATER_SECONDS = 0.01
 _DROPPED_BY_FORK = {"lo", "lf"}
 """VmFlags of mlock(2) and MLOCK_ONFAULT."""
 _BRK, _PR_GET_DUMPABLE, _PR_GET_THP_DISABLE, _PR_GET_MDWE, _MEMBARRIER_GET_REGISTRATIONS = 12, 3, 42, 66, 512
@@ -152,6 +155,7 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, *, hold: 
         ImageError, EngineError: the image could not be written.
     """
     known: Known | None = capturing.know(pid)
+    patience = _LATER_ATTEMPTS
     for _ in range(_ATTEMPTS):
         try:
             with frozen(pid, options.freeze_seconds) as state, _taken(state, known, options) as taken:
@@ -161,6 +165,10 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, *, hold: 
             known = None  # it changes all the time: what is read in the stop holds
         except _TryAgainError:
             time.sleep(_PAUSE_SECONDS)
+        except TryLaterError as later:
+            if not (patience := patience - 1):
+                raise TargetUnsupported(reasons=[later.obstacle], pid=pid) from later
+            time.sleep(_LATER_SECONDS)
         except TraceeGone as error:
             raise TargetGone(f"process {pid} ended while it was being checkpointed", pid=pid) from error
     raise FreezeTimeout(f"process {pid} was never free of signals long enough to be captured", pid=pid)

@@ -52,7 +52,8 @@ def write_records(writer: ImageWriter, pid: int, captured: Capture, threads: Seq
     writer.write(space.memory)
     for vma in space.vmas:
         writer.write(vma)
-    for record in (*captured.files.descriptors, *captured.files.locks, attributes.actions, *captured.pending,
+    files = captured.files
+    for record in (*files.descriptors, *files.task_records, *files.locks, attributes.actions, *captured.pending,
                    *captured.interval_timers, *captured.posix_timers, *captured.known.limits):
         writer.write(record)
     leader.membarrier = attributes.membarrier

@@ -12,7 +12,7 @@ from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
 from crd.errors import AccessDenied, ResourceChanged, RestartUnsupported
-from crd.image.objects import OBJECTS, PARTS
+from crd.image.objects import OBJECTS
 from crd.image.profile import (
     FileDescriptor,
     FileLock,
@@ -46,7 +46,7 @@ class Plan:
     """The small records of an image.
 
     Attributes:
-        records: of shared objects and what is in them, by kind.
+        records: all of them, by kind.
         objects: the shared objects by objref.
     """
 
@@ -73,7 +73,7 @@ class Plan:
         return self.process.pid
 
     def of(self, kind: type[R]) -> list[R]:
-        """Return the records of shared objects of a kind."""
+        """Return the records of a kind."""
         return self.records.get(kind, [])
 
     def parts(self, kind: type[R], objref: int) -> list[R]:
@@ -125,11 +125,10 @@ def _plan(kinds: dict[type[Record], list[Any]]) -> Plan:
     objects = {record.objref: record for kind in OBJECTS for record in kinds.get(kind, [])}
     return Plan(
         arch=kinds[HeadArch][0], profile=kinds[Profile][0], process=kinds[Process][0], memory=kinds[MemoryLayout][0],
-        actions=kinds[SignalActions][0], records={kind: kinds.get(kind, []) for kind in (*OBJECTS, *PARTS)},
-        objects=objects, vmas=kinds.get(Vma, []), descriptors=kinds.get(FileDescriptor, []),
-        locks=kinds.get(FileLock, []), pending=kinds.get(PendingSignal, []),
-        interval_timers=kinds.get(IntervalTimer, []), posix_timers=kinds.get(PosixTimer, []),
-        limits=kinds.get(ResourceLimit, []), threads=kinds[Thread])
+        actions=kinds[SignalActions][0], records=kinds, objects=objects, vmas=kinds.get(Vma, []),
+        descriptors=kinds.get(FileDescriptor, []), locks=kinds.get(FileLock, []),
+        pending=kinds.get(PendingSignal, []), interval_timers=kinds.get(IntervalTimer, []),
+        posix_timers=kinds.get(PosixTimer, []), limits=kinds.get(ResourceLimit, []), threads=kinds[Thread])
 
 
 def check(plan: Plan, options: RestartOptions) -> None:

@@ -9,9 +9,21 @@ import pytest
 
 from crd.errors import ImageCorrupt
 from crd.image.framing import FRAME
-from crd.image.objects import OBJECTS, EventFd, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, TimerFd
+from crd.image.objects import (
+    OBJECTS,
+    EventFd,
+    InotifyWatch,
+    PidFd,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    RegularFile,
+    SharedMemory,
+    TimerFd,
+)
 from crd.image.profile import (
     PAGE_BYTES,
+    EpollTarget,
     FileDescriptor,
     FileLock,
     IntervalTimer,
@@ -105,6 +117,14 @@ RULES = [
     (TimerFd, 0, {"clock": 2}, "clock 2"),
     (TimerFd, 0, {"set_flags": 4}, "flags 0x4"),
     (TimerFd, 0, {"value_ns": 2**63}, "above"),
+    (InotifyWatch, 0, {"objref": 1}, "not the one before"),
+    (InotifyWatch, 0, {"wd": 0}, "number 0"),
+    (InotifyWatch, 0, {"path": ""}, "no path"),
+    (PidFd, 0, {"pid": -2}, "pid -2"),
+    (EpollTarget, 0, {"pid": 1}, "is of process"),
+    (EpollTarget, 0, {"epoll": 6}, "no EPOLL"),
+    (EpollTarget, 0, {"fd": 1 << 31}, "fd"),
+    (EpollTarget, 0, {"target": 14}, "no descriptors"),
     (Process, 0, {"pid": 0}, "pid 0"),
     (Process, 0, {"pid": 1 << 23}, "pid"),
     (Process, 0, {"exit_signal": 65}, "signal above 64"),

@@ -72,7 +72,7 @@ def found(pid: int) -> dict[str, Obstacle]:
 @pytest.mark.parametrize(("name", "arguments"), [
     ("idle", [1]), ("idle-musl", []), ("counter", [64]), ("blocked", []), ("memory", []), ("files", []), ("pipes", []),
     ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
-    ("events", [])])
+    ("events", []), ("epolls", []), ("watches", [])])
 def test_nothing_stands_in_the_way_of_the_victims(tmp_path: Path, name: str, arguments: list[int]) -> None:
     with Victim(name, tmp_path, *arguments) as victim:
         assert preflight.check(victim.pid, kcmp=kcmp).obstacles == ()
@@ -99,9 +99,7 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
     ("fd.terminal", "fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)"),
     ("fd.socket", "pair = socket.socketpair()"),
     ("fd.socket", "listener = socket.create_server(('127.0.0.1', 0))"),
-    ("fd.epoll", "poll = select.epoll()"),
-    ("fd.inotify", "fd = call(294, 0)"),
-    ("fd.pidfd", "fd = os.pidfd_open(os.getpid())"),
+    ("fd.pidfd", "fd = os.pidfd_open(os.getppid())"),
     ("fd.memfd", "fd = os.memfd_create('name')"),
     ("fd.io-uring", "fd = call(425, 4, ctypes.create_string_buffer(120))"),
     ("fd.userfaultfd", "fd = call(323, 1)"),
@@ -151,6 +149,8 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
     "os.mkfifo('fifo'); fd = os.open('fifo', os.O_PATH)",
     "fd = new('x'); fcntl.flock(fd, fcntl.LOCK_EX); fcntl.lockf(fd, fcntl.LOCK_EX, 10)",
     "fds = [os.eventfd(1), call(283, 1, 0), call(289, -1, ctypes.byref(ctypes.c_ulong(1 << 20)), 8, 0)]",
+    "poll = select.epoll(); ends = os.pipe(); poll.register(ends[0]); os.dup(ends[0]); os.close(ends[0])",
+    "fds = [os.pidfd_open(os.getpid()), call(294, 0)]",
     "map(-1, SHARED | ANONYMOUS)",
     "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE)",
 ])
@@ -164,6 +164,9 @@ def test_what_is_no_obstacle(tmp_path: Path, source: str) -> None:
     ("task.children", "os.fork() or os._exit(0)", "pid"),
     ("task.shared", "os.chdir = None\nif call(56, 0x400 | 17, 0, 0, 0, 0) == 0: time.sleep(1000)", "file descriptors"),
     ("memory.shared", "map(-1, SHARED | ANONYMOUS)\nif os.fork() == 0: time.sleep(1000)", "shared with pid"),
+    ("fd.epoll", ("poll = select.epoll(); ends = os.pipe(); poll.register(ends[0])\n"
+                 "if os.fork() == 0: time.sleep(1000)\nos.close(ends[0]); os.close(ends[1])"),
+     "watches a descriptor that was closed here"),
     ("fd.shared", "fd = os.eventfd(1)\nif os.fork() == 0: time.sleep(1000)", "[eventfd]) is open elsewhere"),
     ("fd.pipe", "ends = os.pipe()\nif os.fork() == 0: time.sleep(1000)", "open elsewhere"),
     ("task.seccomp", ("code = struct.pack('HBBI', 6, 0, 0, 0x7fff0000)\n"
@@ -355,11 +358,12 @@ def as_nobody(pid: int) -> list[dict[str, str]]:
 
 
 def test_everything_in_one_run_the_most_important_first(tmp_path: Path) -> None:
-    source = ("import subprocess; child = subprocess.Popen(['/bin/sleep', '1000']); fd = select.epoll()\n"
+    source = ("import subprocess; child = subprocess.Popen(['/bin/sleep', '1000'])\n"
+              "fd = call(425, 4, ctypes.create_string_buffer(120))\n"
               "other = os.memfd_create('x'); os.ftruncate(other, 4096); map(other, SHARED)")
     with provoked(tmp_path, source) as program:
         codes = [one.code for one in preflight.obstacles(program.pid, kcmp=kcmp)]
-        assert codes == ["task.children", "fd.epoll", "fd.memfd", "memory.memfd"]
+        assert codes == ["task.children", "fd.io-uring", "fd.memfd", "memory.memfd"]
 
 
 def test_hostile_names_are_harmless(tmp_path: Path) -> None:

@@ -18,9 +18,22 @@ if TYPE_CHECKING:
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
+    from crd.errors import Obstacle
     from crd.image.codec import Record
 
 R = TypeVar("R", bound="Record")
+
+
+class TryLaterError(Exception):
+    """An object is in a state that cannot be captured, and will hardly be for long.
+
+    Attributes:
+        obstacle: what to say if it is.
+    """
+
+    def __init__(self, obstacle: Obstacle) -> None:
+        super().__init__(obstacle.reason)
+        self.obstacle = obstacle
 
 
 @dataclass(slots=True)
@@ -73,6 +86,7 @@ class Kind:
 
         Raises:
             TargetUnsupported: one is in a state that cannot be made again.
+            TryLaterError: just now.
         """
         raise NotImplementedError
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class FileTable:
-    """Open files, and their records: objects first, then descriptors and locks.
+    """Open files, and their records: objects first, then descriptors, what the task does with them, and locks.
 
     Attributes:
         objects: gives out objrefs.
@@ -33,6 +33,7 @@ class FileTable:
     descriptions: dict[int, Description] = field(default_factory=dict)
     object_records: list[Record] = field(default_factory=list)
     descriptors: list[FileDescriptor] = field(default_factory=list)
+    task_records: list[Record] = field(default_factory=list)
     locks: list[FileLock] = field(default_factory=list)
 
 
@@ -43,6 +44,7 @@ def dump(pid: int, objects: ObjectNumbers) -> FileTable:
 
     Raises:
         TargetUnsupported: something of a kind, or in a state, that cannot be restarted was opened since the preflight.
+        TryLaterError: something is in a state that cannot be captured just now.
     """
     table = FileTable(objects)
     pidfd = os.pidfd_open(pid)
