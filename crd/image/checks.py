@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
-from crd.image.objects import DESCRIPTIONS, Epoll, Pipe, RegularFile, SharedMemory
+from crd.image.objects import DESCRIPTIONS, Epoll, Pipe, RegularFile, SharedMemory, UnnamedFile
 from crd.image.profile import (
     LOCK_FLOCK,
     LOCK_POSIX,
@@ -138,6 +138,8 @@ def _check_process(record: Process, image: ImageState) -> None:
     need(max(record.stopped_by, record.exit_signal) <= SIGNALS, "has a signal above 64")
     need(record.umask <= 0o777, f"has umask {record.umask:o}")
     need(-1000 <= record.oom_score_adj <= 1000, f"has oom_score_adj {record.oom_score_adj}")
+    if record.cwd_object:
+        image.need_object(record.cwd_object, UnnamedFile)
     need_flag(record.stop_reported, "stop_reported")
     need_flag(record.child_subreaper, "child_subreaper")
     need_flag(record.thp_disable, "thp_disable")
@@ -171,7 +173,8 @@ def _check_vma(record: Vma, image: ImageState) -> None:
         case v if v == VMA_ANONYMOUS:
             need(record.objref == 0, "is anonymous but refers to an object")
         case v if v in {VMA_PRIVATE_FILE, VMA_SHARED_FILE}:
-            image.need_object(record.objref, RegularFile)
+            image.need_object(record.objref, RegularFile, UnnamedFile)
+            need(image.objects[record.objref] is RegularFile or record.objref in image.shared, "maps a directory")
         case v if v == VMA_SHARED_MEMORY:
             image.need_object(record.objref, SharedMemory)
         case _:
@@ -275,7 +278,8 @@ def _check_pages(record: Pages, image: ImageState) -> None:
 
 @check.register(SharedPages)
 def _check_shared_pages(record: SharedPages, image: ImageState) -> None:
-    image.need_object(record.objref, SharedMemory)
+    image.need_object(record.objref, SharedMemory, UnnamedFile)
+    need(record.objref in image.shared, f"is of object {record.objref}, which is a directory")
     n_bytes, last_end = image.shared[record.objref]
     for start, end in _ascending(record.runs, last_end):
         need(end <= n_bytes, f"has pages from 0x{start:x} to 0x{end:x}, behind the end of object {record.objref}")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, PID_MAX, ImageState, check, need, need_flag
 from crd.image.objects import (
+    UNNAMED_DIRECTORY,
+    UNNAMED_MEMORY,
     Epoll,
     EventFd,
     Inotify,
@@ -18,6 +20,8 @@ from crd.image.objects import (
     SharedMemory,
     SignalFd,
     TimerFd,
+    UnnamedFile,
+    UnnamedOpen,
 )
 from crd.image.profile import PAGE_BYTES
 
@@ -32,6 +36,9 @@ TIMER_CLOCKS = {0, 1, 7, 8, 9}
 TIMER_FLAGS = 3
 """TFD_TIMER_ABSTIME and TFD_TIMER_CANCEL_ON_SET."""
 TIME_NS_MAX = 2**62
+MODE_MAX = 0o7777
+SEALS = 0x3F
+"""F_SEAL_SEAL to F_SEAL_EXEC."""
 WATCH_MAX = 2**31 - 1
 
 
@@ -125,3 +132,24 @@ def _check_inotify_watch(record: InotifyWatch, image: ImageState) -> None:
 def _check_pid_fd(record: PidFd, image: ImageState) -> None:
     _declare(image, record)
     need(record.pid == -1 or 0 < record.pid <= PID_MAX, f"is of pid {record.pid}")
+
+
+@check.register(UnnamedFile)
+def _check_unnamed_file(record: UnnamedFile, image: ImageState) -> None:
+    _declare(image, record)
+    need(UNNAMED_MEMORY <= record.kind <= UNNAMED_DIRECTORY, f"is of unknown kind {record.kind}")
+    if record.kind != UNNAMED_MEMORY:
+        need(record.path.startswith("/"), "has no absolute path")
+    need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
+    need(record.size <= (0 if record.kind == UNNAMED_DIRECTORY else FILE_OFFSET_MAX), f"has {record.size} bytes")
+    need(record.kind == UNNAMED_MEMORY or not record.seals, "has seals, but is no memory")
+    need(record.seals <= SEALS, f"has the seals {record.seals:#x}")
+    if record.kind != UNNAMED_DIRECTORY:
+        image.shared[record.objref] = (record.size + -record.size % PAGE_BYTES, 0)
+
+
+@check.register(UnnamedOpen)
+def _check_unnamed_open(record: UnnamedOpen, image: ImageState) -> None:
+    _declare(image, record)
+    image.need_object(record.file, UnnamedFile)
+    need(record.position <= FILE_OFFSET_MAX, "has a position above 2**63")

@@ -138,8 +138,38 @@ class PidFd(Record, type=0x43520046):
     pid: S32  # -1 = has ended
 
 
+UNNAMED_MEMORY = 1
+UNNAMED_FILE = 2
+UNNAMED_TEMPORARY = 3
+UNNAMED_DIRECTORY = 4
+
+
+class UnnamedFile(Record, type=0x43520047):
+    """A file that no name leads to; its content is in SHARED_PAGES."""
+
+    objref: U32
+    kind: U32  # UNNAMED_*
+    path: Text  # that it had; of memory: its name
+    mode: U32  # permission bits
+    uid: U32
+    gid: U32
+    size: U64
+    mtime_ns: S64
+    seals: U32  # F_GET_SEALS
+
+
+class UnnamedOpen(Record, type=0x43520048):
+    """One open file description of such a file."""
+
+    objref: U32
+    file: U32  # objref of the UNNAMED_FILE
+    flags: U32  # F_GETFL
+    owner: Owner
+    position: U64
+
+
 OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
-                                     Inotify, PidFd)
+                                     Inotify, PidFd, UnnamedFile, UnnamedOpen)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)

@@ -61,6 +61,7 @@ class Process(Record, type=0x43520002):
     exe_device: U64
     exe_inode: U64
     cwd: Text
+    cwd_object: U32  # UNNAMED_FILE if the directory was deleted, else 0
     root: Text
     dumpable: U32
     child_subreaper: U8
@@ -105,7 +106,7 @@ class Vma(Record, type=0x43520004):
     start: U64
     end: U64
     offset: U64  # bytes into file or shared object
-    objref: U32  # FILE or SHARED_MEMORY, 0 for anonymous
+    objref: U32  # REGULAR_FILE, UNNAMED_FILE or SHARED_MEMORY, 0 for anonymous
     flags: Text  # VmFlags of smaps, such as "rd wr mr mw me ac gd"
     name: Text  # [heap], [stack], [anon:NAME] or ""
 
@@ -126,7 +127,7 @@ class Pages(Record, type=0x43520005):
 
 
 class SharedPages(Record, type=0x43520006):
-    """Content of a SHARED_MEMORY object; the run's addresses are offsets into it."""
+    """Content of a SHARED_MEMORY or UNNAMED_FILE object; the run's addresses are offsets into it."""
 
     objref: U32
     runs: Items[PageRun]

@@ -7,7 +7,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
-from crd.target import nameless, procfs
+from crd.target import nameless, procfs, unnamed
 from crd.target.descriptors import open_descriptors
 from crd.target.holders import pipe_holders, pipe_inode
 from crd.target.paths import Reach, reach
@@ -32,12 +32,10 @@ _ANONYMOUS_INODES = {
 _NAMELESS_PREFIXES = {
     "socket:[": ("fd.socket", "a socket"),
     "anon_inode:": ("fd.special", "a special kernel object"),
-    "/memfd:": ("fd.memfd", "a memory file (memfd)"),
 }
 _REMEDIES = {
     "fd.terminal": "Start it with its input and output redirected, such as: setsid PROGRAM </dev/null >LOG 2>&1.",
     "fd.socket": "Checkpoint it while it has no connection and does not listen; log to a file, not to a socket.",
-    "fd.memfd": "Use a regular file or anonymous memory instead.",
     "fd.device": "Close the device before the checkpoint.",
 }
 _NOT_YET = "Close it before the checkpoint; this version of crd cannot save it."
@@ -58,6 +56,7 @@ def descriptors(pid: int, kcmp: Kcmp | None) -> Iterator[Obstacle]:
         yield from _locks(entry)
     yield from _pipes(pid, table)
     yield from nameless.shared(look)
+    yield from unnamed.shared(look)
 
 
 def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
@@ -67,21 +66,21 @@ def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
     if rule := nameless.RULES.get(nameless.kind(entry.link)):
         yield from rule(entry, look)
         return
-    if found := _nameless(entry.link, entry.file):
+    if found := _nameless(entry.link):
         code, noun = found
     elif stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.info.flags & os.O_PATH:
-        yield from _regular(entry)
+        yield from _regular(entry, look)
         return
     else:
         code, noun = _special_file(entry.file)
     yield Obstacle(code, entry.name, f"is {noun}, which crd cannot save yet", _REMEDIES.get(code, _NOT_YET))
 
 
-def _nameless(link: str, file: os.stat_result) -> tuple[str, str] | None:
+def _nameless(link: str) -> tuple[str, str] | None:
     if link in _ANONYMOUS_INODES:
         return _ANONYMOUS_INODES[link]
     for prefix, found in _NAMELESS_PREFIXES.items():
-        if link.startswith(prefix) and not (prefix[0] == "/" and file.st_nlink):
+        if link.startswith(prefix):
             return found
     return None if link.startswith("/") else ("fd.special", "a special kernel object")
 
@@ -96,9 +95,11 @@ def _special_file(file: os.stat_result) -> tuple[str, str]:
     return "fd.device", "a device"
 
 
-def _regular(entry: Open) -> Iterator[Obstacle]:
+def _regular(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
     how = reach(entry.link, entry.file)
-    if how is not Reach.SAME:
+    if unnamed.is_unnamed(entry.file):
+        yield from unnamed.obstacles(entry, look)
+    elif how is not Reach.SAME:
         yield Obstacle(f"fd.{how.name.lower()}", entry.name, f"{how.value}, and crd cannot save its content yet",
                        "Have the program open the file again (log rotation: copytruncate, or a reload).")
 
@@ -127,7 +128,8 @@ def working_directory(pid: int) -> Iterator[Obstacle]:
     """Find a working or root directory that a restart could not go to."""
     for name, noun in (("cwd", "working directory"), ("root", "root directory")):
         link = procfs.read_link(pid, name)
-        how = reach(link, (procfs.PROC / str(pid) / name).stat())
-        if how is not Reach.SAME:
+        found = (procfs.PROC / str(pid) / name).stat()
+        how = reach(link, found)
+        if how is not Reach.SAME and not (name == "cwd" and unnamed.is_unnamed(found)):
             yield Obstacle(f"task.{name}", f"{noun} {printable(link)}", how.value,
                            "Start the program in a directory that stays.")

@@ -66,6 +66,27 @@ def description_holders(pid: int, links: Mapping[int, str], kcmp: Kcmp) -> dict[
     return holders
 
 
+def file_holders(pid: int, links: Collection[str], files: Collection[tuple[int, int]],
+                 ) -> dict[tuple[int, int], list[int]]:
+    """Return the processes other than ``pid`` that have one of these (device, inode) open or map it, ascending.
+
+    Args:
+        pid: whose they are.
+        links: what /proc shows of them, the same for all processes.
+        files: the files.
+    """
+    holders = memory_holders(pid, files)
+    for other in _others(pid):
+        for fd, link in _links(other).items():
+            if link in links:
+                with suppress(TargetError):
+                    found = procfs.fd_stat(other, fd)
+                    identity = found.st_dev, found.st_ino
+                    if identity in files and other not in holders.get(identity, []):
+                        holders.setdefault(identity, []).append(other)
+    return holders
+
+
 def memory_holders(pid: int, files: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
     """Return the processes other than ``pid`` that map one of these (device, inode) shared, ascending."""
     holders: dict[tuple[int, int], list[int]] = defaultdict(list)

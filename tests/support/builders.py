@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from crd.image.header import Header
 from crd.image.objects import (
+    UNNAMED_MEMORY,
     Epoll,
     EventFd,
     Inotify,
@@ -20,6 +21,8 @@ from crd.image.objects import (
     SharedMemory,
     SignalFd,
     TimerFd,
+    UnnamedFile,
+    UnnamedOpen,
 )
 from crd.image.profile import (
     LOCK_POSIX,
@@ -104,6 +107,9 @@ def make_special_files() -> list[Record]:
         InotifyWatch(objref=13, wd=1, path="/etc", device=2049, inode=12, mask=0x100),
         PidFd(objref=14, **common, pid=PID),
         Epoll(objref=15, **common),
+        UnnamedFile(objref=16, kind=UNNAMED_MEMORY, path="name", mode=0o777, uid=0, gid=0, size=5000, mtime_ns=1,
+                    seals=1),
+        UnnamedOpen(objref=17, file=16, **common, position=9),
     ]
 
 
@@ -111,8 +117,8 @@ def make_process(pid: int = PID, **values) -> Process:
     return Process(**{
         "pid": pid, "parent_pid": 1, "process_group": pid, "session": pid, "stopped_by": 0, "stop_reported": 0,
         "exit_signal": 17, "umask": 0o022, "exe": "/usr/bin/worker", "exe_device": 2049, "exe_inode": 77, "cwd": "/",
-        "root": "/", "dumpable": 1, "child_subreaper": 0, "oom_score_adj": -17, "coredump_filter": 0x33,
-        "login_uid": 2**32 - 1, "thp_disable": 0, **values})
+        "cwd_object": 0, "root": "/", "dumpable": 1, "child_subreaper": 0, "oom_score_adj": -17,
+        "coredump_filter": 0x33, "login_uid": 2**32 - 1, "thp_disable": 0, **values})
 
 
 def make_memory_layout(**values) -> MemoryLayout:
@@ -178,6 +184,7 @@ def make_records() -> list[Record]:
         ResourceLimit(resource=7, soft=1024, hard=2**64 - 1),
         make_thread(), make_thread(PID + 1), PendingSignal(tid=PID + 1, siginfo=SIGINFO),
         SharedPages(objref=2, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
+        SharedPages(objref=16, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
         make_pages(), make_pages(address=MEMORY_START + 3 * PAGE_BYTES, pages=2, fill=0xCD),
     ]
 

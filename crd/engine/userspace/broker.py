@@ -70,7 +70,7 @@ class Broker:
         """
         try:
             try:
-                with self._as_the_task():
+                with self.as_the_task():
                     return self.hold(os.open(path, flags | os.O_CLOEXEC))
             except PermissionError:
                 return self._open_the_very_one(path, flags, identity)
@@ -89,7 +89,7 @@ class Broker:
         finally:
             os.close(place)
 
-    def as_the_task(self, act: Callable[[], T], identity: tuple[int, int], place: int) -> T:
+    def allowed(self, act: Callable[[], T], identity: tuple[int, int], place: int) -> T:
         """Do something with a file as the task's user, or with our rights if it is provably what the task had.
 
         Args:
@@ -98,7 +98,7 @@ class Broker:
             place: our descriptor of the file.
         """
         try:
-            with self._as_the_task():
+            with self.as_the_task():
                 return act()
         except NativeError as error:
             found = os.fstat(place)
@@ -117,7 +117,7 @@ class Broker:
         flags = _O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             try:
-                with self._as_the_task():
+                with self.as_the_task():
                     return self.hold(os.open(path + "/.", flags))  # the dot: may one enter it?
             except PermissionError:
                 how = flags.to_bytes(8, "little") + bytes(8) + _RESOLVE_NO_SYMLINKS.to_bytes(8, "little")
@@ -126,10 +126,15 @@ class Broker:
             raise ResourceChanged(f"the directory {path}: {os.strerror(error.errno or 0)}", path=path,
                                   hint="Make it again.") from error
 
+    @property
+    def file_owner(self) -> tuple[int, int]:
+        """Uid and gid that what the task makes on a file system gets."""
+        return self._leader.uids[3], self._leader.gids[3]
+
     @contextmanager
-    def _as_the_task(self) -> Iterator[None]:
+    def as_the_task(self) -> Iterator[None]:
         """Have the rights on files that the leader of the image had (setfsuid(2)); as nobody but root we do anyway."""
-        uid, gid = self._leader.uids[3], self._leader.gids[3]
+        uid, gid = self.file_owner
         if os.geteuid() or not uid:
             yield
             return
@@ -153,6 +158,10 @@ class Broker:
         fd = self.open(record.path, os.O_RDWR if writable else os.O_RDONLY, (record.device, record.inode))
         regular.compare(record, os.fstat(fd), must_be_same=bool(record.mapped))
         return fd
+
+    def open_again(self, fd: int, *, writable: bool) -> int:
+        """Open a file of ours once more, to be mapped."""
+        return self.hold(os.open(f"/proc/self/fd/{fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC))
 
     def pull(self, batch: Batch, fd: int) -> Result:
         """Add calls to a batch by which the vessel gets a duplicate of our descriptor; it closes on exec."""

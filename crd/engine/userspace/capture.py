@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace import credentials, limits, scheduling
-from crd.engine.userspace.fds import table
+from crd.engine.userspace.fds import table, unnamed
 from crd.engine.userspace.interrupted import begin_again
 from crd.engine.userspace.interview import Interview, interview
 from crd.engine.userspace.mem import layout, pages
@@ -23,6 +23,7 @@ from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, P
 from crd.native.inject import Injector
 from crd.native.syscall import NR
 from crd.target import procfs, task_obstacles
+from crd.target.paths import DELETED
 
 if TYPE_CHECKING:
     from crd.engine.userspace.freeze import Frozen
@@ -107,6 +108,7 @@ class Capture:
     clocks_ns: tuple[int, int, int]
     posix_timers: list[PosixTimer] = field(default_factory=list)
     shared: dict[tuple[int, int], pages.Copied] = field(default_factory=dict)
+    cwd_object: int = 0
 
     @property
     def private_entries(self) -> list[MapEntry]:
@@ -178,9 +180,14 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
     if timers := procfs.posix_timers(pid):
         found.posix_timers = posix.dump(timers, TargetAsker(stubs, pid, frozen.registers))
     for entry in entries:
-        if layout.kind(entry) == VMA_SHARED_MEMORY and (entry.device, entry.inode) not in found.shared:
-            where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
-            found.shared[entry.device, entry.inode] = pages.copy_shared(where)
+        if layout.kind(entry) == VMA_SHARED_MEMORY:
+            if (entry.device, entry.inode) not in found.shared:
+                where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
+                found.shared[entry.device, entry.inode] = pages.copy_shared(where)
+        elif entry.deleted and entry.is_file and (objref := unnamed.dump_mapped(found.files, pid, entry)):
+            found.files.mapped[entry.start] = objref
+    if found.cwd.endswith(DELETED):
+        found.cwd_object = unnamed.dump_directory(found.files, f"/proc/{pid}/cwd")
     return found
 
 

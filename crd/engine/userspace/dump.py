@@ -291,11 +291,13 @@ def _written(state: Frozen, taken: _Taken, sink: DescriptorSink, before: Known |
     writer = ImageWriter(sink)
     writer.header(header)
     space = layout.dump(pid, captured.entries, captured.stat, taken.attributes.brk, taken.flags, captured.shared,
-                        taken.objects)
+                        captured.files.mapped, taken.objects)
     write_records(writer, pid, captured, threads, space, taken.attributes)
     pump = pages.PagePump(writer)
     for identity, record in space.shared.items():
         pump.shared(record.objref, captured.shared[identity])
+    for content in captured.files.contents.values():
+        pump.shared(content.record.objref, content.copied)
     taken.memories.pump(pump, pid, captured.entries, sink)
     writer.finish()
     return Dumped(captured, taken.method, taken.reason, pump.memory_bytes, writer.offset, stop_seconds,

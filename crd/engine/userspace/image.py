@@ -84,6 +84,6 @@ def _process(pid: int, captured: Capture, attributes: Attributes) -> Process:
         stopped_by=stopped_by, stop_reported=bool(stopped_by) and stat.field(52) & 0x7F == 0,
         exit_signal=stat.field(38), umask=int(status["Umask"], 8), exe=known.exe,
         exe_device=known.exe_device, exe_inode=known.exe_inode,
-        cwd=captured.cwd, root=captured.root, dumpable=attributes.dumpable, child_subreaper=captured.subreaper,
-        oom_score_adj=known.oom_score_adj, coredump_filter=known.coredump_filter,
+        cwd=captured.cwd, cwd_object=captured.cwd_object, root=captured.root, dumpable=attributes.dumpable,
+        child_subreaper=captured.subreaper, oom_score_adj=known.oom_score_adj, coredump_filter=known.coredump_filter,
         login_uid=known.login_uid, thp_disable=attributes.thp_disable)

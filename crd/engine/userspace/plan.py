@@ -149,7 +149,7 @@ def check(plan: Plan, options: RestartOptions) -> None:
         scheduling.check(thread)
     placement.check(plan, must_be_same=options.files == "fail")
     for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
-        if not os.path.isdir(path):
+        if not os.path.isdir(path) and not (path == plan.process.cwd and plan.process.cwd_object):
             raise ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
     restore.check_program(plan, _stat_program(plan.process))
     if options.pids == "original":

@@ -95,14 +95,16 @@ class Restart:
         """Make the vessel into the task, ready to be let go; return the number of each thread by the image's."""
         plan = self.plan
         self._join_session(vessel)
-        whole = restore.map_areas(plan, vessel, broker)
-        restore.fill(vessel, self._first, self._records, whole)
+        making = placement.prepare(plan, vessel, broker, must_be_same=self._options.files == Files.FAIL)
+        whole = restore.map_areas(making)
+        restore.fill(making, self._first, self._records, whole)
         restore.finish(plan, vessel, broker, whole)
         _write_login_uid(plan, vessel)
-        making = placement.restart(plan, vessel, broker, must_be_same=self._options.files == Files.FAIL)
-        _enter_directories(plan, vessel, broker)
+        placement.restart(making)
+        _enter_directories(making)
         numbers = threads.make(plan, vessel, same_numbers=same_numbers)
-        self._notes += placement.number(making, numbers)
+        placement.number(making, numbers)
+        self._notes += making.notes
         self._set_up_process(vessel, numbers)
         for thread in plan.threads:
             threads.set_up(thread, plan, vessel, numbers[thread.tid])
@@ -188,12 +190,14 @@ def _is_stopped(plan: Plan) -> bool:
         int.from_bytes(record.siginfo[:4], "little") == signal.SIGCONT for record in plan.pending)
 
 
-def _enter_directories(plan: Plan, vessel: Vessel, broker: Broker) -> None:
-    process, batch = plan.process, vessel.batch
+def _enter_directories(making: Making) -> None:
+    process, vessel, broker = making.plan.process, making.vessel, making.broker
+    batch = vessel.batch
     if process.root != "/":
         _enter(broker.open_directory(process.root), vessel, broker)
         batch.call(NR.CHROOT, batch.text("."), what=f"chroot to {process.root}")
-    _enter(broker.open_directory(process.cwd), vessel, broker)
+    deleted = making.contents.get(process.cwd_object)
+    _enter(broker.open_directory(process.cwd) if deleted is None else deleted, vessel, broker)
     batch.call(NR.UMASK, process.umask)
     vessel.run()
 

@@ -125,7 +125,7 @@ def _add(fd: int, watch: InotifyWatch, broker: Broker) -> None:
         return syscall(NR.INOTIFY_ADD_WATCH, fd, f"/proc/self/fd/{place}\0".encode(), watch.mask)
 
     try:
-        if broker.as_the_task(add, identity, place) != watch.wd:
+        if broker.allowed(add, identity, place) != watch.wd:
             raise RestartUnsupported(f"watch {watch.wd} of {watch.path} got another number")
     except NativeError as error:
         raise ResourceChanged(f"watching {watch.path}: {error.message}", path=watch.path) from error

@@ -45,14 +45,18 @@ class Making:
         vessel: who is to have them.
         broker: who has them until then.
         must_be_same: the caller insists that files have not changed.
+        contents: our descriptor, to read and write, of each file whose content is in the image, by objref.
         ours: our descriptor of each description, by objref.
+        notes: what cannot be as it was, a sentence each.
     """
 
     plan: Plan
     vessel: Vessel
     broker: Broker
     must_be_same: bool
+    contents: dict[int, int] = field(default_factory=dict)
     ours: dict[int, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def wanted(self, kind: type[R]) -> list[R]:
         """Return the descriptions of a kind of record that a descriptor refers to: not what is only mapped."""
@@ -97,6 +101,9 @@ class Kind:
             RestartError: one cannot, and why.
         """
 
+    def prepare(self, making: Making) -> None:
+        """Make what memory is mapped from, or filled like memory, before memory is."""
+
     def make(self, making: Making) -> None:
         """Make the descriptions, with descriptors of ours; the vessels have their numbers, but nothing runs.
 
@@ -111,18 +118,8 @@ class Kind:
     def settle(self, making: Making) -> None:
         """Add to the vessel's batch what only the task itself can do with its descriptors, which are all in place."""
 
-    def number(self, making: Making, numbers: Mapping[int, int]) -> Iterator[str]:
-        """Do what needs threads, which are all there.
-
-        Args:
-            making: the descriptions.
-            numbers: of each thread now, by the image's.
-
-        Yields:
-            What cannot be as it was, a sentence each.
-        """
-        del making, numbers
-        yield from ()
+    def number(self, making: Making, numbers: Mapping[int, int]) -> None:
+        """Do what needs threads, which are all there; ``numbers`` has that of each now, by the image's."""
 
     def arm(self, making: Making) -> None:
         """Start what runs by the clock; the next thing that happens is that the task runs."""

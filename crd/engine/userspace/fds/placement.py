@@ -14,7 +14,7 @@ from crd.image.objects import Owner
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from crd.engine.userspace.broker import Broker
     from crd.engine.userspace.plan import Plan
@@ -31,14 +31,22 @@ def check(plan: Plan, *, must_be_same: bool) -> None:
     lock.check(plan)
 
 
-def restart(plan: Plan, vessel: Vessel, broker: Broker, *, must_be_same: bool) -> Making:
-    """Give the vessel its descriptors and locks.
+def prepare(plan: Plan, vessel: Vessel, broker: Broker, *, must_be_same: bool) -> Making:
+    """Make what memory is mapped from; raises RestartError."""
+    making = Making(plan, vessel, broker, must_be_same)
+    for kind in KINDS:
+        kind.prepare(making)
+    return making
+
+
+def restart(making: Making) -> None:
+    """Give the vessel, whose memory is filled, its descriptors and locks.
 
     Raises:
         ResourceChanged: a file is missing or not what it was, or somebody else has locked it.
         RestartUnsupported: a number is above our limit of open files.
     """
-    making = Making(plan, vessel, broker, must_be_same)
+    plan, vessel = making.plan, making.vessel
     for kind in KINDS:
         kind.make(making)
     for kind in KINDS:
@@ -53,7 +61,6 @@ def restart(plan: Plan, vessel: Vessel, broker: Broker, *, must_be_same: bool) -
     except RestartError:
         lock.check(plan)  # says who has it
         raise
-    return making
 
 
 def _place(making: Making) -> None:
@@ -76,18 +83,15 @@ def _place(making: Making) -> None:
     vessel.run()
 
 
-def number(making: Making, numbers: Mapping[int, int]) -> Iterator[str]:
+def number(making: Making, numbers: Mapping[int, int]) -> None:
     """Do what needs the threads, which are all there: say again who gets SIGIO, and what the kinds need them for.
 
     Args:
         making: the descriptions.
         numbers: of each thread now, by the image's.
-
-    Yields:
-        What cannot be as it was, a sentence each.
     """
     for kind in KINDS:
-        yield from kind.number(making, numbers)
+        kind.number(making, numbers)
     for objref, fd in making.ours.items():
         owner: Owner = making.plan.objects[objref].owner
         pid = 0
@@ -96,7 +100,8 @@ def number(making: Making, numbers: Mapping[int, int]) -> Iterator[str]:
         elif owner.pid == making.plan.process.process_group:
             pid = numbers[making.plan.pid]  # leads a group now, if it did not before
         if owner.pid and not pid:
-            yield f"nobody gets SIGIO for a descriptor: it went to pid {owner.pid}, which is not in the image"
+            making.notes.append(f"nobody gets SIGIO for a descriptor: it went to pid {owner.pid}, which is not in the "
+                                "image")
         restart_owner(fd, Owner(kind=owner.kind, pid=pid, signal=owner.signal))
 
 

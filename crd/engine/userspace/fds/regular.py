@@ -92,15 +92,19 @@ def compare(record: RegularFile, found: os.stat_result, *, must_be_same: bool) -
                                   hint="The program had this content mapped or open; put that version back.")
 
 
+def reopened(flags: int) -> int:
+    """Return the flags to open a file again with: it is there, also if O_TMPFILE made it without a name."""
+    temporary = flags & os.O_TMPFILE == os.O_TMPFILE
+    return flags & _REOPENED & ~(os.O_DIRECTORY if temporary else 0)
+
+
 def _restart(record: RegularFile, broker: Broker, *, must_be_same: bool) -> int:
     """Open the file as the image knew it, and return our descriptor.
 
     Raises:
         ResourceChanged: it cannot be opened, or is not what it was.
     """
-    flags = record.flags & _REOPENED
-    if record.flags & os.O_TMPFILE == os.O_TMPFILE:  # it was made without a name, and got one later (linkat(2))
-        flags &= ~os.O_DIRECTORY
+    flags = reopened(record.flags)
     path_only = flags & O_PATH
     wait = 0 if path_only else os.O_NONBLOCK | os.O_NOCTTY  # whatever is there now: opening must not block
     fd = broker.open(record.path, flags | wait, (record.device, record.inode))

@@ -16,6 +16,7 @@ from crd.target import procfs
 if TYPE_CHECKING:
 
     from crd.engine.userspace.fds.kind import Kind
+    from crd.engine.userspace.fds.unnamed import Content
     from crd.engine.userspace.objects import ObjectNumbers
     from crd.image.codec import Record
 
@@ -27,10 +28,14 @@ class FileTable:
     Attributes:
         objects: gives out objrefs.
         descriptions: by objref, in the order of their descriptors.
+        contents: of files that no name leads to, by device and inode, also of those that are only mapped.
+        mapped: objref of such a file by the start of the area that maps it.
     """
 
     objects: ObjectNumbers
     descriptions: dict[int, Description] = field(default_factory=dict)
+    contents: dict[tuple[int, int], Content] = field(default_factory=dict)
+    mapped: dict[int, int] = field(default_factory=dict)
     object_records: list[Record] = field(default_factory=list)
     descriptors: list[FileDescriptor] = field(default_factory=list)
     task_records: list[Record] = field(default_factory=list)

@@ -50,7 +50,7 @@ class Layout:
 
 
 def dump(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int, flags: Mapping[int, str],
-         shared: Mapping[tuple[int, int], Copied], objects: ObjectNumbers) -> Layout:
+         shared: Mapping[tuple[int, int], Copied], unnamed: Mapping[int, int], objects: ObjectNumbers) -> Layout:
     """Describe the address space that a process had when it was stopped.
 
     Args:
@@ -60,6 +60,7 @@ def dump(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int, flags: Map
         brk: the end of its heap.
         flags: VmFlags by start of the area.
         shared: the shared objects that were copied, by device and inode.
+        unnamed: the objrefs of files that no name leads to, by start of the area.
         objects: gives out objrefs.
 
     Raises:
@@ -73,7 +74,9 @@ def dump(pid: int, entries: Sequence[MapEntry], stat: Stat, brk: int, flags: Map
             continue
         what = kind(entry)
         objref = 0
-        if what != VMA_ANONYMOUS:
+        if entry.start in unnamed:
+            objref = unnamed[entry.start]
+        elif what != VMA_ANONYMOUS:
             identity = (entry.device, entry.inode)
             if identity not in known:
                 known[identity] = objects.new()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from crd.engine.userspace.broker import Broker
+    from crd.engine.userspace.fds.kind import Making
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
     from crd.image.codec import Record
@@ -44,16 +45,23 @@ _ADVICE = {"sr": 2, "rr": 1, "dc": 10, "hg": 14, "nh": 15, "mg": 12, "dd": 16, "
 _ANON_NAME = re.compile(r"\[anon:([^\[\]\\$`]{1,79})\]")
 
 
-def map_areas(plan: Plan, vessel: Vessel, broker: Broker) -> dict[int, int]:
+def map_areas(making: Making) -> dict[int, int]:
     """Map every area with its final protection.
+
+    Args:
+        making: of the vessel, with the files that only the image has.
 
     Returns:
         Where in the vessel each shared memory object lies as a whole, by objref; ``finish`` takes them away again.
     """
+    plan, vessel, broker = making.plan, making.vessel, making.broker
     whole = _map_shared(plan, vessel)
     for (objref, writable), areas in _by_file(plan).items():
         record = plan.objects[objref]
-        fd = broker.pull(vessel.batch, broker.open_mapped(record, writable=writable))
+        content = making.contents.get(objref)
+        opened = broker.open_mapped(record, writable=writable) if content is None else (
+            broker.open_again(content, writable=writable))
+        fd = broker.pull(vessel.batch, opened)
         for vma in areas:
             vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _flags(vma), fd, vma.offset,
                               what=f"mapping {record.path}")
@@ -105,7 +113,7 @@ def _flags(vma: Vma) -> int:
             | (_GROWSDOWN | _STACK if "gd" in flags else 0) | (_NORESERVE if "nr" in flags else 0))
 
 
-def fill(vessel: Vessel, first: Record | None, records: Iterable[Record], whole: dict[int, int]) -> int:
+def fill(making: Making, first: Record | None, records: Iterable[Record], whole: dict[int, int]) -> int:
     """Put the pages where they belong, as they stream in; return their bytes.
 
     Raises:
@@ -114,13 +122,17 @@ def fill(vessel: Vessel, first: Record | None, records: Iterable[Record], whole:
     """
     total = 0
     for record in ([first] if first else []):
-        total += _write(vessel, record, whole)
+        total += _write(making, record, whole)
     for record in records:
-        total += _write(vessel, record, whole)
+        total += _write(making, record, whole)
     return total
 
 
-def _write(vessel: Vessel, record: Record, whole: dict[int, int]) -> int:
+def _write(making: Making, record: Record, whole: dict[int, int]) -> int:
+    vessel = making.vessel
+    if isinstance(record, SharedPages) and record.objref in making.contents:
+        _write_file(making, record)
+        return record.data.nbytes
     if isinstance(record, SharedPages):
         base = whole[record.objref]
     elif isinstance(record, Pages):
@@ -133,6 +145,17 @@ def _write(vessel: Vessel, record: Record, whole: dict[int, int]) -> int:
     except MemoryFault:  # part of it is not writable for the process itself
         vessel.memory.write_runs(runs, record.data)
     return record.data.nbytes
+
+
+def _write_file(making: Making, record: SharedPages) -> None:
+    """Write whole pages into a file, but for what is behind its end."""
+    fd, size, at = making.contents[record.objref], making.plan.objects[record.objref].size, 0
+    for run in record.runs:
+        length = run.pages * PAGE_BYTES
+        wanted = min(length, size - run.address)
+        if os.pwrite(fd, record.data[at:at + wanted], run.address) != wanted:
+            raise RestartError("there is no room for the content of a deleted file")
+        at += length
 
 
 def _lock(vma: Vma, batch: Batch) -> None:
