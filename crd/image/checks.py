@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from crd.image.objects import DESCRIPTIONS, Epoll, Pipe, RegularFile, SharedMemory, UnnamedFile
 from crd.image.profile import (
-    LOCK_FLOCK,
+    LOCK_LEASE,
     LOCK_POSIX,
     PAGE_BYTES,
     VMA_ANONYMOUS,
@@ -210,7 +210,7 @@ def _check_epoll_target(record: EpollTarget, image: ImageState) -> None:
 @check.register(FileLock)
 def _check_file_lock(record: FileLock, image: ImageState) -> None:
     _need_current(record.pid, image)
-    need(record.kind in {LOCK_POSIX, LOCK_FLOCK}, f"is of unknown kind {record.kind}")
+    need(LOCK_POSIX <= record.kind <= LOCK_LEASE, f"is of unknown kind {record.kind}")
     need(record.fd in image.current.fds, f"is on fd {record.fd}, which is not open")
     need(record.start <= record.end <= FILE_OFFSET_MAX, f"is from {record.start} to {record.end}")
     need_flag(record.exclusive, "exclusive")

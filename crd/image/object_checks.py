@@ -65,6 +65,9 @@ def _check_file(record: RegularFile, image: ImageState) -> None:
 def _check_pipe(record: Pipe, image: ImageState) -> None:
     _declare(image, record)
     need(record.data_bytes <= record.capacity_bytes, "holds more than its capacity")
+    need(record.path.startswith("/") or not record.path, "has no absolute path")
+    need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
+    need_flag(record.deleted, "deleted")
     image.pipe, image.pipe_bytes = record, 0
 
 
@@ -80,6 +83,7 @@ def _check_pipe_data(record: PipeData, image: ImageState) -> None:
 def _check_pipe_end(record: PipeEnd, image: ImageState) -> None:
     _declare(image, record)
     image.need_object(record.pipe, Pipe)
+    need_flag(record.hung_up, "hung_up")
 
 
 @check.register(SharedMemory)

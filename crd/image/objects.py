@@ -37,12 +37,16 @@ class RegularFile(Record, type=0x43520010):
 
 
 class Pipe(Record, type=0x43520011):
-    """A pipe, both ends inside the image; its data follow in PIPE_DATA records."""
+    """A pipe, its data in PIPE_DATA records behind it; without a name it has both ends inside the image."""
 
     objref: U32
     inode: U64
     capacity_bytes: U32
     data_bytes: U32
+    path: Text  # "" = without a name
+    device: U64
+    mode: U32  # permission bits
+    deleted: U8  # it had that name
 
 
 class PipeData(Record, type=0x43520012):
@@ -60,6 +64,7 @@ class PipeEnd(Record, type=0x43520013):
     pipe: U32  # objref of the PIPE
     flags: U32  # F_GETFL
     owner: Owner
+    hung_up: U8  # a reader that has seen a writer, and has none now
 
 
 class SharedMemory(Record, type=0x43520014):

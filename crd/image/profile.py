@@ -156,15 +156,17 @@ class EpollTarget(Record, type=0x4352001A):
 
 LOCK_POSIX = 1
 LOCK_FLOCK = 2
+LOCK_OFD = 3
+LOCK_LEASE = 4
 
 
 class FileLock(Record, type=0x43520019):
-    """A lock held by the process (POSIX) or by an open file description (flock)."""
+    """A lock held by the process (POSIX) or by an open file description (all others)."""
 
     pid: U32
     kind: U32  # LOCK_*
     exclusive: U8
-    fd: U32  # a descriptor of the locked file; for flock: of the description that holds it
+    fd: U32  # a descriptor of the locked file; unless POSIX: of the description that holds it
     start: U64
     end: U64  # inclusive, 2**63 - 1 = to the end
 

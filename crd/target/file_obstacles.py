@@ -71,6 +71,9 @@ def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
     elif stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.info.flags & os.O_PATH:
         yield from _regular(entry, look)
         return
+    elif stat.S_ISFIFO(mode):
+        yield from _fifo(entry)
+        return
     else:
         code, noun = _special_file(entry.file)
     yield Obstacle(code, entry.name, f"is {noun}, which crd cannot save yet", _REMEDIES.get(code, _NOT_YET))
@@ -86,8 +89,6 @@ def _nameless(link: str) -> tuple[str, str] | None:
 
 
 def _special_file(file: os.stat_result) -> tuple[str, str]:
-    if stat.S_ISFIFO(file.st_mode):
-        return "fd.fifo", "a named pipe"
     if stat.S_ISSOCK(file.st_mode):
         return "fd.socket", "a socket"
     if stat.S_ISCHR(file.st_mode) and os.major(file.st_rdev) in _TERMINAL_MAJORS:
@@ -104,13 +105,20 @@ def _regular(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
                        "Have the program open the file again (log rotation: copytruncate, or a reload).")
 
 
+def _fifo(entry: Open) -> Iterator[Obstacle]:
+    """Others may have a named pipe open too: they will find the restarted one by its name."""
+    how = reach(entry.link, entry.file)
+    if how is not Reach.SAME and entry.file.st_nlink:
+        yield Obstacle(f"fd.{how.name.lower()}", entry.name, how.value, "Have the program open the pipe again.")
+
+
 def _locks(entry: Open) -> Iterator[Obstacle]:
     kinds = {lock.kind for lock in entry.info.locks}
-    if "OFDLCK" in kinds:
-        yield Obstacle("fd.ofd-lock", entry.name, "holds an open file description lock, which crd cannot save yet",
-                       "Use flock(2) or POSIX locks, or checkpoint it while nothing is locked.")
-    if kinds & {"LEASE", "DELEG"}:
-        yield Obstacle("fd.lease", entry.name, "holds a lease, which crd cannot save yet",
+    if "DELEG" in kinds:
+        yield Obstacle("fd.lease", entry.name, "holds a delegation, which crd cannot save",
+                       "Give it up before the checkpoint.")
+    elif "LEASE" in kinds and unnamed.is_unnamed(entry.file):
+        yield Obstacle("fd.lease", entry.name, "holds a lease on a deleted file, which crd would break by reading it",
                        "Give the lease up before the checkpoint.")
 
 

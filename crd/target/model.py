@@ -197,13 +197,17 @@ class MapEntry:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A lock line of fdinfo: POSIX, FLOCK, OFDLCK or LEASE; the range is inclusive, end 2**63-1 is EOF."""
+    """A lock line of fdinfo: POSIX, FLOCK, OFDLCK or LEASE; the range is inclusive, end 2**63-1 is EOF.
+
+    ``breaking``: another process waits for this lease to be given up.
+    """
 
     kind: str
     exclusive: bool
     pid: int
     start: int
     end: int
+    breaking: bool = False
 
 
 @dataclass(frozen=True, slots=True)

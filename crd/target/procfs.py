@@ -320,5 +320,6 @@ def fdinfo(pid: int | str, fd: int) -> FdInfo:
 
 
 def _lock(line: str) -> Lock:
-    _number, kind, _advisory, access, pid, _inode, start, end = line.split()
-    return Lock(kind, access == "WRITE", int(pid), int(start), END_OF_FILE if end == "EOF" else int(end))
+    _number, kind, state, access, pid, _inode, start, end = line.split()
+    return Lock(kind, access == "WRITE", int(pid), int(start), END_OF_FILE if end == "EOF" else int(end),
+                state == "BREAKING")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crd.errors import TargetUnsupported
+from crd.errors import ResourceChanged, TargetUnsupported
 from tests.engine.images import restarted, taken
 from tests.engine.programs import interpreted
 from tests.support.victims import until
@@ -90,3 +90,43 @@ def test_a_deleted_file_where_its_user_may_make_none() -> None:
         assert link.read_text() == "old"
         assert link.stat().st_uid == USER, "a set-uid file of root's would be a gift"
         assert os.listdir(program.directory / "private") == []
+
+
+def test_a_deleted_fifo_whose_name_is_taken_by_now(tmp_path: Path) -> None:
+    source = f"{PRELUDE}os.mkfifo('x'); fd = os.open('x', os.O_RDWR); os.unlink('x')\nrest()"
+    with interpreted(tmp_path, source) as program:
+        image = taken(program)
+        (tmp_path / "x").write_text("new")
+        before = set(os.listdir(tmp_path))
+        restarted(image, program)
+        assert set(os.listdir(tmp_path)) == before
+
+
+def test_what_another_process_keeps_in_a_named_pipe_is_not_doubled(tmp_path: Path) -> None:
+    source = f"{PRELUDE}os.mkfifo('x'); fd = os.open('x', os.O_RDWR); os.write(fd, b'in flight')\nrest()"
+    with interpreted(tmp_path, source) as program:
+        outside = os.open(tmp_path / "x", os.O_RDONLY | os.O_NONBLOCK)
+        result = restarted(taken(program), program)
+        assert any("keeps what is in it" in note for note in result.notes)
+        assert os.read(outside, 100) == b"in flight"
+        os.close(outside)
+
+
+@pytest.mark.parametrize("access", ["RDONLY", "RDWR"])
+def test_no_other_named_pipe_is_opened_than_its_user_may(access: str) -> None:
+    with of_user(f"os.mkfifo('x'); os.chown('x', {USER}, {USER}); os.chown('.', {USER}, {USER})\n"
+                 f"fd = os.open('x', os.O_{access} | os.O_NONBLOCK)") as program:
+        image = taken(program)
+        path = program.directory / "x"
+        path.rename(program.directory / "old")
+        os.mkfifo(path, 0o600)  # of root's
+        fds = os.listdir("/proc/self/fd")
+        with pytest.raises(ResourceChanged, match="x: Permission denied"):
+            restarted(image)
+        assert os.listdir("/proc/self/fd") == fds
+        os.chown(path, USER, USER)
+        restarted(image, program)
+        path.unlink()
+        program.kill()
+        with pytest.raises(ResourceChanged, match="no named pipe"):
+            restarted(image)

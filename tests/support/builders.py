@@ -92,7 +92,7 @@ def make_file(objref: int = 1, **values) -> RegularFile:
 
 
 def make_pipe_end(objref: int, pipe: int, **values) -> PipeEnd:
-    return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner": NOBODY, **values})
+    return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner": NOBODY, "hung_up": 0, **values})
 
 
 def make_special_files() -> list[Record]:
@@ -165,7 +165,7 @@ def make_records() -> list[Record]:
     return [
         HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=832), make_profile(),
         make_file(1), SharedMemory(objref=2, bytes=2 * PAGE_BYTES),
-        Pipe(objref=4, inode=99, capacity_bytes=65536, data_bytes=8),
+        Pipe(objref=4, inode=99, capacity_bytes=65536, data_bytes=8, path="", device=14, mode=0o600, deleted=0),
         PipeData(objref=4, packet=0, data=b"hello"), PipeData(objref=4, packet=0, data=b"you"),
         make_pipe_end(5, 4), make_pipe_end(6, 4, flags=1), *make_special_files(),
         Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"), make_process(),

@@ -73,7 +73,8 @@ def found(pid: int) -> dict[str, Obstacle]:
 @pytest.mark.parametrize(("name", "arguments"), [
     ("idle", [1]), ("idle-musl", []), ("counter", [64]), ("blocked", []), ("memory", []), ("files", []), ("pipes", []),
     ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
-    ("events", []), ("epolls", []), ("watches", []), ("unnamed", [])])
+    ("events", []), ("epolls", []), ("watches", []), ("unnamed", []),
+    ("fifos", []), ("locks", [])])
 def test_nothing_stands_in_the_way_of_the_victims(tmp_path: Path, name: str, arguments: list[int]) -> None:
     with Victim(name, tmp_path, *arguments) as victim:
         assert preflight.check(victim.pid, kcmp=kcmp).obstacles == ()
@@ -106,13 +107,13 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
     pytest.param("fd.fanotify", "fd = call(300, 0, 0)", marks=pytest.mark.root),
     pytest.param("fd.device", "fd = os.open('/dev/kmsg', os.O_WRONLY)", marks=pytest.mark.root),
     ("fd.special", "fd = os.open('/proc/self/ns/net', os.O_RDONLY)"),
-    ("fd.fifo", "os.mkfifo('fifo'); fd = os.open('fifo', os.O_RDWR)"),
     ("fd.unlinked", "fd = new('x'); os.link('x', 'y'); os.unlink('x')"),
-    ("fd.ofd-lock", "fd = new('x'); fcntl.fcntl(fd, 37, struct.pack('hhqqi4x', 1, 0, 0, 0, 0))"),
-    ("fd.lease", "fd = new('x'); os.close(fd); fd = os.open('x', os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_SETLEASE, 0)"),
     ("fd.memfd", "fd = os.memfd_create('name', os.MFD_HUGETLB)"),
     ("memory.unlinked", ("fd = new('x'); os.ftruncate(fd, 4096); map(fd, PRIVATE); os.close(fd); os.link('x', 'y')\n"
                         "os.unlink('x')")),
+    ("fd.unlinked", "os.mkfifo('x'); fd = os.open('x', os.O_RDWR); os.link('x', 'y'); os.unlink('x')"),
+    ("fd.lease", ("os.close(new('x')); fd = os.open('x', os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_SETLEASE, 0)\n"
+                  "os.unlink('x')")),
     ("memory.sysv", "key = libc.shmget(0, 4096, 0o600); libc.shmat(key, 0, 0); libc.shmctl(key, 0, 0)"),
     ("memory.huge-pages", "map(-1, PRIVATE | ANONYMOUS | HUGE | NORESERVE, 2 << 20)"),
     ("memory.device", "fd = os.open('/dev/zero', os.O_RDWR); map(fd, PRIVATE); os.close(fd)"),
@@ -149,6 +150,9 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
     "fd = os.memfd_create('name'); os.ftruncate(fd, 4096); map(fd, SHARED); os.close(fd)",
     ("fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE, protection=5); os.close(fd)\n"
      "new('y'); os.rename('y', 'x')"),
+    "os.mkfifo('x'); fds = [os.open('x', os.O_RDWR), os.open('x', os.O_RDONLY)]; os.unlink('x')",
+    "fd = new('x'); fcntl.fcntl(fd, 37, struct.pack('hhqqi4x', 1, 0, 0, 0, 0))",
+    "os.close(new('x')); fd = os.open('x', os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_SETLEASE, 0)",
     "map(-1, SHARED | ANONYMOUS)",
     "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE)",
 ])

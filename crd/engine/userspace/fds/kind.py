@@ -7,6 +7,7 @@ order in which they are asked; what a kind does not need it leaves out.
 from __future__ import annotations
 
 import fcntl
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -64,10 +65,10 @@ class Making:
         return [record for record in self.plan.of(kind) if record.objref in opened]  # type: ignore[attr-defined]
 
     def add(self, objref: int, fd: int, flags: int | None = None) -> None:
-        """Take over our descriptor of a description, and give it these flags (F_SETFL)."""
+        """Take over our descriptor of a description, and give it these flags (F_SETFL) but O_ASYNC."""
         self.ours[objref] = self.broker.hold(fd)
         if flags is not None:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_ASYNC)
 
 
 class Kind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -51,10 +52,12 @@ def restart(making: Making) -> None:
         kind.make(making)
     for kind in KINDS:
         kind.connect(making)
-    lock.restart_flocks(plan, making.ours)
+    lock.restart_of_descriptions(plan, making.ours)
     _place(making)
     for kind in KINDS:
         kind.settle(making)
+    _settle_signals(making)
+    lock.restart_leases(plan, vessel.batch)
     lock.restart_posix(plan, vessel.batch)
     try:
         vessel.run()
@@ -83,6 +86,16 @@ def _place(making: Making) -> None:
     vessel.run()
 
 
+def _settle_signals(making: Making) -> None:
+    """Have the task ask for SIGIO (O_ASYNC) itself: the signal tells the descriptor that this was asked for."""
+    first = {record.objref: record.fd for record in reversed(making.plan.descriptors)}
+    for objref, fd in first.items():
+        flags = making.plan.objects[objref].flags
+        if flags & os.O_ASYNC:
+            making.vessel.batch.call(NR.FCNTL, fd, fcntl.F_SETFL, flags, what=f"O_ASYNC of descriptor {fd}")
+            making.vessel.flush()
+
+
 def number(making: Making, numbers: Mapping[int, int]) -> None:
     """Do what needs the threads, which are all there: say again who gets SIGIO, and what the kinds need them for.
 
@@ -94,6 +107,8 @@ def number(making: Making, numbers: Mapping[int, int]) -> None:
         kind.number(making, numbers)
     for objref, fd in making.ours.items():
         owner: Owner = making.plan.objects[objref].owner
+        if not owner.pid and not owner.signal:
+            continue
         pid = 0
         if owner.kind != _F_OWNER_PGRP:
             pid = numbers.get(owner.pid, 0)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crd.image.codec import Record
 
 O_PATH = 0o10000000
-_REOPENED = (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC | os.O_ASYNC | os.O_DIRECT
+_REOPENED = (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC | os.O_DIRECT
              | os.O_NOATIME | os.O_DIRECTORY | os.O_NOFOLLOW | O_PATH)
 _SEEKABLE = (stat.S_IFREG, stat.S_IFDIR)
 _KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFCHR)
@@ -32,8 +32,8 @@ class RegularFiles(Kind):
     """A REGULAR_FILE for each description; also what may only be mapped."""
 
     def recognises(self, one: Description) -> bool:
-        """What has a name, and may be opened by it as well as by anything else."""
-        return stat.S_IFMT(one.stat.st_mode) in _KINDS and one.link.startswith("/")
+        """What has a name, and may be opened by it as well as by anything else; with O_PATH that is anything."""
+        return one.link.startswith("/") and bool(one.flags & O_PATH or stat.S_IFMT(one.stat.st_mode) in _KINDS)
 
     def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
         """Note path, position and what a restart can hold the file against."""
