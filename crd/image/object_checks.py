@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, ImageState, check, need, need_flag
-from crd.image.objects import EventFd, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, SignalFd, TimerFd
+from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, PID_MAX, ImageState, check, need, need_flag
+from crd.image.objects import (
+    UNNAMED_DIRECTORY,
+    UNNAMED_MEMORY,
+    Epoll,
+    EventFd,
+    Inotify,
+    InotifyWatch,
+    PidFd,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    RegularFile,
+    SharedMemory,
+    SignalFd,
+    TimerFd,
+    UnnamedFile,
+    UnnamedOpen,
+)
 from crd.image.profile import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -19,6 +36,10 @@ TIMER_CLOCKS = {0, 1, 7, 8, 9}
 TIMER_FLAGS = 3
 """TFD_TIMER_ABSTIME and TFD_TIMER_CANCEL_ON_SET."""
 TIME_NS_MAX = 2**62
+MODE_MAX = 0o7777
+SEALS = 0x3F
+"""F_SEAL_SEAL to F_SEAL_EXEC."""
+WATCH_MAX = 2**31 - 1
 
 
 def _declare(image: ImageState, record: Record) -> None:
@@ -44,6 +65,9 @@ def _check_file(record: RegularFile, image: ImageState) -> None:
 def _check_pipe(record: Pipe, image: ImageState) -> None:
     _declare(image, record)
     need(record.data_bytes <= record.capacity_bytes, "holds more than its capacity")
+    need(record.path.startswith("/") or not record.path, "has no absolute path")
+    need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
+    need_flag(record.deleted, "deleted")
     image.pipe, image.pipe_bytes = record, 0
 
 
@@ -59,6 +83,7 @@ def _check_pipe_data(record: PipeData, image: ImageState) -> None:
 def _check_pipe_end(record: PipeEnd, image: ImageState) -> None:
     _declare(image, record)
     image.need_object(record.pipe, Pipe)
+    need_flag(record.hung_up, "hung_up")
 
 
 @check.register(SharedMemory)
@@ -86,3 +111,49 @@ def _check_timer_fd(record: TimerFd, image: ImageState) -> None:
 @check.register(SignalFd)
 def _check_signal_fd(record: SignalFd, image: ImageState) -> None:
     _declare(image, record)
+
+
+@check.register(Epoll)
+def _check_epoll(record: Epoll, image: ImageState) -> None:
+    _declare(image, record)
+
+
+@check.register(Inotify)
+def _check_inotify(record: Inotify, image: ImageState) -> None:
+    _declare(image, record)
+    image.watches = set()
+
+
+@check.register(InotifyWatch)
+def _check_inotify_watch(record: InotifyWatch, image: ImageState) -> None:
+    _need_whole(image, record.objref)
+    need(0 < record.wd < WATCH_MAX and record.wd not in image.watches, f"has the number {record.wd}")
+    need(record.path, "has no path")
+    image.watches.add(record.wd)
+
+
+@check.register(PidFd)
+def _check_pid_fd(record: PidFd, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.pid == -1 or 0 < record.pid <= PID_MAX, f"is of pid {record.pid}")
+
+
+@check.register(UnnamedFile)
+def _check_unnamed_file(record: UnnamedFile, image: ImageState) -> None:
+    _declare(image, record)
+    need(UNNAMED_MEMORY <= record.kind <= UNNAMED_DIRECTORY, f"is of unknown kind {record.kind}")
+    if record.kind != UNNAMED_MEMORY:
+        need(record.path.startswith("/"), "has no absolute path")
+    need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
+    need(record.size <= (0 if record.kind == UNNAMED_DIRECTORY else FILE_OFFSET_MAX), f"has {record.size} bytes")
+    need(record.kind == UNNAMED_MEMORY or not record.seals, "has seals, but is no memory")
+    need(record.seals <= SEALS, f"has the seals {record.seals:#x}")
+    if record.kind != UNNAMED_DIRECTORY:
+        image.shared[record.objref] = (record.size + -record.size % PAGE_BYTES, 0)
+
+
+@check.register(UnnamedOpen)
+def _check_unnamed_open(record: UnnamedOpen, image: ImageState) -> None:
+    _declare(image, record)
+    image.need_object(record.file, UnnamedFile)
+    need(record.position <= FILE_OFFSET_MAX, "has a position above 2**63")

@@ -37,12 +37,16 @@ class RegularFile(Record, type=0x43520010):
 
 
 class Pipe(Record, type=0x43520011):
-    """A pipe, both ends inside the image; its data follow in PIPE_DATA records."""
+    """A pipe, its data in PIPE_DATA records behind it; without a name it has both ends inside the image."""
 
     objref: U32
     inode: U64
     capacity_bytes: U32
     data_bytes: U32
+    path: Text  # "" = without a name
+    device: U64
+    mode: U32  # permission bits
+    deleted: U8  # it had that name
 
 
 class PipeData(Record, type=0x43520012):
@@ -60,6 +64,7 @@ class PipeEnd(Record, type=0x43520013):
     pipe: U32  # objref of the PIPE
     flags: U32  # F_GETFL
     owner: Owner
+    hung_up: U8  # a reader that has seen a writer, and has none now
 
 
 class SharedMemory(Record, type=0x43520014):
@@ -102,11 +107,78 @@ class SignalFd(Record, type=0x43520042):
     mask: U64  # signal 1 is bit 0
 
 
-OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd)
+class Epoll(Record, type=0x43520043):
+    """epoll_create(2); what it watches is among the records of the task."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+
+
+class Inotify(Record, type=0x43520044):
+    """inotify_init(2); its INOTIFY_WATCHes follow."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+
+
+class InotifyWatch(Record, type=0x43520045):
+    """inotify_add_watch(2)."""
+
+    objref: U32
+    wd: U32
+    path: Text
+    device: U64  # st_dev
+    inode: U64  # st_ino
+    mask: U32
+
+
+class PidFd(Record, type=0x43520046):
+    """pidfd_open(2)."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    pid: S32  # -1 = has ended
+
+
+UNNAMED_MEMORY = 1
+UNNAMED_FILE = 2
+UNNAMED_TEMPORARY = 3
+UNNAMED_DIRECTORY = 4
+
+
+class UnnamedFile(Record, type=0x43520047):
+    """A file that no name leads to; its content is in SHARED_PAGES."""
+
+    objref: U32
+    kind: U32  # UNNAMED_*
+    path: Text  # that it had; of memory: its name
+    mode: U32  # permission bits
+    uid: U32
+    gid: U32
+    size: U64
+    mtime_ns: S64
+    seals: U32  # F_GET_SEALS
+
+
+class UnnamedOpen(Record, type=0x43520048):
+    """One open file description of such a file."""
+
+    objref: U32
+    file: U32  # objref of the UNNAMED_FILE
+    flags: U32  # F_GETFL
+    owner: Owner
+    position: U64
+
+
+OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
+                                     Inotify, PidFd, UnnamedFile, UnnamedOpen)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
 """Open file descriptions, which descriptors refer to."""
 
-PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe}
+PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify}
 """What stands behind the object that it is in, and the kind of that."""

@@ -13,6 +13,7 @@ from crd.image.checks import ImageState, MisfitError, check, need
 from crd.image.codec import Record, corrupt
 from crd.image.objects import OBJECTS, PARTS, PipeData
 from crd.image.profile import (
+    EpollTarget,
     FileDescriptor,
     FileLock,
     IntervalTimer,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from crd.image.reader import ImageReader
 
 _OBJECTS: set[type[Record]] = set(OBJECTS)
+_OPEN_FILES: list[type[Record]] = [FileDescriptor, EpollTarget, FileLock]
 _TIMERS_AND_LIMITS: list[type[Record]] = [IntervalTimer, PosixTimer, ResourceLimit, Thread]
 
 
@@ -54,10 +56,11 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     String: {Process, Zombie},
     Process: {Sharing, MemoryLayout},
     Sharing: {MemoryLayout},
-    MemoryLayout: {Vma, FileDescriptor, FileLock, SignalActions},
-    Vma: {Vma, FileDescriptor, FileLock, SignalActions},
-    FileDescriptor: {FileDescriptor, FileLock, SignalActions},
-    FileLock: {FileLock, SignalActions},
+    MemoryLayout: {Vma, *_OPEN_FILES, SignalActions},
+    Vma: {Vma, *_OPEN_FILES, SignalActions},
+    FileDescriptor: {*_OPEN_FILES, SignalActions},
+    EpollTarget: {*_OPEN_FILES[1:], SignalActions},
+    FileLock: {*_OPEN_FILES[2:], SignalActions},
     SignalActions: {PendingSignal, *_TIMERS_AND_LIMITS},
     IntervalTimer: {*_TIMERS_AND_LIMITS},
     PosixTimer: {*_TIMERS_AND_LIMITS[1:]},

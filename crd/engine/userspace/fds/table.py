@@ -11,30 +11,34 @@ from crd.engine.userspace.fds import lock
 from crd.engine.userspace.fds.description import Description, Entry, group
 from crd.engine.userspace.fds.kinds import KINDS
 from crd.errors import Obstacle, TargetUnsupported
-from crd.image.profile import LOCK_FLOCK, FileDescriptor, FileLock
+from crd.image.profile import LOCK_POSIX, EpollTarget, FileDescriptor, FileLock
 from crd.target import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from crd.engine.userspace.fds.kind import Kind
+    from crd.engine.userspace.fds.unnamed import Content
     from crd.engine.userspace.objects import ObjectNumbers
     from crd.image.codec import Record
 
 
 @dataclass(slots=True)
 class FileTable:
-    """Open files, and their records: objects first, then descriptors and locks.
+    """Open files, and their records: objects first, then descriptors, what the task does with them, and locks.
 
     Attributes:
         objects: gives out objrefs.
         descriptions: by objref, in the order of their descriptors.
+        contents: of files that no name leads to, by device and inode, also of those that are only mapped.
     """
 
     objects: ObjectNumbers
     descriptions: dict[int, Description] = field(default_factory=dict)
+    contents: dict[tuple[int, int], Content] = field(default_factory=dict)
     object_records: list[Record] = field(default_factory=list)
     descriptors: list[FileDescriptor] = field(default_factory=list)
+    task_records: list[EpollTarget] = field(default_factory=list)
     locks: list[FileLock] = field(default_factory=list)
 
 
@@ -49,6 +53,7 @@ def dump(pids: Sequence[int], objects: ObjectNumbers) -> FileTable:
 
     Raises:
         TargetUnsupported: something of a kind, or in a state, that cannot be restarted was opened since the preflight.
+        TryLaterError: something is in a state that cannot be captured just now.
     """
     table = FileTable(objects)
     with ExitStack() as stack:
@@ -79,12 +84,10 @@ def _add_descriptors(table: FileTable, looked: dict[Entry, Description]) -> None
         table.descriptions[one.objref] = one
         table.descriptors += [FileDescriptor(pid=pid, fd=fd, objref=one.objref,
                                              close_on_exec=looked[pid, fd].info.close_on_exec) for pid, fd in entries]
-        flocks = False
         for pid in dict.fromkeys(pid for pid, _ in entries):
             fd = next(fd for owner, fd in entries if owner == pid)
-            locks = [*lock.dump(pid, looked[pid, fd])]
-            table.locks += [found for found in locks if found.kind != LOCK_FLOCK or not flocks]
-            flocks = True
+            table.locks += [found for found in lock.dump(pid, looked[pid, fd])
+                            if found.kind == LOCK_POSIX or pid == one.pid]  # all others are the description's
     table.descriptors.sort(key=lambda record: (record.pid, record.fd))
 
 
