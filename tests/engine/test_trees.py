@@ -15,7 +15,7 @@ from crd.errors import AccessDenied
 from crd.target import procfs
 from tests.engine.images import restarted, restarted_elsewhere
 from tests.engine.programs import FORKS_STORM, SPAWNS_STORM, compiled, interpreted
-from tests.support.victims import Program, Victim, until
+from tests.support.victims import Program, Victim, python_script, until
 
 pytestmark = pytest.mark.root
 
@@ -193,3 +193,59 @@ while True: time.sleep(0.01)
         assert (result.uid, result.tasks) == (0, 2)
         _, result = take(program, tree=False, only_uid=65534)
         assert (result.uid, result.tasks) == (65534, 1)
+
+
+POOL = """
+import multiprocessing, os, time
+
+def work(number):
+    time.sleep(0.003)
+    return number * number
+
+if __name__ == "__main__":
+    with multiprocessing.Pool(4) as pool:
+        number = wrong = 0
+        open("ready", "w").close()
+        while True:
+            wrong += pool.map(work, range(number, number + 40)) != [i * i for i in range(number, number + 40)]
+            number += 40
+            with open("counts.new", "w") as file:
+                print(number, wrong, file=file)
+            os.rename("counts.new", "counts")
+"""
+JOBS = """
+setsid bash -c 'while :; do echo . >>session.txt; sleep 0.02; done' &
+set -m
+(while :; do echo . >>group.txt; sleep 0.02; done) &
+touch ready
+n=0; while :; do n=$((n+1)); got=$(seq 1 $n | sort -n | tail -1); [ $got = $n ] || touch wrong
+echo $n 0 >counts.new; mv counts.new counts; sleep 0.01; done
+"""
+
+
+def test_a_pool_of_python_processes(tmp_path: Path) -> None:
+    """Pipes, semaphores in deleted files, threads and processes."""
+    with python_script(tmp_path, POOL) as program:
+        restart_a_few_times(program)
+
+
+def test_a_shell_with_jobs_in_sessions_and_groups_of_their_own(tmp_path: Path) -> None:
+    with Program(["/bin/bash", "-c", JOBS], tmp_path) as program:
+        restart_a_few_times(program)
+        for name in ("session.txt", "group.txt"):
+            before = (tmp_path / name).stat().st_size
+            until(name, lambda: (tmp_path / name).stat().st_size > before)  # noqa: B023
+        assert not (tmp_path / "wrong").exists()
+
+
+def restart_a_few_times(program: Program) -> None:
+    until("counts", (program.directory / "counts").exists)
+    for _ in range(3):
+        image, _ = take(program)
+        goes_on(program)
+        image, _ = take(program, after=After.KILL)
+        until("their end", lambda: not [pid for pid in procfs.pids() if works_in(program.directory, pid)])
+        program.wait_gone()
+        restarted(image, program)
+        goes_on(program)
+    assert program.stderr() == ""

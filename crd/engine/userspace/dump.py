@@ -13,11 +13,11 @@ from crd.engine.userspace.fds import table
 from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.taking import ChangedError, TryAgainError, Whole, taken
-from crd.engine.userspace.tree import frozen, has_ended
+from crd.engine.userspace.tree import frozen
 from crd.errors import AccessDenied, FreezeTimeout, TargetError, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.header import current_header
 from crd.image.writer import ImageWriter
-from crd.target.tree import Family
+from crd.target.tree import Family, has_ended
 from crd.target.wording import process_name
 
 if TYPE_CHECKING:
