@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING
 
 from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, PID_MAX, ImageState, check, need, need_flag
 from crd.image.objects import (
+    DESCRIPTIONS,
+    MESSAGE_BYTES_MAX,
+    RIGHTS_MAX,
+    UNIX_CONNECTED,
+    UNIX_IDLE,
+    UNIX_LISTENING,
+    UNIX_NAME_BYTES_MAX,
+    UNIX_RESET,
     UNNAMED_DIRECTORY,
     UNNAMED_MEMORY,
     Epoll,
@@ -20,6 +28,9 @@ from crd.image.objects import (
     SharedMemory,
     SignalFd,
     TimerFd,
+    UnixConnection,
+    UnixMessage,
+    UnixSocket,
     UnnamedFile,
     UnnamedOpen,
 )
@@ -36,6 +47,11 @@ TIMER_CLOCKS = {0, 1, 7, 8, 9}
 TIMER_FLAGS = 3
 """TFD_TIMER_ABSTIME and TFD_TIMER_CANCEL_ON_SET."""
 TIME_NS_MAX = 2**62
+SOCKET_KINDS = {1, 2, 5}
+"""SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET."""
+DATAGRAMS = 2
+BACKLOG_MAX = 2**31 - 1
+OPTIONS_MAX = 128
 MODE_MAX = 0o7777
 SEALS = 0x3F
 """F_SEAL_SEAL to F_SEAL_EXEC."""
@@ -157,3 +173,42 @@ def _check_unnamed_open(record: UnnamedOpen, image: ImageState) -> None:
     _declare(image, record)
     image.need_object(record.file, UnnamedFile)
     need(record.position <= FILE_OFFSET_MAX, "has a position above 2**63")
+
+
+@check.register(UnixSocket)
+def _check_unix_socket(record: UnixSocket, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.kind in SOCKET_KINDS, f"is of unknown kind {record.kind}")
+    need(record.state <= UNIX_RESET, f"has the unknown state {record.state}")
+    need(record.state in {UNIX_IDLE, UNIX_CONNECTED} or record.kind != DATAGRAMS, "is of datagrams, but listens")
+    need(max(len(record.name), len(record.target)) <= UNIX_NAME_BYTES_MAX, f"has a name of {len(record.name)} bytes")
+    in_files = bool(record.name) and record.name[0] != 0
+    need(record.path.startswith("/") if in_files else not record.path, "has a name and a path that do not fit")
+    need(record.state != UNIX_LISTENING or record.name, "listens without a name")
+    need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
+    need_flag(record.deleted, "deleted")
+    need(record.backlog <= BACKLOG_MAX, f"has the backlog {record.backlog}")
+    need(record.shutdown <= 3, f"has the shutdown {record.shutdown}")
+    need(len(record.options) <= OPTIONS_MAX and all(option.bytes <= 16 for option in record.options),
+         f"has {len(record.options)} options, or one of more than 16 bytes")
+    image.sockets[record.objref] = record.state
+
+
+@check.register(UnixConnection)
+def _check_unix_connection(record: UnixConnection, image: ImageState) -> None:
+    for end in (record.client, record.accepted):
+        need(image.sockets.pop(end, None) == UNIX_CONNECTED, f"connects object {end}, which is no unconnected one")
+    need(not record.listener or image.sockets.get(record.listener) == UNIX_LISTENING,
+         f"has object {record.listener} for a listener")
+
+
+@check.register(UnixMessage)
+def _check_unix_message(record: UnixMessage, image: ImageState) -> None:
+    image.need_object(record.socket, UnixSocket)
+    need(len(record.data) <= MESSAGE_BYTES_MAX, f"has {len(record.data)} bytes")
+    need(len(record.source) <= UNIX_NAME_BYTES_MAX, f"has a source of {len(record.source)} bytes")
+    need(record.pid <= PID_MAX, f"is of pid {record.pid}")
+    need(len(record.rights) <= RIGHTS_MAX, f"carries {len(record.rights)} descriptors")
+    for objref in record.rights:
+        need(image.objects.get(objref) in DESCRIPTIONS, f"carries object {objref}, which is no open file description "
+                                                        "before it")

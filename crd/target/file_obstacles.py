@@ -7,7 +7,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
-from crd.target import nameless, procfs, unnamed
+from crd.target import nameless, procfs, unix_obstacles, unnamed
 from crd.target.descriptors import open_descriptors
 from crd.target.holders import pipe_holders, pipe_inode
 from crd.target.paths import Reach, reach
@@ -50,13 +50,16 @@ def descriptors(pid: int, kcmp: Kcmp | None) -> Iterator[Obstacle]:
     """
     table = open_descriptors(pid)
     look = nameless.Look(pid, table, kcmp)
+    unix = unix_obstacles.unix_sockets(look)
     for entry in table:
-        yield from _kind(entry, look)
+        if entry.fd not in unix:
+            yield from _kind(entry, look)
     for entry in table:
         yield from _locks(entry)
     yield from _pipes(pid, table)
     yield from nameless.shared(look)
     yield from unnamed.shared(look)
+    yield from unix_obstacles.obstacles(look, unix)
 
 
 def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:

@@ -66,6 +66,15 @@ def description_holders(pid: int, links: Mapping[int, str], kcmp: Kcmp) -> dict[
     return holders
 
 
+def link_holders(pid: int, links: Collection[str]) -> dict[str, list[int]]:
+    """Return the processes other than ``pid`` whose descriptors show one of these links, ascending."""
+    holders: dict[str, list[int]] = defaultdict(list)
+    for other in _others(pid):
+        for link in {*_links(other).values()} & set(links):
+            holders[link].append(other)
+    return holders
+
+
 def file_holders(pid: int, links: Collection[str], files: Collection[tuple[int, int]],
                  ) -> dict[tuple[int, int], list[int]]:
     """Return the processes other than ``pid`` that have one of these (device, inode) open or map it, ascending.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from crd.image.header import Header
 from crd.image.objects import (
+    UNIX_CONNECTED,
+    UNIX_LISTENING,
     UNNAMED_MEMORY,
     Epoll,
     EventFd,
@@ -20,7 +22,11 @@ from crd.image.objects import (
     RegularFile,
     SharedMemory,
     SignalFd,
+    SocketOption,
     TimerFd,
+    UnixConnection,
+    UnixMessage,
+    UnixSocket,
     UnnamedFile,
     UnnamedOpen,
 )
@@ -95,6 +101,13 @@ def make_pipe_end(objref: int, pipe: int, **values) -> PipeEnd:
     return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner": NOBODY, "hung_up": 0, **values})
 
 
+def make_unix_socket(objref: int, **values) -> UnixSocket:
+    return UnixSocket(**{
+        "objref": objref, "flags": 2, "owner": NOBODY, "kind": 1, "state": UNIX_CONNECTED, "name": b"", "path": "",
+        "device": 0, "inode": 0, "mode": 0, "deleted": 0, "target": b"", "backlog": 0, "shutdown": 0, "peer_pid": PID,
+        "peer_uid": 0, "peer_gid": 0, "options": [], **values})
+
+
 def make_special_files() -> list[Record]:
     """Objects from 10 on: at least one description of every kind that has no name."""
     common = {"flags": 2, "owner": NOBODY}
@@ -110,6 +123,11 @@ def make_special_files() -> list[Record]:
         UnnamedFile(objref=16, kind=UNNAMED_MEMORY, path="name", mode=0o777, uid=0, gid=0, size=5000, mtime_ns=1,
                     seals=1),
         UnnamedOpen(objref=17, file=16, **common, position=9),
+        make_unix_socket(18), make_unix_socket(19),
+        make_unix_socket(20, state=UNIX_LISTENING, name=b"\0name", backlog=5,
+                         options=[SocketOption(level=1, name=16, bytes=4, low=1, high=0)]),
+        UnixConnection(client=18, accepted=19, listener=20),
+        UnixMessage(socket=18, source=b"", pid=PID, uid=0, gid=0, rights=[10], data=b"hello"),
     ]
 
 

@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 60.0
 
 NAMES = ("counter", "blocked", "vector", "fpu", "memory", "signals", "timers", "files", "pipes", "credentials",
          "robust", "stopped", "rwhog", "idle", "events",
-         "epolls", "watches", "unnamed", "fifos", "locks")
+         "epolls", "watches", "unnamed", "fifos", "locks", "unixes")
 """The programs of tests/victims; all but credentials and robust exist as NAME-musl, statically linked, too."""
 
 

@@ -12,7 +12,7 @@ from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
 from crd.errors import AccessDenied, ResourceChanged, RestartUnsupported
-from crd.image.objects import OBJECTS
+from crd.image.objects import OBJECTS, UnixMessage
 from crd.image.profile import (
     FileDescriptor,
     FileLock,
@@ -87,8 +87,8 @@ class Plan:
 
     @property
     def opened(self) -> set[int]:
-        """The objrefs of what descriptors refer to."""
-        return {record.objref for record in self.descriptors}
+        """The objrefs of what descriptors refer to, and of what is in flight."""
+        return {record.objref for record in self.descriptors}.union(*(one.rights for one in self.of(UnixMessage)))
 
     def pending_of(self, tid: int) -> list[PendingSignal]:
         """Return the queue of a thread, or (0) of the process."""

@@ -88,6 +88,7 @@ class Restart:
                 threads=len(plan.threads), notes=tuple(self._notes)))
             if confirm:
                 confirm(result)
+            broker.keep()
             vessel.release(stopped=_is_stopped(plan))
         return result
 

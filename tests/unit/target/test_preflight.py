@@ -74,7 +74,7 @@ def found(pid: int) -> dict[str, Obstacle]:
     ("idle", [1]), ("idle-musl", []), ("counter", [64]), ("blocked", []), ("memory", []), ("files", []), ("pipes", []),
     ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
     ("events", []), ("epolls", []), ("watches", []), ("unnamed", []),
-    ("fifos", []), ("locks", [])])
+    ("fifos", []), ("locks", []), ("unixes", [])])
 def test_nothing_stands_in_the_way_of_the_victims(tmp_path: Path, name: str, arguments: list[int]) -> None:
     with Victim(name, tmp_path, *arguments) as victim:
         assert preflight.check(victim.pid, kcmp=kcmp).obstacles == ()
@@ -99,7 +99,6 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "source"), [
     ("fd.terminal", "master, slave = os.openpty()"),
     ("fd.terminal", "fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)"),
-    ("fd.socket", "pair = socket.socketpair()"),
     ("fd.socket", "listener = socket.create_server(('127.0.0.1', 0))"),
     ("fd.pidfd", "fd = os.pidfd_open(os.getppid())"),
     ("fd.io-uring", "fd = call(425, 4, ctypes.create_string_buffer(120))"),
@@ -153,6 +152,9 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
     "os.mkfifo('x'); fds = [os.open('x', os.O_RDWR), os.open('x', os.O_RDONLY)]; os.unlink('x')",
     "fd = new('x'); fcntl.fcntl(fd, 37, struct.pack('hhqqi4x', 1, 0, 0, 0, 0))",
     "os.close(new('x')); fd = os.open('x', os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_SETLEASE, 0)",
+    "pair = socket.socketpair(); other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+    "server = socket.socket(socket.AF_UNIX); server.bind('x'); server.listen()",
+    "sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); sender.bind('x')",
     "map(-1, SHARED | ANONYMOUS)",
     "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE)",
 ])
@@ -169,6 +171,9 @@ def test_what_is_no_obstacle(tmp_path: Path, source: str) -> None:
     ("fd.epoll", ("poll = select.epoll(); ends = os.pipe(); poll.register(ends[0])\n"
                  "if os.fork() == 0: time.sleep(1000)\nos.close(ends[0]); os.close(ends[1])"),
      "watches a descriptor that was closed here"),
+    ("fd.unix", ("pair = socket.socketpair()\nif os.fork() == 0: pair[1].close(); time.sleep(1000)\n"
+                 "pair[0].close()"), "is connected to pid"),
+    ("fd.shared", "s = socket.socket(socket.AF_UNIX)\nif os.fork() == 0: time.sleep(1000)", "open elsewhere"),
     ("fd.shared", "fd = os.memfd_create('x')\nif os.fork() == 0: time.sleep(1000)", "open or mapped elsewhere"),
     ("memory.shared", ("fd = os.memfd_create('x'); os.ftruncate(fd, 4096); map(fd, SHARED); os.close(fd)\n"
                        "if os.fork() == 0: time.sleep(1000)"), "shared with pid"),

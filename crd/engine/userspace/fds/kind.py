@@ -48,6 +48,7 @@ class Making:
         must_be_same: the caller insists that files have not changed.
         contents: our descriptor, to read and write, of each file whose content is in the image, by objref.
         ours: our descriptor of each description, by objref.
+        peers: our descriptor of the other end of a socket, by objref.
         notes: what cannot be as it was, a sentence each.
     """
 
@@ -57,10 +58,11 @@ class Making:
     must_be_same: bool
     contents: dict[int, int] = field(default_factory=dict)
     ours: dict[int, int] = field(default_factory=dict)
+    peers: dict[int, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def wanted(self, kind: type[R]) -> list[R]:
-        """Return the descriptions of a kind of record that a descriptor refers to: not what is only mapped."""
+        """Return the descriptions of a kind of record that are open, or in flight: not what is only mapped."""
         opened = self.plan.opened
         return [record for record in self.plan.of(kind) if record.objref in opened]  # type: ignore[attr-defined]
 
@@ -81,6 +83,9 @@ class Kind:
     def recognises(self, one: Description) -> bool:
         """Whether a description is of this kind."""
         raise NotImplementedError
+
+    def discover(self, found: Sequence[Description], table: FileTable) -> None:
+        """Add to the table what is in flight in some descriptions of this kind."""
 
     def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
         """Yield the records of all descriptions of this kind, one each under its objref, and of what is behind them.

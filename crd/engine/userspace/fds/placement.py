@@ -70,11 +70,12 @@ def _place(making: Making) -> None:
     """Have the vessel pull all descriptions above the highest number it will have, and put each under its own."""
     plan, vessel, broker = making.plan, making.vessel, making.broker
     above = max((record.fd for record in plan.descriptors), default=-1) + 1
-    if above + len(making.ours) >= broker.fds_max:
+    wanted = {record.objref for record in plan.descriptors}
+    if above + len(wanted) >= broker.fds_max:
         raise RestartUnsupported(f"descriptor {above - 1} is above the limit of open files, {broker.fds_max}")
-    places = {objref: above + index for index, objref in enumerate(making.ours)}
-    for objref, fd in making.ours.items():
-        vessel.batch.call(NR.DUP2, broker.pull(vessel.batch, fd), places[objref])
+    places = {objref: above + index for index, objref in enumerate(wanted)}
+    for objref in wanted:
+        vessel.batch.call(NR.DUP2, broker.pull(vessel.batch, making.ours[objref]), places[objref])
         vessel.flush()
     if above:
         vessel.batch.call(NR.CLOSE_RANGE, 0, above - 1, 0)
