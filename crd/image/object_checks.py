@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, PID_MAX, ImageState, check, need, need_flag
@@ -18,6 +19,8 @@ from crd.image.objects import (
     UNNAMED_MEMORY,
     Epoll,
     EventFd,
+    InetMessage,
+    InetSocket,
     Inotify,
     InotifyWatch,
     PidFd,
@@ -37,7 +40,10 @@ from crd.image.objects import (
 from crd.image.profile import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crd.image.codec import Record
+    from crd.image.objects import SocketOption
 
 PIPE_DATA_BYTES_MAX = 64 << 10
 EVENT_COUNT_MAX = 2**64 - 2
@@ -49,7 +55,11 @@ TIMER_FLAGS = 3
 TIME_NS_MAX = 2**62
 SOCKET_KINDS = {1, 2, 5}
 """SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET."""
-DATAGRAMS = 2
+STREAMS, DATAGRAMS = 1, 2
+FAMILIES = {2: 4, 10: 6}
+"""AF_INET and AF_INET6, and the version of IP."""
+PORT_MAX = 0xFFFF
+DATAGRAM_BYTES_MAX = 0xFFFF
 BACKLOG_MAX = 2**31 - 1
 OPTIONS_MAX = 128
 MODE_MAX = 0o7777
@@ -189,8 +199,7 @@ def _check_unix_socket(record: UnixSocket, image: ImageState) -> None:
     need_flag(record.deleted, "deleted")
     need(record.backlog <= BACKLOG_MAX, f"has the backlog {record.backlog}")
     need(record.shutdown <= 3, f"has the shutdown {record.shutdown}")
-    need(len(record.options) <= OPTIONS_MAX and all(option.bytes <= 16 for option in record.options),
-         f"has {len(record.options)} options, or one of more than 16 bytes")
+    _need_options(record.options)
     image.sockets[record.objref] = record.state
 
 
@@ -212,3 +221,42 @@ def _check_unix_message(record: UnixMessage, image: ImageState) -> None:
     for objref in record.rights:
         need(image.objects.get(objref) in DESCRIPTIONS, f"carries object {objref}, which is no open file description "
                                                         "before it")
+
+
+@check.register(InetSocket)
+def _check_inet_socket(record: InetSocket, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.family in FAMILIES, f"is of family {record.family}")
+    need(record.kind in {STREAMS, DATAGRAMS}, f"is of unknown kind {record.kind}")
+    need_flag(record.listening, "listening")
+    need(not record.listening or (record.kind == STREAMS and record.local_port), "listens, but at no port of TCP")
+    need(record.backlog <= BACKLOG_MAX, f"has the backlog {record.backlog}")
+    need(not record.remote_port or record.kind == DATAGRAMS, "is a connection of TCP")
+    for address, port in ((record.local_address, record.local_port), (record.remote_address, record.remote_port)):
+        _need_address(address if port else "", port, record.family)
+    _need_options(record.options)
+
+
+@check.register(InetMessage)
+def _check_inet_message(record: InetMessage, image: ImageState) -> None:
+    image.need_object(record.socket, InetSocket)
+    need(len(record.data) <= DATAGRAM_BYTES_MAX, f"has {len(record.data)} bytes")
+    _need_address(record.address, record.port, 0)
+
+
+def _need_address(address: str, port: int, family: int) -> None:
+    """Refuse what is no address in numbers: a name would be looked up."""
+    need(port <= PORT_MAX, f"has port {port}")
+    if address:
+        version: int
+        try:
+            version = ip_address(address).version
+        except ValueError:
+            version = 0
+        need(version in {4, 6} and "%" not in address and (not family or version == FAMILIES[family]),
+             "has an address that is none of its family")
+
+
+def _need_options(options: Sequence[SocketOption]) -> None:
+    need(len(options) <= OPTIONS_MAX and all(option.bytes <= 16 for option in options),
+         f"has {len(options)} options, or one of more than 16 bytes")

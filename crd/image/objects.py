@@ -237,8 +237,35 @@ class UnixMessage(Record, type=0x4352004B):
     data: Bytes
 
 
+class InetSocket(Record, type=0x4352004C):
+    """A socket of TCP or UDP without a connection of TCP."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    family: U32  # AF_INET or AF_INET6
+    kind: U32  # SOCK_STREAM or SOCK_DGRAM
+    listening: U8
+    backlog: U32
+    local_address: Text
+    local_port: U32  # 0 = none
+    scope: U32  # of a local IPv6 address
+    remote_address: Text  # where datagrams go
+    remote_port: U32  # 0 = not connected
+    options: Items[SocketOption]
+
+
+class InetMessage(Record, type=0x4352004D):
+    """A datagram that waits in a socket of UDP, in order."""
+
+    socket: U32  # objref
+    address: Text  # of the sender
+    port: U32
+    data: Bytes
+
+
 OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
-                                     Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket)
+                                     Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
@@ -247,5 +274,5 @@ DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
 PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify}
 """What stands behind the object that it is in, and the kind of that."""
 
-BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage)
+BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetMessage)
 """What has no objref of its own, and refers to objects before it."""

@@ -7,7 +7,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
-from crd.target import nameless, procfs, unix_obstacles, unnamed
+from crd.target import inet_obstacles, nameless, procfs, unix_obstacles, unnamed
 from crd.target.descriptors import open_descriptors
 from crd.target.holders import pipe_holders, pipe_inode
 from crd.target.paths import Reach, reach
@@ -51,8 +51,9 @@ def descriptors(pid: int, kcmp: Kcmp | None) -> Iterator[Obstacle]:
     table = open_descriptors(pid)
     look = nameless.Look(pid, table, kcmp)
     unix = unix_obstacles.unix_sockets(look)
+    inet = inet_obstacles.inet_sockets(look)
     for entry in table:
-        if entry.fd not in unix:
+        if entry.fd not in unix and entry.fd not in inet:
             yield from _kind(entry, look)
     for entry in table:
         yield from _locks(entry)
@@ -60,6 +61,7 @@ def descriptors(pid: int, kcmp: Kcmp | None) -> Iterator[Obstacle]:
     yield from nameless.shared(look)
     yield from unnamed.shared(look)
     yield from unix_obstacles.obstacles(look, unix)
+    yield from inet_obstacles.obstacles(look, inet)
 
 
 def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:

@@ -4,8 +4,10 @@ restart gives nobody what is not his, and leaves nothing behind."""
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ import pytest
 
 from crd.engine.userspace import threads
 from crd.engine.userspace.fds import socket_options
-from crd.errors import ResourceChanged, RestartError, TargetUnsupported
+from crd.errors import ResourceChanged, RestartError, RestartUnsupported, TargetUnsupported
 from crd.image.objects import SocketOption
 from tests.engine.images import restarted, taken
 from tests.engine.programs import interpreted
@@ -200,3 +202,33 @@ def test_an_option_that_crd_does_not_save_is_not_set() -> None:
     attach_filter = SocketOption(level=socket.SOL_SOCKET, name=26, bytes=16, low=1, high=0)
     with socket.socket(socket.AF_UNIX) as sock, pytest.raises(RestartError, match="option 26"):
         socket_options.restart(sock, [attach_filter])
+
+
+def test_a_port_that_somebody_else_has(tmp_path: Path) -> None:
+    source = "s = socket.create_server(('127.0.0.1', 0)); open('port', 'w').write(str(s.getsockname()[1]))"
+    with interpreted(tmp_path, f"{PRELUDE}{source}\nrest()") as program:
+        image = taken(program)
+        port = int((tmp_path / "port").read_text())
+        fds = os.listdir("/proc/self/fd")
+        with socket.create_server(("127.0.0.1", port)):
+            child = os.fork()
+            if not child:
+                time.sleep(60)
+                os._exit(0)
+            try:
+                with pytest.raises(ResourceChanged, match=rf"port {port}: Address already in use, by .*pid {child} "):
+                    restarted(image)
+            finally:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+        assert os.listdir("/proc/self/fd") == fds
+        restarted(image, program)
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+
+
+def test_no_privileged_port_for_a_user_without_privileges() -> None:
+    with of_user("s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('127.0.0.77', 77))") as program:
+        image = taken(program)
+        with pytest.raises(RestartUnsupported, match=f"port 77 is not for the user of the task .uid {USER}"):
+            restarted(image)

@@ -12,6 +12,8 @@ from crd.image.objects import (
     UNNAMED_MEMORY,
     Epoll,
     EventFd,
+    InetMessage,
+    InetSocket,
     Inotify,
     InotifyWatch,
     Owner,
@@ -126,6 +128,9 @@ def make_special_files() -> list[Record]:
         make_unix_socket(18), make_unix_socket(19),
         make_unix_socket(20, state=UNIX_LISTENING, name=b"\0name", backlog=5,
                          options=[SocketOption(level=1, name=16, bytes=4, low=1, high=0)]),
+        InetSocket(objref=21, **common, family=2, kind=2, listening=0, backlog=0, local_address="127.0.0.1",
+                   local_port=4000, scope=0, remote_address="127.0.0.2", remote_port=53, options=[]),
+        InetMessage(socket=21, address="127.0.0.2", port=53, data=b"hello"),
         UnixConnection(client=18, accepted=19, listener=20),
         UnixMessage(socket=18, source=b"", pid=PID, uid=0, gid=0, rights=[10], data=b"hello"),
     ]

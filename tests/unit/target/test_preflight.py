@@ -74,7 +74,8 @@ def found(pid: int) -> dict[str, Obstacle]:
     ("idle", [1]), ("idle-musl", []), ("counter", [64]), ("blocked", []), ("memory", []), ("files", []), ("pipes", []),
     ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
     ("events", []), ("epolls", []), ("watches", []), ("unnamed", []),
-    ("fifos", []), ("locks", []), ("unixes", [])])
+    ("fifos", []), ("locks", []), ("unixes", []),
+    ("inets", [])])
 def test_nothing_stands_in_the_way_of_the_victims(tmp_path: Path, name: str, arguments: list[int]) -> None:
     with Victim(name, tmp_path, *arguments) as victim:
         assert preflight.check(victim.pid, kcmp=kcmp).obstacles == ()
@@ -99,7 +100,9 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "source"), [
     ("fd.terminal", "master, slave = os.openpty()"),
     ("fd.terminal", "fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)"),
-    ("fd.socket", "listener = socket.create_server(('127.0.0.1', 0))"),
+    ("fd.socket", "netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)"),
+    ("fd.tcp", ("listener = socket.create_server(('127.0.0.1', 0))\n"
+                "client = socket.create_connection(listener.getsockname()); other = listener.accept()")),
     ("fd.pidfd", "fd = os.pidfd_open(os.getppid())"),
     ("fd.io-uring", "fd = call(425, 4, ctypes.create_string_buffer(120))"),
     ("fd.userfaultfd", "fd = call(323, 1)"),
@@ -155,6 +158,8 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
     "pair = socket.socketpair(); other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
     "server = socket.socket(socket.AF_UNIX); server.bind('x'); server.listen()",
     "sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); sender.bind('x')",
+    "listener = socket.create_server(('127.0.0.1', 0)); fresh = socket.socket(socket.AF_INET6)",
+    "sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sender.connect(('127.0.0.1', 9))",
     "map(-1, SHARED | ANONYMOUS)",
     "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE)",
 ])

@@ -67,10 +67,14 @@ class Making:
         return [record for record in self.plan.of(kind) if record.objref in opened]  # type: ignore[attr-defined]
 
     def add(self, objref: int, fd: int, flags: int | None = None) -> None:
-        """Take over our descriptor of a description, and give it these flags (F_SETFL) but O_ASYNC."""
+        """Take over our descriptor of a description, and give it these flags."""
         self.ours[objref] = self.broker.hold(fd)
         if flags is not None:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_ASYNC)
+            self.set_flags(objref, flags)
+
+    def set_flags(self, objref: int, flags: int) -> None:
+        """Give a description its flags (F_SETFL), but O_ASYNC, which the task has to ask for."""
+        fcntl.fcntl(self.ours[objref], fcntl.F_SETFL, flags & ~os.O_ASYNC)
 
 
 class Kind:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds.epoll import EpollSets
 from crd.engine.userspace.fds.eventfd import EventFds
+from crd.engine.userspace.fds.inet import InetSockets
 from crd.engine.userspace.fds.inotify import Inotifies
 from crd.engine.userspace.fds.pidfd import PidFds
 from crd.engine.userspace.fds.pipe import Pipes
@@ -19,5 +20,5 @@ if TYPE_CHECKING:
     from crd.engine.userspace.fds.kind import Kind
 
 KINDS: tuple[Kind, ...] = (Pipes(), UnnamedFiles(), RegularFiles(), EventFds(), TimerFds(), SignalFds(),
-                           Inotifies(), PidFds(), UnixSockets(), EpollSets())
+                           Inotifies(), PidFds(), UnixSockets(), InetSockets(), EpollSets())
 """In the order in which their records stand in an image: what refers to others comes behind them."""

@@ -16,7 +16,7 @@ from crd.target import procfs
 if TYPE_CHECKING:
 
     from crd.engine.userspace.fds.kind import Kind
-    from crd.engine.userspace.fds.unix_queue import Message
+    from crd.engine.userspace.fds.socket_queue import Message
     from crd.engine.userspace.fds.unnamed import Content
     from crd.engine.userspace.objects import ObjectNumbers
     from crd.image.codec import Record

@@ -11,7 +11,7 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import socket_options, unix_queue, unix_restart
+from crd.engine.userspace.fds import socket_options, socket_queue, unix_restart
 from crd.engine.userspace.fds.description import Description
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
 from crd.errors import Obstacle, TargetUnsupported
@@ -60,7 +60,7 @@ class UnixSockets(Kind):
                 table.unix[one.objref] = info
                 if info.state != LISTENING:
                     with opened(one) as sock:
-                        messages = unix_queue.look(sock, one.name, receives=not info.shutdown & 1)
+                        messages = socket_queue.look(sock, one.name, receives=not info.shutdown & 1)
                     table.queues[one.objref] = messages
                     for message in messages:
                         message.rights = [_in_flight(table, fd) for fd in message.rights]
@@ -197,7 +197,8 @@ def _connection(one: UnixSocket, other: UnixSocket, records: dict[int, UnixSocke
     return UnixConnection(client=client.objref, accepted=accepted.objref, listener=listeners.get(accepted.name, 0))
 
 
-def _message(one: Description, message: unix_queue.Message) -> UnixMessage:
+def _message(one: Description, message: socket_queue.Message) -> UnixMessage:
     pid, uid, gid = message.credentials
-    return UnixMessage(socket=one.objref, source=_raw(message.source), pid=pid, uid=uid, gid=gid,
+    return UnixMessage(socket=one.objref, source=_raw(message.source),  # type: ignore[arg-type]
+                       pid=pid, uid=uid, gid=gid,
                        rights=message.rights, data=message.data)

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import socket_options, unix_queue
+from crd.engine.userspace.fds import socket_options, socket_queue
 from crd.engine.userspace.fds.unix_calls import accept_from, connect, listen, socketpair
 from crd.errors import ResourceChanged, RestartError
 from crd.image.objects import (
@@ -208,7 +208,7 @@ def _put_back(message: UnixMessage, by_name: dict[bytes, int], making: Making) -
     fd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach() if sender_fd is None else os.dup(sender_fd)
     with socket.socket(fileno=fd) as sender:
         sender.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, _ROOM_BYTES)
-        unix_queue.put_back(sender, message, rights, _sender_pid(message, making), receiver)
+        socket_queue.put_back(sender, message, rights, _sender_pid(message, making), receiver)
 
 
 def _sender_pid(message: UnixMessage, making: Making) -> int:
@@ -256,5 +256,5 @@ def _finish(record: UnixSocket, making: Making) -> None:
             except OSError as error:
                 if error.errno != errno.ENOTCONN:
                     raise RestartError(f"shutting down a socket: {error.strerror}", errno=error.errno) from error
-    fcntl.fcntl(fd, fcntl.F_SETFL, record.flags & ~os.O_ASYNC)
+    making.set_flags(record.objref, record.flags)
 

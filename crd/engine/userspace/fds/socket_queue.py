@@ -1,4 +1,4 @@
-"""What waits in the receive queue of a unix socket: looked at without taking it, and put back (unix(7))."""
+"""What waits in the receive queue of a socket: looked at without taking it; of unix(7), put back."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Message:
     """
 
     data: bytes
-    source: str | bytes | None
+    source: str | bytes | tuple[str, int] | None
     credentials: tuple[int, int, int] = NOBODY
     rights: list[int] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ def look(sock: socket.socket, name: str, *, receives: bool) -> list[Message]:
     if not events:
         return []
     if sock.type != socket.SOCK_STREAM and events & select.POLLERR:
-        raise TryLaterError(Obstacle("fd.unix", name, "has an error to report, which a look would take away",
+        raise TryLaterError(Obstacle("fd.socket", name, "has an error to report, which a look would take away",
                                      "Try again when the program has seen it."))
     with _from_the_front(sock):
         return list(_stretches(sock) if sock.type == socket.SOCK_STREAM else _datagrams(sock, name, receives=receives))
@@ -93,7 +93,7 @@ def _datagrams(sock: socket.socket, name: str, *, receives: bool) -> Iterator[Me
             return
         message = _with_ancillary(Message(data, source or None), ancillary)
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise TargetUnsupported(reasons=[Obstacle("fd.unix", name, "holds a message of more than 1 MiB",
+            raise TargetUnsupported(reasons=[Obstacle("fd.socket", name, "holds a message of more than 1 MiB",
                                                       "Try again when the program has read it.")])
         if not data and not receives:  # the end, which comes again and again
             return
