@@ -10,6 +10,7 @@ from crd.image.objects import (
     DESCRIPTIONS,
     MESSAGE_BYTES_MAX,
     RIGHTS_MAX,
+    TERMIOS_BYTES,
     UNIX_CONNECTED,
     UNIX_IDLE,
     UNIX_LISTENING,
@@ -30,6 +31,8 @@ from crd.image.objects import (
     RegularFile,
     SharedMemory,
     SignalFd,
+    Terminal,
+    TerminalEnd,
     TimerFd,
     UnixConnection,
     UnixMessage,
@@ -59,6 +62,8 @@ STREAMS, DATAGRAMS = 1, 2
 FAMILIES = {2: 4, 10: 6}
 """AF_INET and AF_INET6, and the version of IP."""
 PORT_MAX = 0xFFFF
+TERMINALS_MAX = 1 << 20
+"""NR_UNIX98_PTY_MAX."""
 DATAGRAM_BYTES_MAX = 0xFFFF
 BACKLOG_MAX = 2**31 - 1
 OPTIONS_MAX = 128
@@ -242,6 +247,23 @@ def _check_inet_message(record: InetMessage, image: ImageState) -> None:
     image.need_object(record.socket, InetSocket)
     need(len(record.data) <= DATAGRAM_BYTES_MAX, f"has {len(record.data)} bytes")
     _need_address(record.address, record.port, 0)
+
+
+@check.register(Terminal)
+def _check_terminal(record: Terminal, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.index < TERMINALS_MAX, f"has the number {record.index}")
+    need(len(record.settings) == TERMIOS_BYTES, f"has {len(record.settings)} bytes of settings")
+    need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
+    for name in ("locked", "packets", "exclusive", "hung_up"):
+        need_flag(getattr(record, name), name)
+
+
+@check.register(TerminalEnd)
+def _check_terminal_end(record: TerminalEnd, image: ImageState) -> None:
+    _declare(image, record)
+    image.need_object(record.terminal, Terminal)
+    need_flag(record.master, "master")
 
 
 def _need_address(address: str, port: int, family: int) -> None:

@@ -6,7 +6,7 @@ An objref numbers each object and each description of it.  What is in an object 
 from __future__ import annotations
 
 from crd.image.codec import Record, Struct
-from crd.image.fields import S32, S64, U8, U32, U64, Bytes, Items, Text  # noqa: TC001  # evaluated when the classes are made
+from crd.image.fields import S32, S64, U8, U16, U32, U64, Bytes, Items, Text  # noqa: TC001  # evaluated when the classes are made
 
 
 class Owner(Struct):
@@ -264,8 +264,41 @@ class InetMessage(Record, type=0x4352004D):
     data: Bytes
 
 
+TERMIOS_BYTES = 44
+
+
+class Terminal(Record, type=0x4352004E):
+    """A pseudo-terminal."""
+
+    objref: U32
+    index: U32  # of /dev/pts/INDEX
+    settings: Bytes  # struct termios2
+    rows: U16
+    columns: U16
+    width: U16  # in pixels
+    height: U16
+    locked: U8
+    packets: U8  # TIOCPKT
+    exclusive: U8  # TIOCEXCL
+    hung_up: U8  # the slave was open, and is no more
+    mode: U32  # of the slave: permission bits
+    uid: U32
+    gid: U32
+
+
+class TerminalEnd(Record, type=0x4352004F):
+    """One open file description of an end of a pseudo-terminal."""
+
+    objref: U32
+    terminal: U32  # objref of the TERMINAL
+    master: U8
+    flags: U32  # F_GETFL
+    owner: Owner
+
+
 OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
-                                     Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket)
+                                     Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket, Terminal,
+                                     TerminalEnd)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)

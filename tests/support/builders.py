@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from crd.image.header import Header
 from crd.image.objects import (
+    TERMIOS_BYTES,
     UNIX_CONNECTED,
     UNIX_LISTENING,
     UNNAMED_MEMORY,
@@ -25,6 +26,8 @@ from crd.image.objects import (
     SharedMemory,
     SignalFd,
     SocketOption,
+    Terminal,
+    TerminalEnd,
     TimerFd,
     UnixConnection,
     UnixMessage,
@@ -131,6 +134,9 @@ def make_special_files() -> list[Record]:
         InetSocket(objref=21, **common, family=2, kind=2, listening=0, backlog=0, local_address="127.0.0.1",
                    local_port=4000, scope=0, remote_address="127.0.0.2", remote_port=53, options=[]),
         InetMessage(socket=21, address="127.0.0.2", port=53, data=b"hello"),
+        Terminal(objref=22, index=3, settings=bytes(TERMIOS_BYTES), rows=24, columns=80, width=0, height=0, locked=0,
+                 packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5),
+        TerminalEnd(objref=23, terminal=22, master=1, **common),
         UnixConnection(client=18, accepted=19, listener=20),
         UnixMessage(socket=18, source=b"", pid=PID, uid=0, gid=0, rights=[10], data=b"hello"),
     ]

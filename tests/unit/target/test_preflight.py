@@ -75,7 +75,7 @@ def found(pid: int) -> dict[str, Obstacle]:
     ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
     ("events", []), ("epolls", []), ("watches", []), ("unnamed", []),
     ("fifos", []), ("locks", []), ("unixes", []),
-    ("inets", [])])
+    ("inets", []), ("terminals", [])])
 def test_nothing_stands_in_the_way_of_the_victims(tmp_path: Path, name: str, arguments: list[int]) -> None:
     with Victim(name, tmp_path, *arguments) as victim:
         assert preflight.check(victim.pid, kcmp=kcmp).obstacles == ()
@@ -98,8 +98,7 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "source"), [
-    ("fd.terminal", "master, slave = os.openpty()"),
-    ("fd.terminal", "fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)"),
+    ("fd.terminal", "master, slave = os.openpty(); os.close(master)"),
     ("fd.socket", "netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)"),
     ("fd.tcp", ("listener = socket.create_server(('127.0.0.1', 0))\n"
                 "client = socket.create_connection(listener.getsockname()); other = listener.accept()")),
@@ -160,6 +159,7 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
     "sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); sender.bind('x')",
     "listener = socket.create_server(('127.0.0.1', 0)); fresh = socket.socket(socket.AF_INET6)",
     "sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sender.connect(('127.0.0.1', 9))",
+    "master, slave = os.openpty(); other = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)",
     "map(-1, SHARED | ANONYMOUS)",
     "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE)",
 ])
@@ -179,6 +179,9 @@ def test_what_is_no_obstacle(tmp_path: Path, source: str) -> None:
     ("fd.unix", ("pair = socket.socketpair()\nif os.fork() == 0: pair[1].close(); time.sleep(1000)\n"
                  "pair[0].close()"), "is connected to pid"),
     ("fd.shared", "s = socket.socket(socket.AF_UNIX)\nif os.fork() == 0: time.sleep(1000)", "open elsewhere"),
+    ("fd.terminal", ("master, slave = os.openpty()\nif os.fork() == 0: os.close(master); time.sleep(1000)\n"
+                     "os.close(slave)"), "is a terminal of pid"),
+    ("fd.terminal", ("master, slave = os.openpty()\nfcntl.ioctl(slave, 0x540e, 0)"), "controls the session"),
     ("fd.shared", "fd = os.memfd_create('x')\nif os.fork() == 0: time.sleep(1000)", "open or mapped elsewhere"),
     ("memory.shared", ("fd = os.memfd_create('x'); os.ftruncate(fd, 4096); map(fd, SHARED); os.close(fd)\n"
                        "if os.fork() == 0: time.sleep(1000)"), "shared with pid"),

@@ -12,6 +12,7 @@ from crd.engine.userspace.fds.pidfd import PidFds
 from crd.engine.userspace.fds.pipe import Pipes
 from crd.engine.userspace.fds.regular import RegularFiles
 from crd.engine.userspace.fds.signalfd import SignalFds
+from crd.engine.userspace.fds.terminal import Terminals
 from crd.engine.userspace.fds.timerfd import TimerFds
 from crd.engine.userspace.fds.unix import UnixSockets
 from crd.engine.userspace.fds.unnamed import UnnamedFiles
@@ -19,6 +20,6 @@ from crd.engine.userspace.fds.unnamed import UnnamedFiles
 if TYPE_CHECKING:
     from crd.engine.userspace.fds.kind import Kind
 
-KINDS: tuple[Kind, ...] = (Pipes(), UnnamedFiles(), RegularFiles(), EventFds(), TimerFds(), SignalFds(),
+KINDS: tuple[Kind, ...] = (Pipes(), UnnamedFiles(), Terminals(), RegularFiles(), EventFds(), TimerFds(), SignalFds(),
                            Inotifies(), PidFds(), UnixSockets(), InetSockets(), EpollSets())
 """In the order in which their records stand in an image: what refers to others comes behind them."""
