@@ -93,6 +93,7 @@ class ImageState:
     objects: dict[int, type[Record]] = field(default_factory=dict)
     whole: int = 0  # objref of the object declared last, whose parts may follow
     watches: set[int] = field(default_factory=set)  # of the INOTIFY declared last
+    sockets: dict[int, int] = field(default_factory=dict)  # state of those not yet connected
     pipe: Pipe | None = None
     pipe_bytes: int = 0
     shared: dict[int, tuple[int, int]] = field(default_factory=dict)  # objref -> bytes, end of the pages so far

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from crd.image import object_checks  # noqa: F401  # registers its checks
 from crd.image.checks import ImageState, MisfitError, check, need
 from crd.image.codec import Record, corrupt
-from crd.image.objects import OBJECTS, PARTS, PipeData
+from crd.image.objects import BETWEEN, OBJECTS, PARTS, PipeData
 from crd.image.profile import (
     EpollTarget,
     FileDescriptor,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from crd.image.reader import ImageReader
 
-_OBJECTS: set[type[Record]] = set(OBJECTS)
+_OBJECTS: set[type[Record]] = {*OBJECTS, *BETWEEN}
 _OPEN_FILES: list[type[Record]] = [FileDescriptor, EpollTarget, FileLock]
 _TIMERS_AND_LIMITS: list[type[Record]] = [IntervalTimer, PosixTimer, ResourceLimit, Thread]
 
@@ -51,6 +51,7 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     HeadArch: {Profile},
     Profile: {*_OBJECTS, Task},
     **{kind: {*_OBJECTS, *_parts_of(kind), Task} for kind in OBJECTS},
+    **{kind: {*_OBJECTS, Task} for kind in BETWEEN},
     **{part: {*_OBJECTS, *_parts_of(whole), Task} for part, whole in PARTS.items()},
     Task: {String},
     String: {Process, Zombie},

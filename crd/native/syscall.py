@@ -22,6 +22,9 @@ class NR:
     SETITIMER = 38
     GETPID = 39
     GETPPID = 110
+    CONNECT = 42
+    LISTEN = 50
+    SOCKETPAIR = 53
     CLONE = 56
     WAIT4 = 61
     FCNTL = 72

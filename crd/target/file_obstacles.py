@@ -7,7 +7,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
-from crd.target import nameless, procfs, unnamed
+from crd.target import inet_obstacles, nameless, procfs, terminals, unix_obstacles, unnamed
 from crd.target.descriptors import open_descriptors
 from crd.target.holders import pipe_inode
 from crd.target.paths import Reach, reach
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MEMORY_DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
 """null, zero, full, random, urandom (Documentation/admin-guide/devices.txt): any open of them is as good as another."""
 
-_TERMINAL_MAJORS = {4, 5, *range(136, 144)}  # ttyN and ttySN; tty, console and ptmx; pts
+_TERMINAL_MAJORS = {4, 5}  # ttyN and ttySN; tty and console
 
 _ANONYMOUS_INODES = {
     "anon_inode:[io_uring]": ("fd.io-uring", "an io_uring"),
@@ -54,13 +54,19 @@ def descriptors(pid: int, inside: Family, holders: Mapping[int, list[int]],
     """
     table = open_descriptors(pid)
     look = nameless.Look(pid, inside, table, kcmp)
+    unix = unix_obstacles.unix_sockets(look)
+    inet = inet_obstacles.inet_sockets(look)
     for entry in table:
-        yield from _kind(entry, look)
+        if entry.fd not in unix and entry.fd not in inet and not terminals.is_terminal(entry.file):
+            yield from _kind(entry, look)
     for entry in table:
         yield from _locks(entry)
     yield from _pipes(table, holders)
     yield from nameless.shared(look)
     yield from unnamed.shared(look)
+    yield from terminals.obstacles(look)
+    yield from unix_obstacles.obstacles(look, unix)
+    yield from inet_obstacles.obstacles(look, inet)
 
 
 def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:

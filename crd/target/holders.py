@@ -93,6 +93,21 @@ def description_holders(pid: int, links: Mapping[int, str], inside: Family,
     return holders
 
 
+def links_inside(inside: Family) -> set[str]:
+    """Return the links of all descriptors of some processes."""
+    return {link for pid in inside for link in _links(pid).values()}
+
+
+def link_holders(inside: Family, links: Collection[str]) -> dict[str, list[int]]:
+    """Return the processes other than those inside whose descriptors show one of these links, ascending."""
+    holders: dict[str, list[int]] = defaultdict(list)
+    for other in _others(inside):
+        for link in {*_links(other).values()} & set(links):
+            if inside.lacks(other):
+                holders[link].append(other)
+    return holders
+
+
 def file_holders(inside: Family, links: Collection[str], files: Collection[tuple[int, int]],
                  ) -> dict[tuple[int, int], list[int]]:
     """Return the processes other than those inside that have one of these (device, inode) open or map it, ascending.

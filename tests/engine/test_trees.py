@@ -249,3 +249,55 @@ def restart_a_few_times(program: Program) -> None:
         restarted(image, program)
         goes_on(program)
     assert program.stderr() == ""
+
+
+EVERYTHING_SHARED = """
+import mmap, os, select, socket, struct, sys, time
+memory = os.memfd_create("shared")
+os.ftruncate(memory, 8192)
+area = mmap.mmap(memory, 8192)
+event, poll = os.eventfd(3, os.EFD_NONBLOCK), select.epoll()
+poll.register(event, select.EPOLLIN)
+ours, theirs = socket.socketpair()
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("listener")
+listener.listen(4)
+child = os.fork()
+if not child:
+    poll.unregister(event)
+    poll.register(theirs, select.EPOLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            asked = theirs.recv(100)
+            got = os.eventfd_read(event)
+            theirs.send(b"%d %d %s" % (os.getpid(), got, bytes(area[:asked[0]])))
+pidfd = os.pidfd_open(child)
+ours.setblocking(True)
+open("ready", "w").close()
+while not os.path.exists("go"): time.sleep(0.01)
+area[:5] = b"hello"
+os.eventfd_write(event, 4)
+ours.send(bytes([5]))
+answer = ours.recv(100)
+client = socket.socket(socket.AF_UNIX)
+client.connect("listener")
+about = open(f"/proc/self/fdinfo/{pidfd}").read()
+alive = f"Pid:\\t{child}\\n" in about
+with open("new", "w") as file: file.write(f"{answer == b'%d 7 hello' % child} {alive}")
+os.rename("new", "answer")
+while True: time.sleep(0.01)
+"""
+
+
+def test_whatever_two_processes_share_is_shared_again(tmp_path: Path) -> None:
+    """An epoll set that the child has changed, an eventfd, a mapped memory file, connected sockets, a pidfd."""
+    with python_script(tmp_path, EVERYTHING_SHARED) as program:
+        until("ready", (tmp_path / "ready").exists)
+        for _ in range(2):
+            image, _ = take(program)
+            until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(program, pid)])
+            program.kill_tree()
+            restarted(image, program)
+        (tmp_path / "go").touch()
+        until("an answer", lambda: (tmp_path / "answer").exists() or not program.is_running())
+        assert (tmp_path / "answer").read_text() == "True True", program.stderr()

@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING
 
 from crd.image.header import Header
 from crd.image.objects import (
+    TERMIOS_BYTES,
+    UNIX_CONNECTED,
+    UNIX_LISTENING,
     UNNAMED_MEMORY,
     Epoll,
     EventFd,
+    InetMessage,
+    InetSocket,
     Inotify,
     InotifyWatch,
     Owner,
@@ -20,7 +25,13 @@ from crd.image.objects import (
     RegularFile,
     SharedMemory,
     SignalFd,
+    SocketOption,
+    Terminal,
+    TerminalEnd,
     TimerFd,
+    UnixConnection,
+    UnixMessage,
+    UnixSocket,
     UnnamedFile,
     UnnamedOpen,
 )
@@ -97,6 +108,13 @@ def make_pipe_end(objref: int, pipe: int, **values) -> PipeEnd:
     return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner": NOBODY, "hung_up": 0, **values})
 
 
+def make_unix_socket(objref: int, **values) -> UnixSocket:
+    return UnixSocket(**{
+        "objref": objref, "flags": 2, "owner": NOBODY, "kind": 1, "state": UNIX_CONNECTED, "name": b"", "path": "",
+        "device": 0, "inode": 0, "mode": 0, "deleted": 0, "target": b"", "backlog": 0, "shutdown": 0, "peer_pid": PID,
+        "peer_uid": 0, "peer_gid": 0, "options": [], **values})
+
+
 def make_special_files() -> list[Record]:
     """Objects from 10 on: at least one description of every kind that has no name."""
     common = {"flags": 2, "owner": NOBODY}
@@ -112,6 +130,17 @@ def make_special_files() -> list[Record]:
         UnnamedFile(objref=16, kind=UNNAMED_MEMORY, path="name", mode=0o777, uid=0, gid=0, size=5000, mtime_ns=1,
                     seals=1),
         UnnamedOpen(objref=17, file=16, **common, position=9),
+        make_unix_socket(18), make_unix_socket(19),
+        make_unix_socket(20, state=UNIX_LISTENING, name=b"\0name", backlog=5,
+                         options=[SocketOption(level=1, name=16, bytes=4, low=1, high=0)]),
+        InetSocket(objref=21, **common, family=2, kind=2, listening=0, backlog=0, local_address="127.0.0.1",
+                   local_port=4000, scope=0, remote_address="127.0.0.2", remote_port=53, options=[]),
+        InetMessage(socket=21, address="127.0.0.2", port=53, data=b"hello"),
+        Terminal(objref=22, index=3, settings=bytes(TERMIOS_BYTES), rows=24, columns=80, width=0, height=0, locked=0,
+                 packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5),
+        TerminalEnd(objref=23, terminal=22, master=1, **common),
+        UnixConnection(client=18, accepted=19, listener=20),
+        UnixMessage(socket=18, source=b"", pid=PID, uid=0, gid=0, rights=[10], data=b"hello"),
     ]
 
 

@@ -38,6 +38,7 @@ class Broker:
         """Hold nothing yet; open for whoever the leader was."""
         self._leader = leader
         self._fds: list[int] = []
+        self._undo: list[Callable[[], None]] = []
         self.fds_max = limits.raise_our_own()
 
     def __enter__(self) -> Self:
@@ -48,6 +49,22 @@ class Broker:
         for fd in self._fds:
             with suppress(OSError):
                 os.close(fd)
+        for act in reversed(self._undo):
+            with suppress(OSError):
+                act()
+
+    def undo(self, act: Callable[[], None]) -> None:
+        """Do this at the end unless the task comes to life: take away what has a name."""
+        self._undo.append(act)
+
+    def keep(self) -> None:
+        """Leave what was made: the task has come to life."""
+        self._undo.clear()
+
+    def release(self, fd: int) -> int:
+        """Give a descriptor back to whoever asks."""
+        self._fds.remove(fd)
+        return fd
 
     def act_for(self, leader: Thread) -> None:
         """Open files for another process from here on."""

@@ -12,7 +12,7 @@ from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
 from crd.errors import AccessDenied, ResourceChanged, RestartUnsupported
-from crd.image.objects import OBJECTS
+from crd.image.objects import OBJECTS, UnixMessage
 from crd.image.profile import (
     FileDescriptor,
     FileLock,
@@ -50,7 +50,7 @@ class SharedRecords:
     Attributes:
         records: before those of the processes, by kind.
         objects: the shared objects by objref.
-        opened: the first process with a descriptor of an object, by its objref.
+        opened: the first process with a descriptor of an object, by its objref; of what is in flight, the first one.
     """
 
     records: dict[type[Record], list[Any]] = field(default_factory=dict)
@@ -177,6 +177,9 @@ def read_plan(records: Iterator[Record]) -> tuple[TreePlan, Record | None]:
     processes = [_plan(whole, part, shared) for part in parts]
     for plan in reversed(processes):
         shared.opened |= {record.objref: plan for record in plan.descriptors}
+    for message in whole.get(UnixMessage, []):
+        for objref in message.rights:
+            shared.opened.setdefault(objref, processes[0])
     return TreePlan(processes, zombies), first
 
 

@@ -93,6 +93,7 @@ class Restart:
                 threads=len(plan.threads), notes=tuple(self._notes)))
             if confirm:
                 confirm(result)
+            broker.keep()
             skeleton.release()
         return result
 

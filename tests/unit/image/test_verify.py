@@ -10,8 +10,11 @@ import pytest
 from crd.errors import ImageCorrupt
 from crd.image.framing import FRAME
 from crd.image.objects import (
+    BETWEEN,
     OBJECTS,
     EventFd,
+    InetMessage,
+    InetSocket,
     InotifyWatch,
     PidFd,
     Pipe,
@@ -19,7 +22,13 @@ from crd.image.objects import (
     PipeEnd,
     RegularFile,
     SharedMemory,
+    SocketOption,
+    Terminal,
+    TerminalEnd,
     TimerFd,
+    UnixConnection,
+    UnixMessage,
+    UnixSocket,
     UnnamedFile,
     UnnamedOpen,
 )
@@ -146,6 +155,39 @@ RULES = [
     (UnnamedFile, 0, {"seals": 0x40}, "seals"),
     (UnnamedOpen, 0, {"file": 1}, "no UNNAMED_FILE"),
     (UnnamedOpen, 0, {"position": 1 << 63}, "position"),
+    (UnixSocket, 0, {"kind": 3}, "unknown kind"),
+    (UnixSocket, 0, {"state": 5}, "unknown state"),
+    (UnixSocket, 2, {"kind": 2}, "datagrams"),
+    (UnixSocket, 0, {"name": bytes(109)}, "109 bytes"),
+    (UnixSocket, 0, {"name": b"x"}, "do not fit"),
+    (UnixSocket, 0, {"path": "/x"}, "do not fit"),
+    (UnixSocket, 2, {"name": b""}, "without a name"),
+    (UnixSocket, 0, {"shutdown": 4}, "shutdown"),
+    (UnixSocket, 0, {"backlog": 2**31}, "backlog"),
+    (UnixSocket, 0, {"options": [SocketOption(level=1, name=16, bytes=17, low=1, high=0)]}, "16 bytes"),
+    (UnixConnection, 0, {"client": 19}, "object 19"),
+    (UnixConnection, 0, {"client": 20}, "object 20"),
+    (UnixConnection, 0, {"listener": 5}, "listener"),
+    (UnixMessage, 0, {"socket": 5}, "no UNIX_SOCKET"),
+    (UnixMessage, 0, {"source": bytes(109)}, "109 bytes"),
+    (UnixMessage, 0, {"rights": [4]}, "object 4"),
+    (UnixMessage, 0, {"rights": [10] * 254}, "254 descriptors"),
+    (InetSocket, 0, {"family": 1}, "family 1"),
+    (InetSocket, 0, {"kind": 3}, "unknown kind"),
+    (InetSocket, 0, {"kind": 1}, "connection of TCP"),
+    (InetSocket, 0, {"listening": 1}, "listens"),
+    (InetSocket, 0, {"local_address": "example.com"}, "address"),
+    (InetSocket, 0, {"local_address": "::1"}, "address"),
+    (InetSocket, 0, {"remote_port": 65536}, "port 65536"),
+    (InetMessage, 0, {"socket": 5}, "no INET_SOCKET"),
+    (InetMessage, 0, {"address": "localhost"}, "address"),
+    (InetMessage, 0, {"data": bytes(65536)}, "65536 bytes"),
+    (Terminal, 0, {"index": 1 << 20}, "number"),
+    (Terminal, 0, {"settings": bytes(43)}, "43 bytes"),
+    (Terminal, 0, {"mode": 0o10000}, "mode"),
+    (Terminal, 0, {"locked": 2}, "locked 2"),
+    (TerminalEnd, 0, {"terminal": 5}, "no TERMINAL"),
+    (TerminalEnd, 0, {"master": 2}, "master 2"),
     (Process, 0, {"cwd_object": 1}, "no UNNAMED_FILE"),
     (Process, 0, {"pid": 0}, "pid 0"),
     (Process, 0, {"pid": 1 << 23}, "pid"),
@@ -253,7 +295,7 @@ def test_no_records_at_all():
 def test_order_of_records_matters():
     """Every two neighbours of different kinds, exchanged, are refused: but objects, and what may stand alone."""
     records = make_records()
-    free = set(OBJECTS)
+    free = {*OBJECTS, *BETWEEN}
     for index in range(len(records) - 1):
         first, second = records[index], records[index + 1]
         if type(first) is type(second) or {type(first), type(second)} <= free:

@@ -74,7 +74,8 @@ def found(pid: int) -> dict[str, Obstacle]:
     ("idle", [1]), ("idle-musl", []), ("counter", [64]), ("blocked", []), ("memory", []), ("files", []), ("pipes", []),
     ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
     ("events", []), ("epolls", []), ("watches", []), ("unnamed", []),
-    ("fifos", []), ("locks", [])])
+    ("fifos", []), ("locks", []), ("unixes", []),
+    ("inets", []), ("terminals", [])])
 def test_nothing_stands_in_the_way_of_the_victims(tmp_path: Path, name: str, arguments: list[int]) -> None:
     with Victim(name, tmp_path, *arguments) as victim:
         assert preflight.check(victim.pid, kcmp=kcmp).obstacles == ()
@@ -97,10 +98,10 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "source"), [
-    ("fd.terminal", "master, slave = os.openpty()"),
-    ("fd.terminal", "fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)"),
-    ("fd.socket", "pair = socket.socketpair()"),
-    ("fd.socket", "listener = socket.create_server(('127.0.0.1', 0))"),
+    ("fd.terminal", "master, slave = os.openpty(); os.close(master)"),
+    ("fd.socket", "netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)"),
+    ("fd.tcp", ("listener = socket.create_server(('127.0.0.1', 0))\n"
+                "client = socket.create_connection(listener.getsockname()); other = listener.accept()")),
     ("fd.pidfd", "fd = os.pidfd_open(os.getppid())"),
     ("fd.io-uring", "fd = call(425, 4, ctypes.create_string_buffer(120))"),
     ("fd.userfaultfd", "fd = call(323, 1)"),
@@ -153,6 +154,12 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
     "os.mkfifo('x'); fds = [os.open('x', os.O_RDWR), os.open('x', os.O_RDONLY)]; os.unlink('x')",
     "fd = new('x'); fcntl.fcntl(fd, 37, struct.pack('hhqqi4x', 1, 0, 0, 0, 0))",
     "os.close(new('x')); fd = os.open('x', os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_SETLEASE, 0)",
+    "pair = socket.socketpair(); other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+    "server = socket.socket(socket.AF_UNIX); server.bind('x'); server.listen()",
+    "sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); sender.bind('x')",
+    "listener = socket.create_server(('127.0.0.1', 0)); fresh = socket.socket(socket.AF_INET6)",
+    "sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sender.connect(('127.0.0.1', 9))",
+    "master, slave = os.openpty(); other = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)",
     "map(-1, SHARED | ANONYMOUS)",
     "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE)",
 ])
@@ -165,6 +172,7 @@ def test_what_is_no_obstacle(tmp_path: Path, source: str) -> None:
     ("fd.epoll", ("poll = select.epoll(); ends = os.pipe(); poll.register(ends[0])\n"
                  "if os.fork() == 0: time.sleep(1000)\nos.close(ends[0]); os.close(ends[1])"),
      "watches a descriptor that was closed here"),
+    ("fd.terminal", ("master, slave = os.openpty()\nfcntl.ioctl(slave, 0x540e, 0)"), "controls the session"),
     ("task.seccomp", ("code = struct.pack('HBBI', 6, 0, 0, 0x7fff0000)\n"
                                      "buffer = ctypes.create_string_buffer(code, 8)\n"
                      "program = struct.pack('HxxxxxxP', 1, ctypes.addressof(buffer))\n"
@@ -193,6 +201,11 @@ CHILD = "if os.fork() == 0: time.sleep(1000)"
     ("memory.shared", f"map(-1, SHARED | ANONYMOUS)\n{CHILD}", "shared with pid"),
     ("fd.pipe", f"ends = os.pipe()\n{CHILD}", "open elsewhere"),
     ("fd.shared", f"fd = os.eventfd(1)\n{CHILD}", "is open elsewhere"),
+    ("fd.unix", ("pair = socket.socketpair()\nif os.fork() == 0: pair[1].close(); time.sleep(1000)\n"
+                 "pair[0].close()"), "is connected to pid"),
+    ("fd.shared", f"s = socket.socket(socket.AF_UNIX)\n{CHILD}", "open elsewhere"),
+    ("fd.terminal", ("master, slave = os.openpty()\nif os.fork() == 0: os.close(master); time.sleep(1000)\n"
+                     "os.close(slave)"), "is a terminal of pid"),
     ("fd.shared", f"fd = os.memfd_create('x')\n{CHILD}", "open or mapped elsewhere"),
     ("memory.shared", f"fd = os.memfd_create('x'); os.ftruncate(fd, 4096); map(fd, SHARED); os.close(fd)\n{CHILD}",
      "shared with pid"),

@@ -50,6 +50,13 @@ class Description:
         """Look at a descriptor."""
         return cls(pid, fd, pidfd, procfs.read_link(pid, f"fd/{fd}"), procfs.fd_stat(pid, fd), procfs.fdinfo(pid, fd))
 
+    @classmethod
+    def lent(cls, fd: int) -> Description:
+        """Look at a descriptor of ours, which is given back as what was borrowed is."""
+        one = cls.look(os.getpid(), fd, -1)
+        one._borrowed = fd
+        return one
+
     @property
     def name(self) -> str:
         """What to call it in an obstacle."""

@@ -49,6 +49,7 @@ class Making:
         must_be_same: the caller insists that files have not changed.
         contents: our descriptor, to read and write, of each file whose content is in the image, by objref.
         ours: our descriptor of each description, by objref.
+        peers: our descriptor of the other end of a socket, by objref.
         notes: what cannot be as it was, a sentence each.
     """
 
@@ -59,10 +60,11 @@ class Making:
     must_be_same: bool
     contents: dict[int, int] = field(default_factory=dict)
     ours: dict[int, int] = field(default_factory=dict)
+    peers: dict[int, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def wanted(self, kind: type[R]) -> list[R]:
-        """Return the descriptions of a kind of record that a descriptor refers to: not what is only mapped."""
+        """Return the descriptions of a kind of record that are open, or in flight: not what is only mapped."""
         opened = self.plan.shared.opened
         return [record for record in self.plan.of(kind) if record.objref in opened]  # type: ignore[attr-defined]
 
@@ -71,15 +73,23 @@ class Making:
         self.plan, self.vessel = plan, self.vessels[plan.pid]
         self.broker.act_for(plan.leader)
 
+    def act_as(self, pid: int) -> None:
+        """Have the next calls made by the vessel of a process of the image, or of the first if it has no such one."""
+        self.vessel = self.vessels.get(pid, self.vessels[self.plan.pid])
+
     def act_for(self, objref: int) -> None:
         """Have the broker open files with the rights of the first process that has a description."""
         self.broker.act_for(self.plan.shared.opened[objref].leader)
 
     def add(self, objref: int, fd: int, flags: int | None = None) -> None:
-        """Take over our descriptor of a description, and give it these flags (F_SETFL) but O_ASYNC."""
+        """Take over our descriptor of a description, and give it these flags."""
         self.ours[objref] = self.broker.hold(fd)
         if flags is not None:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_ASYNC)
+            self.set_flags(objref, flags)
+
+    def set_flags(self, objref: int, flags: int) -> None:
+        """Give a description its flags (F_SETFL), but O_ASYNC, which the task has to ask for."""
+        fcntl.fcntl(self.ours[objref], fcntl.F_SETFL, flags & ~os.O_ASYNC)
 
 
 class Kind:
@@ -92,6 +102,9 @@ class Kind:
     def recognises(self, one: Description) -> bool:
         """Whether a description is of this kind."""
         raise NotImplementedError
+
+    def discover(self, found: Sequence[Description], table: FileTable) -> None:
+        """Add to the table what is in flight in some descriptions of this kind."""
 
     def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
         """Yield the records of all descriptions of this kind, one each under its objref, and of what is behind them.

@@ -60,7 +60,7 @@ class Pipes(Kind):
                 restart = fifo.restart if pipe.path else _restart
                 restart(pipe, ends[pipe.objref], making)
         for end in making.wanted(PipeEnd):
-            fcntl.fcntl(making.ours[end.objref], fcntl.F_SETFL, end.flags & ~os.O_ASYNC)
+            making.set_flags(end.objref, end.flags)
 
 
 def _dump_pipe(number: int, ends: Sequence[Description]) -> Iterator[Record]:

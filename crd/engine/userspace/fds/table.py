@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from crd.engine.userspace.fds.kind import Kind
+    from crd.engine.userspace.fds.socket_queue import Message
     from crd.engine.userspace.fds.unnamed import Content
     from crd.engine.userspace.objects import ObjectNumbers
     from crd.image.codec import Record
+    from crd.target.sock_diag import UnixSocketInfo
 
 
 @dataclass(slots=True)
@@ -31,11 +33,16 @@ class FileTable:
         objects: gives out objrefs.
         descriptions: by objref, in the order of their descriptors.
         contents: of files that no name leads to, by device and inode, also of those that are only mapped.
+        unix, queues: what is known of unix sockets, and what waits in them, by objref.
+        late_records: of what is in flight, which may be any description.
     """
 
     objects: ObjectNumbers
     descriptions: dict[int, Description] = field(default_factory=dict)
     contents: dict[tuple[int, int], Content] = field(default_factory=dict)
+    unix: dict[int, UnixSocketInfo] = field(default_factory=dict)
+    queues: dict[int, list[Message]] = field(default_factory=dict)
+    late_records: list[Record] = field(default_factory=list)
     object_records: list[Record] = field(default_factory=list)
     descriptors: list[FileDescriptor] = field(default_factory=list)
     task_records: list[EpollTarget] = field(default_factory=list)
@@ -62,11 +69,12 @@ def dump(pids: Sequence[int], objects: ObjectNumbers) -> FileTable:
             pidfd = os.pidfd_open(pid)
             stack.callback(os.close, pidfd)
             looked |= {(pid, fd): Description.look(pid, fd, pidfd) for fd in procfs.fd_numbers(pid)}
-        stack.callback(_give_back, looked.values())
+        stack.callback(lambda: _give_back([*looked.values(), *table.descriptions.values()]))
         _add_descriptors(table, looked)
         for kind, found in _by_kind(table).items():
             if found:
                 table.object_records += kind.dump(found, table)
+        table.object_records += table.late_records
     return table
 
 
@@ -92,11 +100,21 @@ def _add_descriptors(table: FileTable, looked: dict[Entry, Description]) -> None
 
 
 def _by_kind(table: FileTable) -> dict[Kind, list[Description]]:
+    """Sort all descriptions by their kind, those too that are found in flight meanwhile."""
     found: dict[Kind, list[Description]] = {kind: [] for kind in KINDS}
-    for one in table.descriptions.values():
-        kind = next((kind for kind in KINDS if kind.recognises(one)), None)
-        if kind is None:
-            raise TargetUnsupported(reasons=[Obstacle("fd.unsupported", one.name,
-                                                      "crd cannot restart this kind of descriptor")])
-        found[kind].append(one)
+    sorted_out = 0
+    while new := list(table.descriptions.values())[sorted_out:]:
+        sorted_out += len(new)
+        kinds = {one.objref: _kind(one) for one in new}
+        for kind in KINDS:
+            if some := [one for one in new if kinds[one.objref] is kind]:
+                found[kind] += some
+                kind.discover(some, table)
     return found
+
+
+def _kind(one: Description) -> Kind:
+    for kind in KINDS:
+        if kind.recognises(one):
+            return kind
+    raise TargetUnsupported(reasons=[Obstacle("fd.unsupported", one.name, "crd cannot save this kind of descriptor")])
