@@ -7,7 +7,8 @@ user, checkpoint their own processes, and see their own requests.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,13 @@ from crd.errors import (
     Busy,
     RequestNotFound,
     TargetExists,
+    TargetGone,
 )
 from crd.ids import parse_target_name
 from crd.native.syscall import kcmp
 from crd.settings.load import check_target
-from crd.target import preflight, select
+from crd.target import preflight, procfs, select
+from crd.target.tree import Family
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -115,6 +118,7 @@ class Handlers(UpkeepHandlers):
             need_admin(peer)
         else:
             await self._need_owner(peer, pid or 0)
+            options = replace(options, only_uid=None if peer.is_admin else peer.uid)
         tags = (tag,) if tag else ()
         reached = 0
 
@@ -186,14 +190,22 @@ class Handlers(UpkeepHandlers):
         return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles]}
 
     async def _need_owner(self, peer: Peer, pid: int) -> None:
-        if not peer.is_admin and (await asyncio.to_thread(select.by_pid, pid)).uid != peer.uid:
-            raise AccessDenied(f"process {pid} is not yours")
+        if not peer.is_admin:
+            await asyncio.to_thread(_need_family_of, peer.uid, pid)
 
     async def _own_request(self, peer: Peer, number: int) -> Request:
         request = await self._app.catalog.requests.get(number)
         if not peer.is_admin and request.uid != peer.uid:
             raise RequestNotFound(f"there is no request {number} of yours")
         return request
+
+
+def _need_family_of(uid: int, pid: int) -> None:
+    """Refuse a process that is another user's, or has a descendant that is."""
+    for member in Family(select.by_pid(pid).pid):
+        with suppress(TargetGone):
+            if {*procfs.status(member).uids} != {uid}:
+                raise AccessDenied(f"process {member} is not yours")
 
 
 def _parse_time(text: str) -> datetime:

@@ -17,7 +17,7 @@ from crd.engine.stream import DescriptorSource
 from crd.errors import ImageCorrupt, ImageSinkClosed
 from crd.image.profile import PAGE_BYTES, Pages, Process, Profile, SharedPages, Thread
 from crd.image.reader import ImageReader
-from crd.image.records import String, Task
+from crd.image.records import String
 from crd.image.verify import verified
 
 if TYPE_CHECKING:
@@ -135,15 +135,14 @@ class Summary:
     def add(self, record: Record) -> None:
         """Take in the next record."""
         if isinstance(record, Profile):
-            self.host, self.taken_ns = record.host, record.taken_realtime_ns
-        elif isinstance(record, Task):
-            self.tasks += 1
-        elif isinstance(record, String) and self.tasks == 1 and not self.pid:
+            self.host, self.taken_ns, self.tasks = record.host, record.taken_realtime_ns, record.processes
+        elif isinstance(record, String) and not self.pid:
             self.comm = record.text
         elif isinstance(record, Process) and not self.pid:
             self.pid = record.pid
         elif isinstance(record, Thread):
-            self.uid = self.uid if self.threads else record.uids[0]
+            uids = {*record.uids, *([self.uid] if self.threads else [])}
+            self.uid = uids.pop() if len(uids) == 1 else 0
             self.threads += 1
         elif isinstance(record, Pages | SharedPages):
             self.memory_bytes += PAGE_BYTES * sum(run.pages for run in record.runs)

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
-from crd.image.objects import DESCRIPTIONS, Pipe, RegularFile, SharedMemory
+from crd.image.objects import DESCRIPTIONS, Epoll, Pipe, RegularFile, SharedMemory, UnnamedFile
 from crd.image.profile import (
-    LOCK_FLOCK,
+    LOCK_LEASE,
     LOCK_POSIX,
     PAGE_BYTES,
     VMA_ANONYMOUS,
     VMA_PRIVATE_FILE,
     VMA_SHARED_FILE,
     VMA_SHARED_MEMORY,
+    EpollTarget,
     FileDescriptor,
     FileLock,
     IntervalTimer,
@@ -76,6 +77,7 @@ class ProcessState:
     last_vma_end: int = 0
     last_page_end: int = 0
     fds: set[int] = field(default_factory=set)
+    opened: set[int] = field(default_factory=set)  # objrefs
     timers: set[tuple[type[Record], int]] = field(default_factory=set)  # also limits
     threads: int = 0
     tid: int = 0  # of the thread read last; 0: none yet
@@ -90,6 +92,8 @@ class ImageState:
     profile: Profile | None = None
     objects: dict[int, type[Record]] = field(default_factory=dict)
     whole: int = 0  # objref of the object declared last, whose parts may follow
+    watches: set[int] = field(default_factory=set)  # of the INOTIFY declared last
+    sockets: dict[int, int] = field(default_factory=dict)  # state of those not yet connected
     pipe: Pipe | None = None
     pipe_bytes: int = 0
     shared: dict[int, tuple[int, int]] = field(default_factory=dict)  # objref -> bytes, end of the pages so far
@@ -143,6 +147,8 @@ def _check_process(record: Process, image: ImageState) -> None:
     need(max(record.stopped_by, record.exit_signal) <= SIGNALS, "has a signal above 64")
     need(record.umask <= 0o777, f"has umask {record.umask:o}")
     need(-1000 <= record.oom_score_adj <= 1000, f"has oom_score_adj {record.oom_score_adj}")
+    if record.cwd_object:
+        image.need_object(record.cwd_object, UnnamedFile)
     need_flag(record.stop_reported, "stop_reported")
     need_flag(record.child_subreaper, "child_subreaper")
     need_flag(record.thp_disable, "thp_disable")
@@ -194,7 +200,8 @@ def _check_vma(record: Vma, image: ImageState) -> None:
         case v if v == VMA_ANONYMOUS:
             need(record.objref == 0, "is anonymous but refers to an object")
         case v if v in {VMA_PRIVATE_FILE, VMA_SHARED_FILE}:
-            image.need_object(record.objref, RegularFile)
+            image.need_object(record.objref, RegularFile, UnnamedFile)
+            need(image.objects[record.objref] is RegularFile or record.objref in image.shared, "maps a directory")
         case v if v == VMA_SHARED_MEMORY:
             image.need_object(record.objref, SharedMemory)
         case _:
@@ -216,12 +223,22 @@ def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
                                                            "description before it")
     need_flag(record.close_on_exec, "close_on_exec")
     image.current.fds.add(record.fd)
+    image.current.opened.add(record.objref)
+
+
+@check.register(EpollTarget)
+def _check_epoll_target(record: EpollTarget, image: ImageState) -> None:
+    _need_current(record.pid, image)
+    image.need_object(record.epoll, Epoll)
+    need(record.fd <= FD_MAX, f"has fd {record.fd}")
+    need({record.epoll, record.target} <= image.current.opened,
+         f"is of objects {record.epoll} and {record.target}, of which the process has no descriptors")
 
 
 @check.register(FileLock)
 def _check_file_lock(record: FileLock, image: ImageState) -> None:
     _need_current(record.pid, image)
-    need(record.kind in {LOCK_POSIX, LOCK_FLOCK}, f"is of unknown kind {record.kind}")
+    need(LOCK_POSIX <= record.kind <= LOCK_LEASE, f"is of unknown kind {record.kind}")
     need(record.fd in image.current.fds, f"is on fd {record.fd}, which is not open")
     need(record.start <= record.end <= FILE_OFFSET_MAX, f"is from {record.start} to {record.end}")
     need_flag(record.exclusive, "exclusive")
@@ -289,7 +306,8 @@ def _check_pages(record: Pages, image: ImageState) -> None:
 
 @check.register(SharedPages)
 def _check_shared_pages(record: SharedPages, image: ImageState) -> None:
-    image.need_object(record.objref, SharedMemory)
+    image.need_object(record.objref, SharedMemory, UnnamedFile)
+    need(record.objref in image.shared, f"is of object {record.objref}, which is a directory")
     n_bytes, last_end = image.shared[record.objref]
     for start, end in _ascending(record.runs, last_end):
         need(end <= n_bytes, f"has pages from 0x{start:x} to 0x{end:x}, behind the end of object {record.objref}")

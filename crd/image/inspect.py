@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crd.errors import ImageError
 from crd.image.cursor import Cursor
 from crd.image.generations import PREFIX_BYTES, Generation, recognise
 from crd.image.inspection import Damage, FileEntry, Inspection, MemoryEntry, RecordEntry, TaskEntry
-from crd.image.objects import PipeEnd, RegularFile
+from crd.image.objects import DESCRIPTIONS, PipeEnd, RegularFile
 from crd.image.profile import PAGE_BYTES, VMA_PRIVATE_FILE, FileDescriptor, Pages, Process, Thread, Vma, Zombie
 from crd.image.reader import ImageReader
 from crd.image.records import String, Task
@@ -82,10 +82,6 @@ class _CrdWalk:
 
     def add(self, record: Record) -> None:
         match record:
-            case RegularFile():
-                self.objects[record.objref] = (record.path, record.flags, record.position)
-            case PipeEnd():
-                self.objects[record.objref] = (f"pipe:[{record.pipe}]", record.flags, None)
             case Task():
                 self.task = record
             case String():
@@ -102,6 +98,8 @@ class _CrdWalk:
                 self.inspection.tasks.append(self.task_entry(record))
             case Pages():
                 self.pages(record)
+            case _ if isinstance(record, (RegularFile, *DESCRIPTIONS)):
+                self.description(record)
             case _:
                 pass
 
@@ -112,6 +110,16 @@ class _CrdWalk:
         if isinstance(record, Zombie):
             return TaskEntry(record.pid, record.parent_pid, record.pid, self.comm, task.exit_state, record.exit_signal)
         return TaskEntry(record.tid, process.parent_pid, process.pid, record.comm, task.state, process.exit_signal)
+
+    def description(self, record: Any) -> None:
+        """Note an open file description."""
+        match record:
+            case RegularFile():
+                self.objects[record.objref] = (record.path, record.flags, record.position)
+            case PipeEnd():
+                self.objects[record.objref] = (f"pipe:[{record.pipe}]", record.flags, None)
+            case _:
+                self.objects[record.objref] = (f"[{record.record_name.lower()}]", record.flags, None)
 
     def area(self, vma: Vma, pid: int) -> None:
         letters = "".join(letter if vma.protection & bit else "-" for bit, letter in ((1, "r"), (2, "w"), (4, "x")))

@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, ImageState, check, need, need_flag
-from crd.image.objects import EventFd, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, SignalFd, TimerFd
+from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, PID_MAX, ImageState, check, need, need_flag
+from crd.image.objects import (
+    DESCRIPTIONS,
+    MESSAGE_BYTES_MAX,
+    RIGHTS_MAX,
+    TERMIOS_BYTES,
+    UNIX_CONNECTED,
+    UNIX_IDLE,
+    UNIX_LISTENING,
+    UNIX_NAME_BYTES_MAX,
+    UNIX_RESET,
+    UNNAMED_DIRECTORY,
+    UNNAMED_MEMORY,
+    Epoll,
+    EventFd,
+    InetMessage,
+    InetSocket,
+    Inotify,
+    InotifyWatch,
+    PidFd,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    RegularFile,
+    SharedMemory,
+    SignalFd,
+    Terminal,
+    TerminalEnd,
+    TimerFd,
+    UnixConnection,
+    UnixMessage,
+    UnixSocket,
+    UnnamedFile,
+    UnnamedOpen,
+)
 from crd.image.profile import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crd.image.codec import Record
+    from crd.image.objects import SocketOption
 
 PIPE_DATA_BYTES_MAX = 64 << 10
 EVENT_COUNT_MAX = 2**64 - 2
@@ -19,6 +56,21 @@ TIMER_CLOCKS = {0, 1, 7, 8, 9}
 TIMER_FLAGS = 3
 """TFD_TIMER_ABSTIME and TFD_TIMER_CANCEL_ON_SET."""
 TIME_NS_MAX = 2**62
+SOCKET_KINDS = {1, 2, 5}
+"""SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET."""
+STREAMS, DATAGRAMS = 1, 2
+FAMILIES = {2: 4, 10: 6}
+"""AF_INET and AF_INET6, and the version of IP."""
+PORT_MAX = 0xFFFF
+TERMINALS_MAX = 1 << 20
+"""NR_UNIX98_PTY_MAX."""
+DATAGRAM_BYTES_MAX = 0xFFFF
+BACKLOG_MAX = 2**31 - 1
+OPTIONS_MAX = 128
+MODE_MAX = 0o7777
+SEALS = 0x3F
+"""F_SEAL_SEAL to F_SEAL_EXEC."""
+WATCH_MAX = 2**31 - 1
 
 
 def _declare(image: ImageState, record: Record) -> None:
@@ -44,6 +96,9 @@ def _check_file(record: RegularFile, image: ImageState) -> None:
 def _check_pipe(record: Pipe, image: ImageState) -> None:
     _declare(image, record)
     need(record.data_bytes <= record.capacity_bytes, "holds more than its capacity")
+    need(record.path.startswith("/") or not record.path, "has no absolute path")
+    need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
+    need_flag(record.deleted, "deleted")
     image.pipe, image.pipe_bytes = record, 0
 
 
@@ -59,6 +114,7 @@ def _check_pipe_data(record: PipeData, image: ImageState) -> None:
 def _check_pipe_end(record: PipeEnd, image: ImageState) -> None:
     _declare(image, record)
     image.need_object(record.pipe, Pipe)
+    need_flag(record.hung_up, "hung_up")
 
 
 @check.register(SharedMemory)
@@ -86,3 +142,143 @@ def _check_timer_fd(record: TimerFd, image: ImageState) -> None:
 @check.register(SignalFd)
 def _check_signal_fd(record: SignalFd, image: ImageState) -> None:
     _declare(image, record)
+
+
+@check.register(Epoll)
+def _check_epoll(record: Epoll, image: ImageState) -> None:
+    _declare(image, record)
+
+
+@check.register(Inotify)
+def _check_inotify(record: Inotify, image: ImageState) -> None:
+    _declare(image, record)
+    image.watches = set()
+
+
+@check.register(InotifyWatch)
+def _check_inotify_watch(record: InotifyWatch, image: ImageState) -> None:
+    _need_whole(image, record.objref)
+    need(0 < record.wd < WATCH_MAX and record.wd not in image.watches, f"has the number {record.wd}")
+    need(record.path, "has no path")
+    image.watches.add(record.wd)
+
+
+@check.register(PidFd)
+def _check_pid_fd(record: PidFd, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.pid == -1 or 0 < record.pid <= PID_MAX, f"is of pid {record.pid}")
+
+
+@check.register(UnnamedFile)
+def _check_unnamed_file(record: UnnamedFile, image: ImageState) -> None:
+    _declare(image, record)
+    need(UNNAMED_MEMORY <= record.kind <= UNNAMED_DIRECTORY, f"is of unknown kind {record.kind}")
+    if record.kind != UNNAMED_MEMORY:
+        need(record.path.startswith("/"), "has no absolute path")
+    need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
+    need(record.size <= (0 if record.kind == UNNAMED_DIRECTORY else FILE_OFFSET_MAX), f"has {record.size} bytes")
+    need(record.kind == UNNAMED_MEMORY or not record.seals, "has seals, but is no memory")
+    need(record.seals <= SEALS, f"has the seals {record.seals:#x}")
+    if record.kind != UNNAMED_DIRECTORY:
+        image.shared[record.objref] = (record.size + -record.size % PAGE_BYTES, 0)
+
+
+@check.register(UnnamedOpen)
+def _check_unnamed_open(record: UnnamedOpen, image: ImageState) -> None:
+    _declare(image, record)
+    image.need_object(record.file, UnnamedFile)
+    need(record.position <= FILE_OFFSET_MAX, "has a position above 2**63")
+
+
+@check.register(UnixSocket)
+def _check_unix_socket(record: UnixSocket, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.kind in SOCKET_KINDS, f"is of unknown kind {record.kind}")
+    need(record.state <= UNIX_RESET, f"has the unknown state {record.state}")
+    need(record.state in {UNIX_IDLE, UNIX_CONNECTED} or record.kind != DATAGRAMS, "is of datagrams, but listens")
+    need(max(len(record.name), len(record.target)) <= UNIX_NAME_BYTES_MAX, f"has a name of {len(record.name)} bytes")
+    in_files = bool(record.name) and record.name[0] != 0
+    need(record.path.startswith("/") if in_files else not record.path, "has a name and a path that do not fit")
+    need(record.state != UNIX_LISTENING or record.name, "listens without a name")
+    need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
+    need_flag(record.deleted, "deleted")
+    need(record.backlog <= BACKLOG_MAX, f"has the backlog {record.backlog}")
+    need(record.shutdown <= 3, f"has the shutdown {record.shutdown}")
+    _need_options(record.options)
+    image.sockets[record.objref] = record.state
+
+
+@check.register(UnixConnection)
+def _check_unix_connection(record: UnixConnection, image: ImageState) -> None:
+    for end in (record.client, record.accepted):
+        need(image.sockets.pop(end, None) == UNIX_CONNECTED, f"connects object {end}, which is no unconnected one")
+    need(not record.listener or image.sockets.get(record.listener) == UNIX_LISTENING,
+         f"has object {record.listener} for a listener")
+
+
+@check.register(UnixMessage)
+def _check_unix_message(record: UnixMessage, image: ImageState) -> None:
+    image.need_object(record.socket, UnixSocket)
+    need(len(record.data) <= MESSAGE_BYTES_MAX, f"has {len(record.data)} bytes")
+    need(len(record.source) <= UNIX_NAME_BYTES_MAX, f"has a source of {len(record.source)} bytes")
+    need(record.pid <= PID_MAX, f"is of pid {record.pid}")
+    need(len(record.rights) <= RIGHTS_MAX, f"carries {len(record.rights)} descriptors")
+    for objref in record.rights:
+        need(image.objects.get(objref) in DESCRIPTIONS, f"carries object {objref}, which is no open file description "
+                                                        "before it")
+
+
+@check.register(InetSocket)
+def _check_inet_socket(record: InetSocket, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.family in FAMILIES, f"is of family {record.family}")
+    need(record.kind in {STREAMS, DATAGRAMS}, f"is of unknown kind {record.kind}")
+    need_flag(record.listening, "listening")
+    need(not record.listening or (record.kind == STREAMS and record.local_port), "listens, but at no port of TCP")
+    need(record.backlog <= BACKLOG_MAX, f"has the backlog {record.backlog}")
+    need(not record.remote_port or record.kind == DATAGRAMS, "is a connection of TCP")
+    for address, port in ((record.local_address, record.local_port), (record.remote_address, record.remote_port)):
+        _need_address(address if port else "", port, record.family)
+    _need_options(record.options)
+
+
+@check.register(InetMessage)
+def _check_inet_message(record: InetMessage, image: ImageState) -> None:
+    image.need_object(record.socket, InetSocket)
+    need(len(record.data) <= DATAGRAM_BYTES_MAX, f"has {len(record.data)} bytes")
+    _need_address(record.address, record.port, 0)
+
+
+@check.register(Terminal)
+def _check_terminal(record: Terminal, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.index < TERMINALS_MAX, f"has the number {record.index}")
+    need(len(record.settings) == TERMIOS_BYTES, f"has {len(record.settings)} bytes of settings")
+    need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
+    for name in ("locked", "packets", "exclusive", "hung_up"):
+        need_flag(getattr(record, name), name)
+
+
+@check.register(TerminalEnd)
+def _check_terminal_end(record: TerminalEnd, image: ImageState) -> None:
+    _declare(image, record)
+    image.need_object(record.terminal, Terminal)
+    need_flag(record.master, "master")
+
+
+def _need_address(address: str, port: int, family: int) -> None:
+    """Refuse what is no address in numbers: a name would be looked up."""
+    need(port <= PORT_MAX, f"has port {port}")
+    if address:
+        version: int
+        try:
+            version = ip_address(address).version
+        except ValueError:
+            version = 0
+        need(version in {4, 6} and "%" not in address and (not family or version == FAMILIES[family]),
+             "has an address that is none of its family")
+
+
+def _need_options(options: Sequence[SocketOption]) -> None:
+    need(len(options) <= OPTIONS_MAX and all(option.bytes <= 16 for option in options),
+         f"has {len(options)} options, or one of more than 16 bytes")

@@ -6,7 +6,7 @@ An objref numbers each object and each description of it.  What is in an object 
 from __future__ import annotations
 
 from crd.image.codec import Record, Struct
-from crd.image.fields import S32, S64, U8, U32, U64, Bytes, Text  # noqa: TC001  # evaluated when the classes are made
+from crd.image.fields import S32, S64, U8, U16, U32, U64, Bytes, Items, Text  # noqa: TC001  # evaluated when the classes are made
 
 
 class Owner(Struct):
@@ -37,12 +37,16 @@ class RegularFile(Record, type=0x43520010):
 
 
 class Pipe(Record, type=0x43520011):
-    """A pipe, both ends inside the image; its data follow in PIPE_DATA records."""
+    """A pipe, its data in PIPE_DATA records behind it; without a name it has both ends inside the image."""
 
     objref: U32
     inode: U64
     capacity_bytes: U32
     data_bytes: U32
+    path: Text  # "" = without a name
+    device: U64
+    mode: U32  # permission bits
+    deleted: U8  # it had that name
 
 
 class PipeData(Record, type=0x43520012):
@@ -60,6 +64,7 @@ class PipeEnd(Record, type=0x43520013):
     pipe: U32  # objref of the PIPE
     flags: U32  # F_GETFL
     owner: Owner
+    hung_up: U8  # a reader that has seen a writer, and has none now
 
 
 class SharedMemory(Record, type=0x43520014):
@@ -102,11 +107,205 @@ class SignalFd(Record, type=0x43520042):
     mask: U64  # signal 1 is bit 0
 
 
-OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd)
+class Epoll(Record, type=0x43520043):
+    """epoll_create(2); what it watches is among the records of the task."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+
+
+class Inotify(Record, type=0x43520044):
+    """inotify_init(2); its INOTIFY_WATCHes follow."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+
+
+class InotifyWatch(Record, type=0x43520045):
+    """inotify_add_watch(2)."""
+
+    objref: U32
+    wd: U32
+    path: Text
+    device: U64  # st_dev
+    inode: U64  # st_ino
+    mask: U32
+
+
+class PidFd(Record, type=0x43520046):
+    """pidfd_open(2)."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    pid: S32  # -1 = has ended
+
+
+UNNAMED_MEMORY = 1
+UNNAMED_FILE = 2
+UNNAMED_TEMPORARY = 3
+UNNAMED_DIRECTORY = 4
+
+
+class UnnamedFile(Record, type=0x43520047):
+    """A file that no name leads to; its content is in SHARED_PAGES."""
+
+    objref: U32
+    kind: U32  # UNNAMED_*
+    path: Text  # that it had; of memory: its name
+    mode: U32  # permission bits
+    uid: U32
+    gid: U32
+    size: U64
+    mtime_ns: S64
+    seals: U32  # F_GET_SEALS
+
+
+class UnnamedOpen(Record, type=0x43520048):
+    """One open file description of such a file."""
+
+    objref: U32
+    file: U32  # objref of the UNNAMED_FILE
+    flags: U32  # F_GETFL
+    owner: Owner
+    position: U64
+
+
+class SocketOption(Struct):
+    """setsockopt(2), if it is not as in a new socket; the value as a number, little-endian."""
+
+    level: U32
+    name: U32
+    bytes: U32
+    low: U64
+    high: U64
+
+
+UNIX_IDLE = 0
+UNIX_LISTENING = 1
+UNIX_CONNECTED = 2
+UNIX_HUNG_UP = 3
+UNIX_RESET = 4
+MESSAGE_BYTES_MAX = 1 << 20
+UNIX_NAME_BYTES_MAX = 108
+RIGHTS_MAX = 253
+"""SCM_MAX_FD."""
+
+
+class UnixSocket(Record, type=0x43520049):
+    """A unix socket."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    kind: U32  # SOCK_*
+    state: U32  # UNIX_*
+    name: Bytes  # sun_path; abstract ones begin with a NUL
+    path: Text  # of the file that has the name, "" = none
+    device: U64
+    inode: U64
+    mode: U32
+    deleted: U8  # the file was
+    target: Bytes  # name of where datagrams go
+    backlog: U32
+    shutdown: U32  # 1 receiving, 2 sending
+    peer_pid: U32  # SO_PEERCRED
+    peer_uid: U32
+    peer_gid: U32
+    options: Items[SocketOption]
+
+
+class UnixConnection(Record, type=0x4352004A):
+    """Two unix sockets that are connected."""
+
+    client: U32  # objref
+    accepted: U32  # objref
+    listener: U32  # objref of whose name the accepted one has, 0 = none
+
+
+class UnixMessage(Record, type=0x4352004B):
+    """What waits in the receive queue of a unix socket, in order."""
+
+    socket: U32  # objref
+    source: Bytes  # name of the sender
+    pid: U32  # of the sender, 0 = not told
+    uid: U32
+    gid: U32
+    rights: Items[U32]  # objrefs of the descriptions that it carries
+    data: Bytes
+
+
+class InetSocket(Record, type=0x4352004C):
+    """A socket of TCP or UDP without a connection of TCP."""
+
+    objref: U32
+    flags: U32  # F_GETFL
+    owner: Owner
+    family: U32  # AF_INET or AF_INET6
+    kind: U32  # SOCK_STREAM or SOCK_DGRAM
+    listening: U8
+    backlog: U32
+    local_address: Text
+    local_port: U32  # 0 = none
+    scope: U32  # of a local IPv6 address
+    remote_address: Text  # where datagrams go
+    remote_port: U32  # 0 = not connected
+    options: Items[SocketOption]
+
+
+class InetMessage(Record, type=0x4352004D):
+    """A datagram that waits in a socket of UDP, in order."""
+
+    socket: U32  # objref
+    address: Text  # of the sender
+    port: U32
+    data: Bytes
+
+
+TERMIOS_BYTES = 44
+
+
+class Terminal(Record, type=0x4352004E):
+    """A pseudo-terminal."""
+
+    objref: U32
+    index: U32  # of /dev/pts/INDEX
+    settings: Bytes  # struct termios2
+    rows: U16
+    columns: U16
+    width: U16  # in pixels
+    height: U16
+    locked: U8
+    packets: U8  # TIOCPKT
+    exclusive: U8  # TIOCEXCL
+    hung_up: U8  # the slave was open, and is no more
+    mode: U32  # of the slave: permission bits
+    uid: U32
+    gid: U32
+
+
+class TerminalEnd(Record, type=0x4352004F):
+    """One open file description of an end of a pseudo-terminal."""
+
+    objref: U32
+    terminal: U32  # objref of the TERMINAL
+    master: U8
+    flags: U32  # F_GETFL
+    owner: Owner
+
+
+OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
+                                     Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket, Terminal,
+                                     TerminalEnd)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
 """Open file descriptions, which descriptors refer to."""
 
-PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe}
+PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify}
 """What stands behind the object that it is in, and the kind of that."""
+
+BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetMessage)
+"""What has no objref of its own, and refers to objects before it."""

@@ -6,7 +6,8 @@ comes before the memory, and memory comes last, so that a reader can check and p
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
     { a shared object, followed by what is in it }*               ``objects.py``; numbered from 1 (objref)
     per process, parents first:
-      TASK STRING PROCESS SHARING? MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* FILE_LOCK* SIGNAL_ACTIONS PENDING_SIGNAL*
+      TASK STRING PROCESS SHARING? MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK* SIGNAL_ACTIONS
+      PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
       { THREAD PENDING_SIGNAL* }+                                    the leader first
     { TASK STRING ZOMBIE }*                                          children that ended
@@ -61,6 +62,7 @@ class Process(Record, type=0x43520002):
     exe_device: U64
     exe_inode: U64
     cwd: Text
+    cwd_object: U32  # UNNAMED_FILE if the directory was deleted, else 0
     root: Text
     dumpable: U32
     child_subreaper: U8
@@ -105,7 +107,7 @@ class Vma(Record, type=0x43520004):
     start: U64
     end: U64
     offset: U64  # bytes into file or shared object
-    objref: U32  # FILE or SHARED_MEMORY, 0 for anonymous
+    objref: U32  # REGULAR_FILE, UNNAMED_FILE or SHARED_MEMORY, 0 for anonymous
     flags: Text  # VmFlags of smaps, such as "rd wr mr mw me ac gd"
     name: Text  # [heap], [stack], [anon:NAME] or ""
 
@@ -126,7 +128,7 @@ class Pages(Record, type=0x43520005):
 
 
 class SharedPages(Record, type=0x43520006):
-    """Content of a SHARED_MEMORY object; the run's addresses are offsets into it."""
+    """Content of a SHARED_MEMORY or UNNAMED_FILE object; the run's addresses are offsets into it."""
 
     objref: U32
     runs: Items[PageRun]
@@ -162,17 +164,30 @@ class FileDescriptor(Record, type=0x43520018):
     close_on_exec: U8
 
 
+class EpollTarget(Record, type=0x4352001A):
+    """What an epoll set watches: the task registers it when it has its descriptors."""
+
+    pid: U32
+    epoll: U32  # objref of the EPOLL
+    fd: U32  # under which it was registered; another file's by now, or closed, if that is not the target's
+    target: U32  # objref of the description
+    events: U32  # without any but the upper four bits: it has reported its one event (EPOLLONESHOT)
+    data: U64
+
+
 LOCK_POSIX = 1
 LOCK_FLOCK = 2
+LOCK_OFD = 3
+LOCK_LEASE = 4
 
 
 class FileLock(Record, type=0x43520019):
-    """A lock held by the process (POSIX) or by an open file description (flock)."""
+    """A lock held by the process (POSIX) or by an open file description (all others)."""
 
     pid: U32
     kind: U32  # LOCK_*
     exclusive: U8
-    fd: U32  # a descriptor of the locked file; for flock: of the description that holds it
+    fd: U32  # a descriptor of the locked file; unless POSIX: of the description that holds it
     start: U64
     end: U64  # inclusive, 2**63 - 1 = to the end
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from crd.image import object_checks  # noqa: F401  # registers its checks
 from crd.image.checks import ImageState, MisfitError, check, need
 from crd.image.codec import Record, corrupt
-from crd.image.objects import OBJECTS, PARTS, PipeData
+from crd.image.objects import BETWEEN, OBJECTS, PARTS, PipeData
 from crd.image.profile import (
+    EpollTarget,
     FileDescriptor,
     FileLock,
     IntervalTimer,
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
     from crd.image.reader import ImageReader
 
-_OBJECTS: set[type[Record]] = set(OBJECTS)
+_OBJECTS: set[type[Record]] = {*OBJECTS, *BETWEEN}
+_OPEN_FILES: list[type[Record]] = [FileDescriptor, EpollTarget, FileLock]
 _TIMERS_AND_LIMITS: list[type[Record]] = [IntervalTimer, PosixTimer, ResourceLimit, Thread]
 
 
@@ -49,15 +51,17 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     HeadArch: {Profile},
     Profile: {*_OBJECTS, Task},
     **{kind: {*_OBJECTS, *_parts_of(kind), Task} for kind in OBJECTS},
+    **{kind: {*_OBJECTS, Task} for kind in BETWEEN},
     **{part: {*_OBJECTS, *_parts_of(whole), Task} for part, whole in PARTS.items()},
     Task: {String},
     String: {Process, Zombie},
     Process: {Sharing, MemoryLayout},
     Sharing: {MemoryLayout},
-    MemoryLayout: {Vma, FileDescriptor, FileLock, SignalActions},
-    Vma: {Vma, FileDescriptor, FileLock, SignalActions},
-    FileDescriptor: {FileDescriptor, FileLock, SignalActions},
-    FileLock: {FileLock, SignalActions},
+    MemoryLayout: {Vma, *_OPEN_FILES, SignalActions},
+    Vma: {Vma, *_OPEN_FILES, SignalActions},
+    FileDescriptor: {*_OPEN_FILES, SignalActions},
+    EpollTarget: {*_OPEN_FILES[1:], SignalActions},
+    FileLock: {*_OPEN_FILES[2:], SignalActions},
     SignalActions: {PendingSignal, *_TIMERS_AND_LIMITS},
     IntervalTimer: {*_TIMERS_AND_LIMITS},
     PosixTimer: {*_TIMERS_AND_LIMITS[1:]},

@@ -22,6 +22,9 @@ class NR:
     SETITIMER = 38
     GETPID = 39
     GETPPID = 110
+    CONNECT = 42
+    LISTEN = 50
+    SOCKETPAIR = 53
     CLONE = 56
     WAIT4 = 61
     FCNTL = 72
@@ -66,6 +69,12 @@ class NR:
     PIDFD_GETFD = 438
     IOPRIO_SET = 251
     IOPRIO_GET = 252
+    EPOLL_WAIT = 232
+    EPOLL_CTL = 233
+    EPOLL_CREATE1 = 291
+    INOTIFY_ADD_WATCH = 254
+    INOTIFY_INIT1 = 294
+    OPEN_BY_HANDLE_AT = 304
     SIGNALFD4 = 289
     TIMERFD_CREATE = 283
     TIMERFD_SETTIME = 286
@@ -93,8 +102,11 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
     return syscall(NR.PIDFD_GETFD, pidfd, fd, 0)
 
 
-def kcmp(pid1: int, pid2: int, kind: int, index1: int = 0, index2: int = 0) -> int:
-    """Compare kernel objects of two processes (kcmp(2)): 0 = the same, 1 and 2 = an order, 3 = neither."""
+def kcmp(pid1: int, pid2: int, kind: int, index1: int = 0, index2: int | bytes = 0) -> int:
+    """Compare kernel objects of two processes (kcmp(2)): 0 = the same, 1 and 2 = an order, 3 = neither.
+
+    ``index2`` may be a struct that the kind asks for.
+    """
     return syscall(NR.KCMP, pid1, pid2, kind, index1, index2)
 
 

@@ -7,7 +7,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
-from crd.target import nameless, procfs
+from crd.target import inet_obstacles, nameless, procfs, terminals, unix_obstacles, unnamed
 from crd.target.descriptors import open_descriptors
 from crd.target.holders import pipe_inode
 from crd.target.paths import Reach, reach
@@ -23,26 +23,20 @@ if TYPE_CHECKING:
 MEMORY_DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
 """null, zero, full, random, urandom (Documentation/admin-guide/devices.txt): any open of them is as good as another."""
 
-_TERMINAL_MAJORS = {4, 5, *range(136, 144)}  # ttyN and ttySN; tty, console and ptmx; pts
+_TERMINAL_MAJORS = {4, 5}  # ttyN and ttySN; tty and console
 
 _ANONYMOUS_INODES = {
-    "anon_inode:[eventpoll]": ("fd.epoll", "an epoll set"),
-    "anon_inode:inotify": ("fd.inotify", "an inotify watch list"),
-    "anon_inode:[pidfd]": ("fd.pidfd", "a pidfd"),
     "anon_inode:[io_uring]": ("fd.io-uring", "an io_uring"),
     "anon_inode:[userfaultfd]": ("fd.userfaultfd", "a userfaultfd"),
     "anon_inode:[fanotify]": ("fd.fanotify", "a fanotify group"),
 }
 _NAMELESS_PREFIXES = {
     "socket:[": ("fd.socket", "a socket"),
-    "pidfd:[": ("fd.pidfd", "a pidfd"),
     "anon_inode:": ("fd.special", "a special kernel object"),
-    "/memfd:": ("fd.memfd", "a memory file (memfd)"),
 }
 _REMEDIES = {
     "fd.terminal": "Start it with its input and output redirected, such as: setsid PROGRAM </dev/null >LOG 2>&1.",
     "fd.socket": "Checkpoint it while it has no connection and does not listen; log to a file, not to a socket.",
-    "fd.memfd": "Use a regular file or anonymous memory instead.",
     "fd.device": "Close the device before the checkpoint.",
 }
 _NOT_YET = "Close it before the checkpoint; this version of crd cannot save it."
@@ -59,44 +53,52 @@ def descriptors(pid: int, inside: Family, holders: Mapping[int, list[int]],
         kcmp: kcmp(2), to find descriptions of nameless objects in other processes; None: these go unseen.
     """
     table = open_descriptors(pid)
+    look = nameless.Look(pid, inside, table, kcmp)
+    unix = unix_obstacles.unix_sockets(look)
+    inet = inet_obstacles.inet_sockets(look)
     for entry in table:
-        yield from _kind(entry)
+        if entry.fd not in unix and entry.fd not in inet and not terminals.is_terminal(entry.file):
+            yield from _kind(entry, look)
     for entry in table:
         yield from _locks(entry)
     yield from _pipes(table, holders)
-    if kcmp is not None:
-        yield from nameless.shared(pid, inside, table, kcmp)
+    yield from nameless.shared(look)
+    yield from unnamed.shared(look)
+    yield from terminals.obstacles(look)
+    yield from unix_obstacles.obstacles(look, unix)
+    yield from inet_obstacles.obstacles(look, inet)
 
 
-def _kind(entry: Open) -> Iterator[Obstacle]:
+def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
     mode = entry.file.st_mode
     if pipe_inode(entry.link) is not None or (stat.S_ISCHR(mode) and entry.file.st_rdev in MEMORY_DEVICES):
         return
-    if entry.link in nameless.RULES:
-        yield from nameless.RULES[entry.link](entry)
+    if rule := nameless.RULES.get(nameless.kind(entry.link)):
+        yield from rule(entry, look)
         return
-    if found := _nameless(entry.link, entry.file):
+    if found := _nameless(entry.link):
         code, noun = found
     elif stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.info.flags & os.O_PATH:
-        yield from _regular(entry)
+        yield from _regular(entry, look)
+        return
+    elif stat.S_ISFIFO(mode):
+        yield from _fifo(entry)
         return
     else:
         code, noun = _special_file(entry.file)
     yield Obstacle(code, entry.name, f"is {noun}, which crd cannot save yet", _REMEDIES.get(code, _NOT_YET))
 
 
-def _nameless(link: str, file: os.stat_result) -> tuple[str, str] | None:
+def _nameless(link: str) -> tuple[str, str] | None:
     if link in _ANONYMOUS_INODES:
         return _ANONYMOUS_INODES[link]
     for prefix, found in _NAMELESS_PREFIXES.items():
-        if link.startswith(prefix) and not (prefix[0] == "/" and file.st_nlink):
+        if link.startswith(prefix):
             return found
     return None if link.startswith("/") else ("fd.special", "a special kernel object")
 
 
 def _special_file(file: os.stat_result) -> tuple[str, str]:
-    if stat.S_ISFIFO(file.st_mode):
-        return "fd.fifo", "a named pipe"
     if stat.S_ISSOCK(file.st_mode):
         return "fd.socket", "a socket"
     if stat.S_ISCHR(file.st_mode) and os.major(file.st_rdev) in _TERMINAL_MAJORS:
@@ -104,20 +106,29 @@ def _special_file(file: os.stat_result) -> tuple[str, str]:
     return "fd.device", "a device"
 
 
-def _regular(entry: Open) -> Iterator[Obstacle]:
+def _regular(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
     how = reach(entry.link, entry.file)
-    if how is not Reach.SAME:
+    if unnamed.is_unnamed(entry.file):
+        yield from unnamed.obstacles(entry, look)
+    elif how is not Reach.SAME:
         yield Obstacle(f"fd.{how.name.lower()}", entry.name, f"{how.value}, and crd cannot save its content yet",
                        "Have the program open the file again (log rotation: copytruncate, or a reload).")
 
 
+def _fifo(entry: Open) -> Iterator[Obstacle]:
+    """Others may have a named pipe open too: they will find the restarted one by its name."""
+    how = reach(entry.link, entry.file)
+    if how is not Reach.SAME and entry.file.st_nlink:
+        yield Obstacle(f"fd.{how.name.lower()}", entry.name, how.value, "Have the program open the pipe again.")
+
+
 def _locks(entry: Open) -> Iterator[Obstacle]:
     kinds = {lock.kind for lock in entry.info.locks}
-    if "OFDLCK" in kinds:
-        yield Obstacle("fd.ofd-lock", entry.name, "holds an open file description lock, which crd cannot save yet",
-                       "Use flock(2) or POSIX locks, or checkpoint it while nothing is locked.")
-    if kinds & {"LEASE", "DELEG"}:
-        yield Obstacle("fd.lease", entry.name, "holds a lease, which crd cannot save yet",
+    if "DELEG" in kinds:
+        yield Obstacle("fd.lease", entry.name, "holds a delegation, which crd cannot save",
+                       "Give it up before the checkpoint.")
+    elif "LEASE" in kinds and unnamed.is_unnamed(entry.file):
+        yield Obstacle("fd.lease", entry.name, "holds a lease on a deleted file, which crd would break by reading it",
                        "Give the lease up before the checkpoint.")
 
 
@@ -134,7 +145,8 @@ def working_directory(pid: int) -> Iterator[Obstacle]:
     """Find a working or root directory that a restart could not go to."""
     for name, noun in (("cwd", "working directory"), ("root", "root directory")):
         link = procfs.read_link(pid, name)
-        how = reach(link, (procfs.PROC / str(pid) / name).stat())
-        if how is not Reach.SAME:
+        found = (procfs.PROC / str(pid) / name).stat()
+        how = reach(link, found)
+        if how is not Reach.SAME and not (name == "cwd" and unnamed.is_unnamed(found)):
             yield Obstacle(f"task.{name}", f"{noun} {printable(link)}", how.value,
                            "Start the program in a directory that stays.")

@@ -93,6 +93,42 @@ def description_holders(pid: int, links: Mapping[int, str], inside: Family,
     return holders
 
 
+def links_inside(inside: Family) -> set[str]:
+    """Return the links of all descriptors of some processes."""
+    return {link for pid in inside for link in _links(pid).values()}
+
+
+def link_holders(inside: Family, links: Collection[str]) -> dict[str, list[int]]:
+    """Return the processes other than those inside whose descriptors show one of these links, ascending."""
+    holders: dict[str, list[int]] = defaultdict(list)
+    for other in _others(inside):
+        for link in {*_links(other).values()} & set(links):
+            if inside.lacks(other):
+                holders[link].append(other)
+    return holders
+
+
+def file_holders(inside: Family, links: Collection[str], files: Collection[tuple[int, int]],
+                 ) -> dict[tuple[int, int], list[int]]:
+    """Return the processes other than those inside that have one of these (device, inode) open or map it, ascending.
+
+    Args:
+        inside: processes that may.
+        links: what /proc shows of them, the same for all processes.
+        files: the files.
+    """
+    holders = memory_holders(inside, files)
+    for other in _others(inside):
+        for fd, link in _links(other).items():
+            if link in links:
+                with suppress(TargetError):
+                    found = procfs.fd_stat(other, fd)
+                    identity = found.st_dev, found.st_ino
+                    if identity in files and other not in holders.get(identity, []) and inside.lacks(other):
+                        holders.setdefault(identity, []).append(other)
+    return holders
+
+
 def memory_holders(inside: Family, files: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
     """Return the processes other than those inside that map one of these (device, inode) shared, ascending."""
     holders: dict[tuple[int, int], list[int]] = defaultdict(list)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from crd.errors import Obstacle, TargetError, TargetGone
 from crd.target import procfs
 from crd.target.paths import DELETED, Reach, reach
+from crd.target.unnamed import is_unnamed
 from crd.target.wording import printable, process_names
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _BY_FLAG = {  # VmFlags of smaps, proc_pid_smaps(5)
     "pf": ("memory.device", "maps a device"),
 }
 _BY_NAME = {  # of file systems that only the kernel mounts; the names end in " (deleted)"
-    "/memfd:": ("memory.memfd", "maps a memory file (memfd)"),
     "/SYSV": ("memory.sysv", "is System V shared memory"),
     "/anon_hugepage": ("memory.huge-pages", "uses huge pages of hugetlbfs"),
     "/[aio]": ("memory.aio", "is the ring of an asynchronous I/O context (io_setup(2))"),
@@ -65,7 +65,19 @@ def mappings(pid: int, holders: Mapping[tuple[int, int], list[int]]) -> Iterator
             files.setdefault((entry.device, entry.inode), entry)
     for entry in files.values():
         yield from _file(pid, entry)
+        if entry.shared and entry.deleted:
+            shared[entry.device, entry.inode] = entry
     yield from _shared(shared, holders)
+    yield from _program(pid)
+
+
+def _program(pid: int) -> Iterator[Obstacle]:
+    """Find out whether the program's file is gone: /proc/PID/exe could lead nowhere."""
+    link = procfs.read_link(pid, "exe")
+    how = reach(link, procfs.exe_stat(pid))
+    if how is not Reach.SAME:
+        yield Obstacle("task.exe", f"program {printable(link)}", f"{how.value}, and crd cannot save it yet",
+                       _FILE_REMEDY)
 
 
 def is_shared_anonymous(entry: MapEntry) -> bool:
@@ -92,6 +104,7 @@ def _kind(entry: MapEntry, flags: str) -> tuple[str, str] | None:
 
 
 def _file(pid: int, entry: MapEntry) -> Iterator[Obstacle]:
+    file = None
     try:
         file = procfs.map_file_stat(pid, entry)
         how = reach(procfs.map_file_link(pid, entry), file)
@@ -102,7 +115,7 @@ def _file(pid: int, entry: MapEntry) -> Iterator[Obstacle]:
         how, regular = _reach_by_maps(entry), True
     if not regular:
         yield Obstacle("memory.device", _name(entry), "maps a device, which crd cannot save yet", _REMEDY)
-    elif how is not Reach.SAME:
+    elif how is not Reach.SAME and not (file and is_unnamed(file)):
         yield Obstacle(f"memory.{how.name.lower()}", f"mapped file {printable(entry.path)}",
                        f"{how.value}, and crd cannot save its content yet", _FILE_REMEDY)
 

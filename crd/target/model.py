@@ -197,24 +197,32 @@ class MapEntry:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A lock line of fdinfo: POSIX, FLOCK, OFDLCK or LEASE; the range is inclusive, end 2**63-1 is EOF."""
+    """A lock line of fdinfo: POSIX, FLOCK, OFDLCK or LEASE; the range is inclusive, end 2**63-1 is EOF.
+
+    ``breaking``: another process waits for this lease to be given up.
+    """
 
     kind: str
     exclusive: bool
     pid: int
     start: int
     end: int
+    breaking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FdInfo:
-    """/proc/PID/fdinfo/FD: the common lines; ``extra`` has the others, such as eventfd-count."""
+    """/proc/PID/fdinfo/FD: the common lines; ``extra`` has the others, such as eventfd-count.
+
+    ``entries`` are the lines, as they stand there, of which there may be many: what epoll and inotify watch.
+    """
 
     position: int
     flags: int
     mount_id: int
     locks: tuple[Lock, ...]
     extra: dict[str, str]
+    entries: tuple[str, ...] = ()
 
     @property
     def close_on_exec(self) -> bool:

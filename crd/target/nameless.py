@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
+from crd.target import epoll
 from crd.target.holders import description_holders
-from crd.target.wording import process_names
+from crd.target.wording import process_name, process_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +18,20 @@ if TYPE_CHECKING:
     from crd.target.tree import Family
 
 _EVENT_COUNT_MAX = 2**64 - 2
+_DEAD = -1
 
 
-def _eventfd(entry: Open) -> Iterator[Obstacle]:
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the rules know beside the descriptor: process, target, all descriptors, and kcmp(2) if there is one."""
+
+    pid: int
+    inside: Family
+    table: Sequence[Open]
+    kcmp: Kcmp | None
+
+
+def _eventfd(entry: Open, _look: Look) -> Iterator[Obstacle]:
     if "eventfd-semaphore" not in entry.info.extra:
         yield Obstacle("fd.eventfd", entry.name, "is an eventfd, and this kernel does not tell of which kind",
                        "Run a newer kernel.")
@@ -27,23 +40,45 @@ def _eventfd(entry: Open) -> Iterator[Obstacle]:
                        "Have the program read it.")
 
 
-def _nothing(_entry: Open) -> Iterator[Obstacle]:
+def _epoll(entry: Open, look: Look) -> Iterator[Obstacle]:
+    files = {other.fd: other.file for other in look.table}
+    if look.kcmp and any(epoll.holder(look.pid, entry.fd, one, files, look.kcmp) is None
+                         for one in epoll.watched(entry.info)):
+        yield Obstacle("fd.epoll", entry.name, *epoll.WHY_NOT)
+
+
+def _pidfd(entry: Open, look: Look) -> Iterator[Obstacle]:
+    who = int(entry.info.extra.get("Pid", "0"))
+    if who != _DEAD and who not in look.inside:
+        yield Obstacle("fd.pidfd", entry.name, f"stands for another process or thread, {process_name(who)}",
+                       "Close it before the checkpoint.")
+
+
+def _nothing(_entry: Open, _look: Look) -> Iterator[Obstacle]:
     yield from ()
 
 
-RULES: dict[str, Callable[[Open], Iterator[Obstacle]]] = {
+RULES: dict[str, Callable[[Open, Look], Iterator[Obstacle]]] = {
     "anon_inode:[eventfd]": _eventfd,
     "anon_inode:[timerfd]": _nothing,
     "anon_inode:[signalfd]": _nothing,
+    "anon_inode:[eventpoll]": _epoll,
+    "anon_inode:inotify": _nothing,
+    "anon_inode:[pidfd]": _pidfd,
 }
 """By link: what keeps such an object from being saved."""
 
 
-def shared(pid: int, inside: Family, table: Sequence[Open], kcmp: Kcmp) -> Iterator[Obstacle]:
+def kind(link: str) -> str:
+    """Return the link without a number that each object of some kernels has (pidfd:[77])."""
+    return "anon_inode:[pidfd]" if link.startswith("pidfd:[") else link
+
+
+def shared(look: Look) -> Iterator[Obstacle]:
     """Find the objects that processes outside of the target have too: restarted ones would be alone with theirs."""
-    links = {entry.fd: entry.link for entry in table if entry.link in RULES}
-    holders = description_holders(pid, links, inside, kcmp) if links else {}
-    for entry in table:
+    links = {entry.fd: entry.link for entry in look.table if kind(entry.link) in RULES and RULES[entry.link] != _pidfd}
+    holders = description_holders(look.pid, links, look.inside, look.kcmp) if links and look.kcmp else {}
+    for entry in look.table:
         if entry.fd in holders:
             yield Obstacle("fd.shared", entry.name, f"is open elsewhere too, in {process_names(holders[entry.fd])}",
                            "Start the program without the other one, or checkpoint it when that has ended.")

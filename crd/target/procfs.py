@@ -307,17 +307,22 @@ def fdinfo(pid: int | str, fd: int) -> FdInfo:
     """Parse the information of one descriptor."""
     values: dict[str, str] = {}
     locks = []
+    entries = []
     lines = read(pid, f"fdinfo/{fd}").split("\n")[:-1]
     with _asking(pid, f"fdinfo/{fd}"):
-        for key, _, value in (line.partition(":") for line in lines):
+        for line in lines:
+            key, _, value = line.partition(":")
             if key == "lock":
                 locks.append(_lock(value))
+            elif key in {"tfd", "inotify wd"}:
+                entries.append(line.strip())
             else:
                 values[key] = value.strip()
         return FdInfo(int(values.pop("pos", "0")), int(values.pop("flags", "0"), 8),
-                      int(values.pop("mnt_id", "0")), tuple(locks), values)
+                      int(values.pop("mnt_id", "0")), tuple(locks), values, tuple(entries))
 
 
 def _lock(line: str) -> Lock:
-    _number, kind, _advisory, access, pid, _inode, start, end = line.split()
-    return Lock(kind, access == "WRITE", int(pid), int(start), END_OF_FILE if end == "EOF" else int(end))
+    _number, kind, state, access, pid, _inode, start, end = line.split()
+    return Lock(kind, access == "WRITE", int(pid), int(start), END_OF_FILE if end == "EOF" else int(end),
+                state == "BREAKING")

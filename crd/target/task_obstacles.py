@@ -31,7 +31,7 @@ _KCMP_FILES, _KCMP_FS = 2, 3
 class Kcmp(Protocol):
     """kcmp(2): 0 if two tasks share the object; raises NativeError (``crd.native.syscall.kcmp``)."""
 
-    def __call__(self, pid1: int, pid2: int, kind: int, index1: int = 0, index2: int = 0, /) -> int:
+    def __call__(self, pid1: int, pid2: int, kind: int, index1: int = 0, index2: int | bytes = 0, /) -> int:
         """Compare."""
         ...
 
@@ -170,9 +170,9 @@ def sharing(members: Family, kcmp: Kcmp) -> Iterator[tuple[int, Obstacle]]:
     others = sorted({*procfs.pids()} - {*members})
     for kind, noun in _KCMP_KINDS.items():
         for found in _same([*members], others, kind, kcmp):
-            sharers = [pid for pid in found if not _will_execute(pid, found)]
+            sharers = [pid for pid in found if not _shares_in_passing(pid, found)]
             inside, outside = [pid for pid in sharers if pid in members], [*filter(members.lacks, sharers)]
-            if inside and outside and not _has_ended(inside[0]):  # then it has nothing, as kernel threads have
+            if inside and outside:
                 yield inside[0], Obstacle(
                     "task.shared", process_name(inside[0]), f"shares its {noun} with {process_names(outside)}",
                     "Checkpoint it when the other process has ended.")
@@ -211,17 +211,16 @@ def _same(members: Sequence[int], others: Iterable[int], kind: int, kcmp: Kcmp) 
             yield sorted(group, key=lambda pid: rank.get(pid, len(rank) + pid))
 
 
-def _has_ended(pid: int) -> bool:
-    try:
-        return procfs.stat(pid).state in "ZX"
-    except TargetGone:
-        return True
+def _shares_in_passing(pid: int, sharers: list[int]) -> bool:
+    """Whether a process shares only until it executes a program or ends, for which its parent waits (vfork(2)).
 
-
-def _will_execute(pid: int, sharers: list[int]) -> bool:
-    """Whether a process shares with its parent only until it executes a program or ends, for which that waits."""
+    One that has ended, or a kernel thread, has nothing, which is the same for all of these.
+    """
     try:
-        parent = procfs.stat(pid).parent_pid
+        stat = procfs.stat(pid)
+        if stat.state in "ZX" or stat.is_kernel_thread:
+            return True
+        parent = stat.parent_pid
         return parent in sharers and any(_call_of(parent, tid) in _VFORK_CALLS for tid in procfs.threads(parent))
     except TargetGone:
         return True

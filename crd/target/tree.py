@@ -23,7 +23,7 @@ class Family(dict[int, int]):
         while new:
             parent = new.popleft()
             try:
-                children = [child for child in procfs.children(parent) if procfs.stat(child).state not in "ZX"]
+                children = [child for child in procfs.children(parent) if not has_ended(child)]
             except TargetGone:
                 if parent == pid:
                     raise
@@ -39,3 +39,11 @@ class Family(dict[int, int]):
         except TargetError:
             return False
         return not pid
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is a zombie or gone."""
+    try:
+        return procfs.stat(pid).state in "ZX"
+    except TargetGone:
+        return True

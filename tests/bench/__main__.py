@@ -36,7 +36,7 @@ from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap
 from crd.target import procfs
 from tests.bench.history import long_history, memory_while_storing, read_seconds
-from tests.support.victims import Victim, until
+from tests.support.victims import Program, Victim, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,6 +72,24 @@ while True:
         at = page * 4096 + random.randrange(0, 4096 - 256)
         memory[at:at + 256] = random.randbytes(256)
     os.unlink("go")
+"""
+FAMILY = """
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static void *rest(void *argument) { for (;;) pause(); return argument; }
+
+int main(int argc, char **words)
+{
+    for (int i = 1; argc > 2 && i < atoi(words[1]); i++)
+        if (fork() == 0)
+            break;
+    for (int i = 1; i < atoi(words[2]); i++)
+        pthread_create(&(pthread_t){0}, NULL, rest, NULL);
+    rest(NULL);
+}
 """
 MANY_AREAS = """
 import mmap, time
@@ -275,9 +293,39 @@ def restart_once(image: Path) -> float:
 
     with image.open("rb") as file:
         result = restart(file.fileno(), options=RestartOptions(pids=Pids.NEW))
-    os.kill(result.root_pid, 9)
+    for pid in result.pids.values():
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
     os.waitpid(result.root_pid, 0)
     return result.duration_seconds * 1e3
+
+
+@contextmanager
+def family(home: Path, tasks: int, threads: int) -> Iterator[Program]:
+    """Run a tree of so many tasks with so many threads each, at rest for longer than a second."""
+    home.mkdir(exist_ok=True)
+    subprocess.run(["gcc", "-O1", "-pthread", "-x", "c", "-o", home / "family", "-"], input=FAMILY.encode(), check=True)
+    with Program([home / "family", str(tasks), str(threads)], home) as program:
+        until("family", lambda: len(program.family()) == tasks and all(
+            procfs.n_threads(pid) == threads for pid in program.family()))
+        time.sleep(1.5)
+        yield program
+        program.kill_tree()
+
+
+def trees(home: Path, n: int) -> None:
+    """Measure the stop of a tree against that of one task of it, and the restart of a tree."""
+    crids, stops = CridCounter(home / "crid"), []
+    for tasks in (1, 100):
+        with family(home / f"family-{tasks}", tasks, 10) as program, open(os.devnull, "wb") as null:
+            stops.append(statistics.median(
+                checkpoint(program.pid, null.fileno(), crids=crids).stop_seconds * 1e3 for _ in range(n)))
+    row("stop of a tree of 100 tasks with 10 threads each, freeze to thaw", n, f"{stops[1]:.0f} ms",
+        f"{stops[0]:.1f} ms for one of them", f"{stops[1] / stops[0]:.0f}")
+    with family(home / "small", 100, 1) as program, (home / "tree").open("wb") as file:
+        checkpoint(program.pid, file.fileno(), crids=crids)
+    seconds = statistics.median(in_a_child(lambda: restart_once(home / "tree")) for _ in range(n)) / 1e3
+    row("restart of a tree of 100 small tasks", n, f"{seconds:.2f} s", "3 s at most", f"{seconds / 3:.2f}")
 
 
 def in_a_child(work: Callable[[], float]) -> float:
@@ -303,6 +351,7 @@ def main() -> None:
         stop_time(home, 64, 15)
         stop_time(home, 1024, 7)
         stop_of_threads(home, 15)
+        trees(home, 7)
         asyncio.run(whole_checkpoint(home, 2_600_000, 5))
         asyncio.run(increments(home, 7))
         memory_while_storing(home, row)

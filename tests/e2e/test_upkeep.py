@@ -16,6 +16,7 @@ import pytest
 from crd.api.client import Client
 from crd.errors import CrdError
 from tests.support.daemon import BIN, Refused, RunningDaemon, eventually
+from tests.support.victims import python_script, until
 from tests.support.workload import CountingProgram
 
 if TYPE_CHECKING:
@@ -296,3 +297,29 @@ def test_a_damaged_image_is_not_exported(daemon: RunningDaemon, tmp_path: Path) 
         daemon.crctl("export", str(crid), "-o", str(tmp_path / "one.image"))
     assert refused.value.error["error"] == "archive.blob-corrupt"
     assert not (tmp_path / "one.image").exists()
+
+
+MIXED = """
+import os, time
+if os.fork():
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+open("ready" + str(os.getuid() == 0), "w").close() if os.getuid() == 0 else None
+while True: time.sleep(0.1)
+"""
+
+
+def test_a_user_has_no_way_to_a_child_that_is_somebody_elses(daemon: RunningDaemon, tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:3]):
+        with suppress(PermissionError):
+            directory.chmod(directory.stat().st_mode | 0o011)
+    home = tmp_path / "mixed"
+    home.mkdir()
+    with python_script(home, MIXED) as program:
+        until("both", lambda: (home / "readyTrue").exists() and program.status()["Uid"].split()[0] == str(NOBODY))
+        parameters = {"target": None, "pid": program.pid, "after": None, "tag": None, "wait": True}
+        assert as_nobody(daemon, "Checkpoint", **parameters) == "api.access-denied"
+        assert as_nobody(daemon, "Check", pid=program.pid) == "api.access-denied"
+        crid = daemon.crctl("checkpoint", "--pid", str(program.pid))["crid"]
+        assert daemon.crctl("show", str(crid))["image"]["tasks"] == 2
+        assert as_nobody(daemon, "GetImage", reference=str(crid)) == "catalog.image-not-found"

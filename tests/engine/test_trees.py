@@ -11,10 +11,11 @@ import pytest
 from crd.engine.api import After, CheckpointOptions, CheckpointResult, checkpoint
 from crd.engine.crid import CridCounter
 from crd.engine.userspace.tree import frozen
+from crd.errors import AccessDenied
 from crd.target import procfs
 from tests.engine.images import restarted, restarted_elsewhere
-from tests.engine.programs import FORKS_STORM, SPAWNS_STORM, compiled
-from tests.support.victims import Program, Victim, until
+from tests.engine.programs import FORKS_STORM, SPAWNS_STORM, compiled, interpreted
+from tests.support.victims import Program, Victim, python_script, until
 
 pytestmark = pytest.mark.root
 
@@ -63,7 +64,7 @@ def test_killed_and_restarted(tmp_path: Path, name: str, arguments: list[str]) -
             victim.kill_tree()
             result = restarted(image, victim)
             assert result.notes == ()
-            assert relations(victim) == before
+            until("stops", lambda: relations(victim) == before)
         victim.verify()
 
 
@@ -174,3 +175,129 @@ def test_a_shell_that_pipes_and_sleeps_twenty_times_in_a_row(tmp_path: Path) -> 
         until("numbers", lambda: len(lines()) > before + 2)
         assert lines() == [str(number) for number in range(1, len(lines()) + 1)]
         assert program.stderr() == ""
+
+
+def test_a_tree_of_several_users_is_nobodys(tmp_path: Path) -> None:
+    with interpreted(tmp_path, """
+import os, time
+is_parent = os.fork()
+open("ready", "w").close()
+if is_parent: os.setresuid(65534, 65534, 65534)
+while True: time.sleep(0.01)
+""") as program:
+        until("another user", lambda: program.status()["Uid"].split()[0] == "65534")
+        with pytest.raises(AccessDenied):
+            take(program, only_uid=65534)
+        program.assert_unharmed()
+        _, result = take(program)
+        assert (result.uid, result.tasks) == (0, 2)
+        _, result = take(program, tree=False, only_uid=65534)
+        assert (result.uid, result.tasks) == (65534, 1)
+
+
+POOL = """
+import multiprocessing, os, time
+
+def work(number):
+    time.sleep(0.003)
+    return number * number
+
+if __name__ == "__main__":
+    with multiprocessing.Pool(4) as pool:
+        number = wrong = 0
+        open("ready", "w").close()
+        while True:
+            wrong += pool.map(work, range(number, number + 40)) != [i * i for i in range(number, number + 40)]
+            number += 40
+            with open("counts.new", "w") as file:
+                print(number, wrong, file=file)
+            os.rename("counts.new", "counts")
+"""
+JOBS = """
+setsid bash -c 'while :; do echo . >>session.txt; sleep 0.02; done' &
+set -m
+(while :; do echo . >>group.txt; sleep 0.02; done) &
+touch ready
+n=0; while :; do n=$((n+1)); got=$(seq 1 $n | sort -n | tail -1); [ $got = $n ] || touch wrong
+echo $n 0 >counts.new; mv counts.new counts; sleep 0.01; done
+"""
+
+
+def test_a_pool_of_python_processes(tmp_path: Path) -> None:
+    """Pipes, semaphores in deleted files, threads and processes."""
+    with python_script(tmp_path, POOL) as program:
+        restart_a_few_times(program)
+
+
+def test_a_shell_with_jobs_in_sessions_and_groups_of_their_own(tmp_path: Path) -> None:
+    with Program(["/bin/bash", "-c", JOBS], tmp_path) as program:
+        restart_a_few_times(program)
+        for name in ("session.txt", "group.txt"):
+            before = (tmp_path / name).stat().st_size
+            until(name, lambda: (tmp_path / name).stat().st_size > before)  # noqa: B023
+        assert not (tmp_path / "wrong").exists()
+
+
+def restart_a_few_times(program: Program) -> None:
+    until("counts", (program.directory / "counts").exists)
+    for _ in range(3):
+        image, _ = take(program)
+        goes_on(program)
+        image, _ = take(program, after=After.KILL)
+        until("their end", lambda: not [pid for pid in procfs.pids() if works_in(program.directory, pid)])
+        program.wait_gone()
+        restarted(image, program)
+        goes_on(program)
+    assert program.stderr() == ""
+
+
+EVERYTHING_SHARED = """
+import mmap, os, select, socket, struct, sys, time
+memory = os.memfd_create("shared")
+os.ftruncate(memory, 8192)
+area = mmap.mmap(memory, 8192)
+event, poll = os.eventfd(3, os.EFD_NONBLOCK), select.epoll()
+poll.register(event, select.EPOLLIN)
+ours, theirs = socket.socketpair()
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("listener")
+listener.listen(4)
+child = os.fork()
+if not child:
+    poll.unregister(event)
+    poll.register(theirs, select.EPOLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            asked = theirs.recv(100)
+            got = os.eventfd_read(event)
+            theirs.send(b"%d %d %s" % (os.getpid(), got, bytes(area[:asked[0]])))
+pidfd = os.pidfd_open(child)
+ours.setblocking(True)
+open("ready", "w").close()
+while not os.path.exists("go"): time.sleep(0.01)
+area[:5] = b"hello"
+os.eventfd_write(event, 4)
+ours.send(bytes([5]))
+answer = ours.recv(100)
+client = socket.socket(socket.AF_UNIX)
+client.connect("listener")
+about = open(f"/proc/self/fdinfo/{pidfd}").read()
+alive = f"Pid:\\t{child}\\n" in about
+with open("new", "w") as file: file.write(f"{answer == b'%d 7 hello' % child} {alive}")
+os.rename("new", "answer")
+while True: time.sleep(0.01)
+"""
+
+
+def test_whatever_two_processes_share_is_shared_again(tmp_path: Path) -> None:
+    """An epoll set that the child has changed, an eventfd, a mapped memory file, connected sockets, a pidfd."""
+    with python_script(tmp_path, EVERYTHING_SHARED) as program:
+        until("ready", (tmp_path / "ready").exists)
+        for _ in range(2):
+            image, _ = take(program)
+            until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(program, pid)])
+            program.kill_tree()
+            restarted(image, program)
+        (tmp_path / "go").touch()
+        until("an answer", lambda: (tmp_path / "answer").exists() or not program.is_running())
+        assert (tmp_path / "answer").read_text() == "True True", program.stderr()

@@ -6,7 +6,35 @@ import io
 from typing import TYPE_CHECKING
 
 from crd.image.header import Header
-from crd.image.objects import EventFd, Owner, Pipe, PipeData, PipeEnd, RegularFile, SharedMemory, SignalFd, TimerFd
+from crd.image.objects import (
+    TERMIOS_BYTES,
+    UNIX_CONNECTED,
+    UNIX_LISTENING,
+    UNNAMED_MEMORY,
+    Epoll,
+    EventFd,
+    InetMessage,
+    InetSocket,
+    Inotify,
+    InotifyWatch,
+    Owner,
+    PidFd,
+    Pipe,
+    PipeData,
+    PipeEnd,
+    RegularFile,
+    SharedMemory,
+    SignalFd,
+    SocketOption,
+    Terminal,
+    TerminalEnd,
+    TimerFd,
+    UnixConnection,
+    UnixMessage,
+    UnixSocket,
+    UnnamedFile,
+    UnnamedOpen,
+)
 from crd.image.profile import (
     LOCK_POSIX,
     PAGE_BYTES,
@@ -15,6 +43,7 @@ from crd.image.profile import (
     VMA_PRIVATE_FILE,
     VMA_SHARED_MEMORY,
     Capabilities,
+    EpollTarget,
     FileDescriptor,
     FileLock,
     IntervalTimer,
@@ -76,7 +105,14 @@ def make_file(objref: int = 1, **values) -> RegularFile:
 
 
 def make_pipe_end(objref: int, pipe: int, **values) -> PipeEnd:
-    return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner": NOBODY, **values})
+    return PipeEnd(**{"objref": objref, "pipe": pipe, "flags": 0, "owner": NOBODY, "hung_up": 0, **values})
+
+
+def make_unix_socket(objref: int, **values) -> UnixSocket:
+    return UnixSocket(**{
+        "objref": objref, "flags": 2, "owner": NOBODY, "kind": 1, "state": UNIX_CONNECTED, "name": b"", "path": "",
+        "device": 0, "inode": 0, "mode": 0, "deleted": 0, "target": b"", "backlog": 0, "shutdown": 0, "peer_pid": PID,
+        "peer_uid": 0, "peer_gid": 0, "options": [], **values})
 
 
 def make_special_files() -> list[Record]:
@@ -87,6 +123,24 @@ def make_special_files() -> list[Record]:
         TimerFd(objref=11, **common, clock=1, set_flags=0, ticks=1, value_ns=10**9, interval_ns=0,
                 taken_realtime_ns=1_795_000_000 * 10**9),
         SignalFd(objref=12, **common, mask=1 << 9),
+        Inotify(objref=13, **common),
+        InotifyWatch(objref=13, wd=1, path="/etc", device=2049, inode=12, mask=0x100),
+        PidFd(objref=14, **common, pid=PID),
+        Epoll(objref=15, **common),
+        UnnamedFile(objref=16, kind=UNNAMED_MEMORY, path="name", mode=0o777, uid=0, gid=0, size=5000, mtime_ns=1,
+                    seals=1),
+        UnnamedOpen(objref=17, file=16, **common, position=9),
+        make_unix_socket(18), make_unix_socket(19),
+        make_unix_socket(20, state=UNIX_LISTENING, name=b"\0name", backlog=5,
+                         options=[SocketOption(level=1, name=16, bytes=4, low=1, high=0)]),
+        InetSocket(objref=21, **common, family=2, kind=2, listening=0, backlog=0, local_address="127.0.0.1",
+                   local_port=4000, scope=0, remote_address="127.0.0.2", remote_port=53, options=[]),
+        InetMessage(socket=21, address="127.0.0.2", port=53, data=b"hello"),
+        Terminal(objref=22, index=3, settings=bytes(TERMIOS_BYTES), rows=24, columns=80, width=0, height=0, locked=0,
+                 packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5),
+        TerminalEnd(objref=23, terminal=22, master=1, **common),
+        UnixConnection(client=18, accepted=19, listener=20),
+        UnixMessage(socket=18, source=b"", pid=PID, uid=0, gid=0, rights=[10], data=b"hello"),
     ]
 
 
@@ -94,8 +148,8 @@ def make_process(pid: int = PID, **values) -> Process:
     return Process(**{
         "pid": pid, "parent_pid": 1, "process_group": pid, "session": pid, "stopped_by": 0, "stop_reported": 0,
         "exit_signal": 17, "umask": 0o022, "exe": "/usr/bin/worker", "exe_device": 2049, "exe_inode": 77, "cwd": "/",
-        "root": "/", "dumpable": 1, "child_subreaper": 0, "oom_score_adj": -17, "coredump_filter": 0x33,
-        "login_uid": 2**32 - 1, "thp_disable": 0, **values})
+        "cwd_object": 0, "root": "/", "dumpable": 1, "child_subreaper": 0, "oom_score_adj": -17,
+        "coredump_filter": 0x33, "login_uid": 2**32 - 1, "thp_disable": 0, **values})
 
 
 def make_memory_layout(**values) -> MemoryLayout:
@@ -159,7 +213,7 @@ def make_records() -> list[Record]:
     return [
         HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=832), make_profile(),
         make_file(1), SharedMemory(objref=2, bytes=2 * PAGE_BYTES),
-        Pipe(objref=4, inode=99, capacity_bytes=65536, data_bytes=8),
+        Pipe(objref=4, inode=99, capacity_bytes=65536, data_bytes=8, path="", device=14, mode=0o600, deleted=0),
         PipeData(objref=4, packet=0, data=b"hello"), PipeData(objref=4, packet=0, data=b"you"),
         make_pipe_end(5, 4), make_pipe_end(6, 4, flags=1), *make_special_files(),
         Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"), make_process(),
@@ -169,6 +223,8 @@ def make_records() -> list[Record]:
         FileDescriptor(pid=PID, fd=0, objref=5, close_on_exec=0),
         FileDescriptor(pid=PID, fd=7, objref=6, close_on_exec=1),
         FileDescriptor(pid=PID, fd=8, objref=1, close_on_exec=0),
+        FileDescriptor(pid=PID, fd=9, objref=15, close_on_exec=0),
+        EpollTarget(pid=PID, epoll=15, fd=7, target=6, events=0x19, data=7),
         FileLock(pid=PID, kind=LOCK_POSIX, exclusive=1, fd=8, start=0, end=2**63 - 1),
         make_signal_actions(), PendingSignal(tid=0, siginfo=SIGINFO),
         IntervalTimer(which=0, value_us=500_000, interval_us=1_000_000),
@@ -176,6 +232,7 @@ def make_records() -> list[Record]:
         ResourceLimit(resource=7, soft=1024, hard=2**64 - 1),
         make_thread(), make_thread(PID + 1), PendingSignal(tid=PID + 1, siginfo=SIGINFO),
         SharedPages(objref=2, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
+        SharedPages(objref=16, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
         make_pages(), make_pages(address=MEMORY_START + 3 * PAGE_BYTES, pages=2, fill=0xCD),
     ]
 

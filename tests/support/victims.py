@@ -25,7 +25,9 @@ VICTIMS = Path(__file__).parent.parent / "victims"
 PATIENCE_SECONDS = 60.0
 
 NAMES = ("counter", "blocked", "vector", "fpu", "memory", "signals", "timers", "files", "pipes", "credentials",
-         "robust", "stopped", "rwhog", "idle", "events")
+         "robust", "stopped", "rwhog", "idle", "events",
+         "epolls", "watches", "unnamed", "fifos", "locks", "unixes",
+         "inets", "terminals")
 """The programs of tests/victims; all but credentials and robust exist as NAME-musl, statically linked, too."""
 
 

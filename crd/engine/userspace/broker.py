@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from crd.engine.userspace import limits
 from crd.engine.userspace.fds import regular
@@ -12,13 +13,15 @@ from crd.errors import NativeError, ResourceChanged, RestartUnsupported
 from crd.native.syscall import NR, syscall
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
     from crd.image.objects import RegularFile
     from crd.image.profile import Thread
     from crd.native.batch import Batch, Result
+
+T = TypeVar("T")
 
 _OPENAT2, _AT_FDCWD, _RESOLVE_NO_SYMLINKS = 437, -100, 4
 _O_PATH = 0o10000000
@@ -35,6 +38,7 @@ class Broker:
         """Hold nothing yet; open for whoever the leader was."""
         self._leader = leader
         self._fds: list[int] = []
+        self._undo: list[Callable[[], None]] = []
         self.fds_max = limits.raise_our_own()
 
     def __enter__(self) -> Self:
@@ -45,6 +49,22 @@ class Broker:
         for fd in self._fds:
             with suppress(OSError):
                 os.close(fd)
+        for act in reversed(self._undo):
+            with suppress(OSError):
+                act()
+
+    def undo(self, act: Callable[[], None]) -> None:
+        """Do this at the end unless the task comes to life: take away what has a name."""
+        self._undo.append(act)
+
+    def keep(self) -> None:
+        """Leave what was made: the task has come to life."""
+        self._undo.clear()
+
+    def release(self, fd: int) -> int:
+        """Give a descriptor back to whoever asks."""
+        self._fds.remove(fd)
+        return fd
 
     def act_for(self, leader: Thread) -> None:
         """Open files for another process from here on."""
@@ -68,7 +88,7 @@ class Broker:
         """
         try:
             try:
-                with self._as_the_task():
+                with self.as_the_task():
                     return self.hold(os.open(path, flags | os.O_CLOEXEC))
             except PermissionError:
                 return self._open_the_very_one(path, flags, identity)
@@ -87,6 +107,23 @@ class Broker:
         finally:
             os.close(place)
 
+    def allowed(self, act: Callable[[], T], identity: tuple[int, int], place: int) -> T:
+        """Do something with a file as the task's user, or with our rights if it is provably what the task had.
+
+        Args:
+            act: what to do; raises NativeError with EACCES or EPERM if this user may not.
+            identity: device and inode of what the task had.
+            place: our descriptor of the file.
+        """
+        try:
+            with self.as_the_task():
+                return act()
+        except NativeError as error:
+            found = os.fstat(place)
+            if error.errno not in {errno.EACCES, errno.EPERM} or (found.st_dev, found.st_ino) != identity:
+                raise
+            return act()
+
     def open_directory(self, path: str) -> int:
         """Open a directory that the task was in, and hold it; one may be where one could not go (again).
 
@@ -98,7 +135,7 @@ class Broker:
         flags = _O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             try:
-                with self._as_the_task():
+                with self.as_the_task():
                     return self.hold(os.open(path + "/.", flags))  # the dot: may one enter it?
             except PermissionError:
                 how = flags.to_bytes(8, "little") + bytes(8) + _RESOLVE_NO_SYMLINKS.to_bytes(8, "little")
@@ -107,10 +144,15 @@ class Broker:
             raise ResourceChanged(f"the directory {path}: {os.strerror(error.errno or 0)}", path=path,
                                   hint="Make it again.") from error
 
+    @property
+    def file_owner(self) -> tuple[int, int]:
+        """Uid and gid that what the task makes on a file system gets."""
+        return self._leader.uids[3], self._leader.gids[3]
+
     @contextmanager
-    def _as_the_task(self) -> Iterator[None]:
+    def as_the_task(self) -> Iterator[None]:
         """Have the rights on files that the leader of the image had (setfsuid(2)); as nobody but root we do anyway."""
-        uid, gid = self._leader.uids[3], self._leader.gids[3]
+        uid, gid = self.file_owner
         if os.geteuid() or not uid:
             yield
             return
@@ -134,6 +176,10 @@ class Broker:
         fd = self.open(record.path, os.O_RDWR if writable else os.O_RDONLY, (record.device, record.inode))
         regular.compare(record, os.fstat(fd), must_be_same=bool(record.mapped))
         return fd
+
+    def open_again(self, fd: int, *, writable: bool) -> int:
+        """Open a file of ours once more, to be mapped."""
+        return self.hold(os.open(f"/proc/self/fd/{fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC))
 
     def pull(self, batch: Batch, fd: int) -> Result:
         """Add calls to a batch by which the vessel gets a duplicate of our descriptor; it closes on exec."""

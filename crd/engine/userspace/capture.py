@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace import attributes, credentials, limits, scheduling
+from crd.engine.userspace.fds import unnamed
 from crd.engine.userspace.interrupted import begin_again
 from crd.engine.userspace.interview import interview
 from crd.engine.userspace.mem import layout
@@ -21,11 +22,13 @@ from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, P
 from crd.native.inject import Injector
 from crd.native.syscall import NR, kcmp
 from crd.target import procfs, task_obstacles
+from crd.target.paths import DELETED
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from crd.engine.userspace.attributes import Attributes
+    from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.interview import Interview
     from crd.engine.userspace.mem.layout import MappedObjects
@@ -118,6 +121,8 @@ class Capture:
     auxv: bytes
     attributes: Attributes | None = None
     posix_timers: list[PosixTimer] = field(default_factory=list)
+    unnamed: dict[int, int] = field(default_factory=dict)  # objref of a file without a name, by start of the area
+    cwd_object: int = 0
 
     @property
     def private_entries(self) -> list[MapEntry]:
@@ -209,6 +214,17 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         if layout.kind(entry) == VMA_SHARED_MEMORY:
             mapped.copy(pid, entry)
     return found
+
+
+def add_unnamed(captured: Capture, files: FileTable) -> None:
+    """Note the files without a name that a stopped process maps or works in, beside those that it has open."""
+    for entry in captured.entries:
+        if entry.deleted and entry.is_file and layout.kind(entry) != VMA_SHARED_MEMORY:
+            objref = unnamed.dump_mapped(files, captured.pid, entry)
+            if objref:
+                captured.unnamed[entry.start] = objref
+    if captured.cwd.endswith(DELETED):
+        captured.cwd_object = unnamed.dump_directory(files, f"/proc/{captured.pid}/cwd")
 
 
 def _shared(pid: int, parent: int) -> Shared:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace import image
 from crd.engine.userspace.fds import table
+from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.taking import ChangedError, TryAgainError, Whole, taken
-from crd.engine.userspace.tree import frozen, has_ended
-from crd.errors import AccessDenied, FreezeTimeout, TargetError, TargetGone, TraceeGone
+from crd.engine.userspace.tree import frozen
+from crd.errors import AccessDenied, FreezeTimeout, TargetError, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.header import current_header
 from crd.image.writer import ImageWriter
-from crd.target.tree import Family
+from crd.target.tree import Family, has_ended
 from crd.target.wording import process_name
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 50
 _PAUSE_SECONDS = 0.0005
+_LATER_ATTEMPTS = 5
+_LATER_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
         AccessDenied: a process of it is of another user than the options allow.
         ImageError, EngineError: the image could not be written.
     """
-    look = True
+    look, patience = True, _LATER_ATTEMPTS
     written: dict[int, Tracking] = {}
     for _ in range(_ATTEMPTS):
         before = _know(pid, options) if look else {}
@@ -86,6 +89,10 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
             look = False  # it changes all the time: what is read in the stop holds
         except TryAgainError:
             time.sleep(_PAUSE_SECONDS)
+        except TryLaterError as later:
+            if not (patience := patience - 1):
+                raise TargetUnsupported(reasons=[later.obstacle], pid=pid) from later
+            time.sleep(_LATER_SECONDS)
         except (TraceeGone, TargetGone) as error:  # in the stop only SIGKILL ends a process
             if has_ended(pid):
                 raise TargetGone(f"process {pid} ended while it was being checkpointed", pid=pid) from error
@@ -124,7 +131,10 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
     whole = Whole(options, tree.haste, tree.processes, mapped, written)
     processes = [stack.enter_context(taken(state, before.get(pid), whole)) for pid, state in tree.processes.items()]
     own_files = [part.pid for part in processes if not part.capture.shared.files]
-    return _Parts(clocks_ns, processes, list(tree.zombies.values()), table.dump(own_files, mapped.numbers), mapped)
+    files = table.dump(own_files, mapped.numbers)
+    for part in processes:
+        capturing.add_unnamed(part.capture, files)
+    return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, mapped)
 
 
 def _check_owners(tree: FrozenTree, options: CheckpointOptions) -> None:
@@ -163,6 +173,8 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
     pump = pages.PagePump(writer)
     for identity, record in parts.mapped.memories.items():
         pump.shared(record.objref, parts.mapped.copies[identity])
+    for content in parts.files.contents.values():
+        pump.shared(content.record.objref, content.copied)
     for part in parts.processes:
         part.memories.pump(pump, part.pid, part.capture.entries, sink)
     writer.finish()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.mem.layout import Layout, MappedObjects
     from crd.engine.userspace.tree import Zombie
-    from crd.image.profile import Thread
+    from crd.image.profile import EpollTarget, FileDescriptor, FileLock, Thread
     from crd.image.writer import ImageWriter
 
 _XCR0_OFFSET = 464
@@ -85,9 +85,9 @@ def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable) -
     writer.write(one.space.memory)
     for vma in one.space.vmas:
         writer.write(vma)
-    descriptors, locks = ([record for record in records if record.pid == captured.pid]
-                          for records in (files.descriptors, files.locks))
-    for record in (*descriptors, *locks, attributes.actions, *captured.pending, *captured.interval_timers,
+    every: list[FileDescriptor | EpollTarget | FileLock] = [*files.descriptors, *files.task_records, *files.locks]
+    open_files = [record for record in every if record.pid == captured.pid]
+    for record in (*open_files, attributes.actions, *captured.pending, *captured.interval_timers,
                    *captured.posix_timers, *captured.known.limits):
         writer.write(record)
     one.threads[0].membarrier = attributes.membarrier
@@ -129,6 +129,6 @@ def _process(captured: Capture, attributes: Attributes) -> Process:
         stopped_by=stopped_by, stop_reported=bool(stopped_by) and stat.field(52) & 0x7F == 0,
         exit_signal=stat.field(38), umask=int(status["Umask"], 8), exe=known.exe,
         exe_device=known.exe_device, exe_inode=known.exe_inode,
-        cwd=captured.cwd, root=captured.root, dumpable=attributes.dumpable, child_subreaper=captured.subreaper,
-        oom_score_adj=known.oom_score_adj, coredump_filter=known.coredump_filter,
+        cwd=captured.cwd, cwd_object=captured.cwd_object, root=captured.root, dumpable=attributes.dumpable,
+        child_subreaper=captured.subreaper, oom_score_adj=known.oom_score_adj, coredump_filter=known.coredump_filter,
         login_uid=known.login_uid, thp_disable=attributes.thp_disable)

@@ -12,7 +12,7 @@ from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
 from crd.errors import AccessDenied, ResourceChanged, RestartUnsupported
-from crd.image.objects import OBJECTS, PARTS
+from crd.image.objects import OBJECTS, UnixMessage
 from crd.image.profile import (
     FileDescriptor,
     FileLock,
@@ -48,9 +48,9 @@ class SharedRecords:
     """The records of shared objects: those that several processes of an image may refer to.
 
     Attributes:
-        records: of shared objects and what is in them, by kind.
+        records: before those of the processes, by kind.
         objects: the shared objects by objref.
-        opened: the first process with a descriptor of an object, by its objref.
+        opened: the first process with a descriptor of an object, by its objref; of what is in flight, the first one.
     """
 
     records: dict[type[Record], list[Any]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class SharedRecords:
 
 @dataclass(slots=True)
 class Plan:
-    """The small records of one process of an image, and the shared objects of all."""
+    """The small records of one process of an image, also by kind, and the shared objects of all."""
 
     arch: HeadArch
     profile: Profile
@@ -91,6 +91,7 @@ class Plan:
     posix_timers: list[PosixTimer] = field(default_factory=list)
     limits: list[ResourceLimit] = field(default_factory=list)
     threads: list[Thread] = field(default_factory=list)
+    records: _Kinds = field(default_factory=dict)
 
     @property
     def pid(self) -> int:
@@ -108,8 +109,8 @@ class Plan:
         return self.shared.objects
 
     def of(self, kind: type[R]) -> list[R]:
-        """Return the records of shared objects of a kind."""
-        return self.shared.of(kind)
+        """Return the records of a kind: of shared objects, or of this process."""
+        return self.records.get(kind) or self.shared.of(kind)
 
     def parts(self, kind: type[R], objref: int) -> list[R]:
         """Return the records of a kind that say what is in a shared object."""
@@ -172,11 +173,13 @@ def read_plan(records: Iterator[Record]) -> tuple[TreePlan, Record | None]:
                 current = {}
                 parts.append(current)
         current.setdefault(type(record), []).append(record)
-    shared = SharedRecords({kind: whole.get(kind, []) for kind in (*OBJECTS, *PARTS)},
-                           {record.objref: record for kind in OBJECTS for record in whole.get(kind, [])})
+    shared = SharedRecords(whole, {record.objref: record for kind in OBJECTS for record in whole.get(kind, [])})
     processes = [_plan(whole, part, shared) for part in parts]
     for plan in reversed(processes):
         shared.opened |= {record.objref: plan for record in plan.descriptors}
+    for message in whole.get(UnixMessage, []):
+        for objref in message.rights:
+            shared.opened.setdefault(objref, processes[0])
     return TreePlan(processes, zombies), first
 
 
@@ -190,7 +193,7 @@ def _plan(whole: _Kinds, kinds: _Kinds, shared: SharedRecords) -> Plan:
         actions=kinds[SignalActions][0], vmas=kinds.get(Vma, []), descriptors=kinds.get(FileDescriptor, []),
         locks=kinds.get(FileLock, []), pending=kinds.get(PendingSignal, []),
         interval_timers=kinds.get(IntervalTimer, []), posix_timers=kinds.get(PosixTimer, []),
-        limits=kinds.get(ResourceLimit, []), threads=kinds[Thread])
+        limits=kinds.get(ResourceLimit, []), threads=kinds[Thread], records=kinds)
 
 
 def check(tree: TreePlan, options: RestartOptions) -> None:
@@ -213,7 +216,7 @@ def check(tree: TreePlan, options: RestartOptions) -> None:
     placement.check(tree.processes, must_be_same=options.files == "fail")
     for plan in tree.processes:
         for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
-            if not os.path.isdir(path):
+            if not os.path.isdir(path) and not (path == plan.process.cwd and plan.process.cwd_object):
                 raise ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
         restore.check_program(plan, _stat_program(plan.process))
     if options.pids == "original":

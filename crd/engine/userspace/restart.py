@@ -30,6 +30,7 @@ from crd.target import procfs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from crd.engine.userspace.fds.kind import Making
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
     from crd.image.codec import Record
@@ -92,6 +93,7 @@ class Restart:
                 threads=len(plan.threads), notes=tuple(self._notes)))
             if confirm:
                 confirm(result)
+            broker.keep()
             skeleton.release()
         return result
 
@@ -99,22 +101,24 @@ class Restart:
         """Make the vessels into the tasks, ready to be let go; return the number of each thread by the image's."""
         plans = self.plan.processes
         homes: dict[int, restore.Home] = {}
+        making = placement.prepare(plans, skeleton.vessels, broker, must_be_same=self._options.files == Files.FAIL)
         for plan in plans:
-            broker.act_for(plan.leader)
-            restore.map_areas(plan, skeleton[plan.pid], broker, homes)
-        restore.fill(skeleton.vessels, self._first, self._records, homes)
+            making.turn_to(plan)
+            restore.map_areas(making, homes)
+        restore.fill(making, self._first, self._records, homes)
         for plan in plans:
-            broker.act_for(plan.leader)
+            making.turn_to(plan)
             restore.finish(plan, skeleton[plan.pid], broker, homes)
             _write_login_uid(plan, skeleton[plan.pid])
-        making = placement.restart(plans, skeleton.vessels, broker, must_be_same=self._options.files == Files.FAIL)
+        placement.restart(making, plans)
         tids: dict[int, int] = {}
         for plan in plans:
-            broker.act_for(plan.leader)
+            making.turn_to(plan)
             if not plan.sharing.directories:
-                _enter_directories(plan, skeleton[plan.pid], broker)
+                _enter_directories(making)
             tids |= threads.make(plan, skeleton[plan.pid], same_numbers=same_numbers)
-        self._notes += placement.number(making, {**skeleton.numbers, **tids})
+        placement.number(making, {**skeleton.numbers, **tids})
+        self._notes += making.notes
         for plan in reversed(plans):  # the end of a child's making may be told to its parent, who forgets it then
             self._complete(plan, skeleton, tids)
         placement.arm(making)
@@ -209,12 +213,14 @@ def _stop_signal(plan: Plan) -> int:
     return number if number in _STOPPING and not handled and not blocked else signal.SIGSTOP
 
 
-def _enter_directories(plan: Plan, vessel: Vessel, broker: Broker) -> None:
-    process, batch = plan.process, vessel.batch
+def _enter_directories(making: Making) -> None:
+    process, vessel, broker = making.plan.process, making.vessel, making.broker
+    batch = vessel.batch
     if process.root != "/":
         _enter(broker.open_directory(process.root), vessel, broker)
         batch.call(NR.CHROOT, batch.text("."), what=f"chroot to {process.root}")
-    _enter(broker.open_directory(process.cwd), vessel, broker)
+    deleted = making.contents.get(process.cwd_object)
+    _enter(broker.open_directory(process.cwd) if deleted is None else deleted, vessel, broker)
     batch.call(NR.UMASK, process.umask)
     vessel.run()
 

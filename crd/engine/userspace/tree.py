@@ -13,7 +13,7 @@ from crd.engine.userspace.freeze import Frozen
 from crd.engine.userspace.haste import Haste
 from crd.errors import Obstacle, TargetGone, TargetUnsupported
 from crd.target import procfs
-from crd.target.tree import Family
+from crd.target.tree import Family, has_ended
 from crd.target.wording import process_name
 
 if TYPE_CHECKING:
@@ -161,14 +161,6 @@ class FrozenTree:
         """Close what is open of the processes."""
         for state in (*self._prepared.values(), *self.processes.values()):
             state.close()
-
-
-def has_ended(pid: int) -> bool:
-    """Whether a process is a zombie or gone."""
-    try:
-        return procfs.stat(pid).state in "ZX"
-    except TargetGone:
-        return True
 
 
 @contextmanager

@@ -55,7 +55,8 @@ def test_the_pipe_example_decodes():
     data = _example("A pipe with five bytes")
     kind, length = FRAME.unpack_from(data)
     assert kind == Pipe.record_type
-    assert Pipe.decode(data[8:8 + length]) == Pipe(objref=4, inode=99, capacity_bytes=65536, data_bytes=5)
+    assert Pipe.decode(data[8:8 + length]) == Pipe(
+        objref=4, inode=99, capacity_bytes=65536, data_bytes=5, path="", device=14, mode=0o600, deleted=0)
     kind, _ = FRAME.unpack_from(data, 8 + length)
     assert kind == PipeData.record_type
     assert PipeData.decode(data[16 + length:]) == PipeData(objref=4, packet=0, data=b"hello")

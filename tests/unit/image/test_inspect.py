@@ -226,7 +226,7 @@ class TestCrd:
         assert [(area.path, area.flags, area.pages) for area in found.memory] == [
             ("", "rw-p", 2), ("/usr/bin/worker", "rw-p", 1), ("", "rw-s", 0)]
         assert [(file.fd, file.path) for file in found.files] == [
-            (0, "pipe:[4]"), (7, "pipe:[4]"), (8, "/usr/bin/worker")]
+            (0, "pipe:[4]"), (7, "pipe:[4]"), (8, "/usr/bin/worker"), (9, "[epoll]")]
         assert [entry.offset for entry in found.records[:6]] == [0, 48, 121, 194, 267, 283]
         assert found.records[-1].offset == len(make_image()) - 16
         sizes = [entry.payload_bytes + 8 for entry in found.records]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,7 +73,9 @@ def found(pid: int) -> dict[str, Obstacle]:
 @pytest.mark.parametrize(("name", "arguments"), [
     ("idle", [1]), ("idle-musl", []), ("counter", [64]), ("blocked", []), ("memory", []), ("files", []), ("pipes", []),
     ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
-    ("events", [])])
+    ("events", []), ("epolls", []), ("watches", []), ("unnamed", []),
+    ("fifos", []), ("locks", []), ("unixes", []),
+    ("inets", []), ("terminals", [])])
 def test_nothing_stands_in_the_way_of_the_victims(tmp_path: Path, name: str, arguments: list[int]) -> None:
     with Victim(name, tmp_path, *arguments) as victim:
         assert preflight.check(victim.pid, kcmp=kcmp).obstacles == ()
@@ -95,38 +98,26 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "source"), [
-    ("fd.terminal", "master, slave = os.openpty()"),
-    ("fd.terminal", "fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)"),
-    ("fd.socket", "pair = socket.socketpair()"),
-    ("fd.socket", "listener = socket.create_server(('127.0.0.1', 0))"),
-    ("fd.epoll", "poll = select.epoll()"),
-    ("fd.inotify", "fd = call(294, 0)"),
-    ("fd.pidfd", "fd = os.pidfd_open(os.getpid())"),
-    ("fd.memfd", "fd = os.memfd_create('name')"),
+    ("fd.terminal", "master, slave = os.openpty(); os.close(master)"),
+    ("fd.socket", "netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)"),
+    ("fd.tcp", ("listener = socket.create_server(('127.0.0.1', 0))\n"
+                "client = socket.create_connection(listener.getsockname()); other = listener.accept()")),
+    ("fd.pidfd", "fd = os.pidfd_open(os.getppid())"),
     ("fd.io-uring", "fd = call(425, 4, ctypes.create_string_buffer(120))"),
     ("fd.userfaultfd", "fd = call(323, 1)"),
     pytest.param("fd.fanotify", "fd = call(300, 0, 0)", marks=pytest.mark.root),
     pytest.param("fd.device", "fd = os.open('/dev/kmsg', os.O_WRONLY)", marks=pytest.mark.root),
     ("fd.special", "fd = os.open('/proc/self/ns/net', os.O_RDONLY)"),
-    ("fd.fifo", "os.mkfifo('fifo'); fd = os.open('fifo', os.O_RDWR)"),
-    ("fd.deleted", "fd = new('x'); os.unlink('x')"),
-    ("fd.deleted", "file = tempfile.TemporaryFile(dir='.')"),
-    ("fd.deleted", "os.mkdir('d'); fd = os.open('d', os.O_RDONLY); os.rmdir('d')"),
-    ("fd.replaced", "fd = new('x'); new('y'); os.rename('y', 'x')"),
     ("fd.unlinked", "fd = new('x'); os.link('x', 'y'); os.unlink('x')"),
-    ("fd.deleted", "new('x'); fd = os.open('x', os.O_PATH); os.unlink('x')"),
-    ("fd.ofd-lock", "fd = new('x'); fcntl.fcntl(fd, 37, struct.pack('hhqqi4x', 1, 0, 0, 0, 0))"),
-    ("fd.lease", "fd = new('x'); os.close(fd); fd = os.open('x', os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_SETLEASE, 0)"),
-    ("task.cwd", ("os.mkdir('d'); os.chdir('d'); os.rmdir('../d'); os.chdir = None\n"
-                 "open('../ready', 'w').close()\nwhile True: signal.pause()")),
-    ("memory.memfd", "fd = os.memfd_create('name'); os.ftruncate(fd, 4096); map(fd, SHARED); os.close(fd)"),
+    ("fd.memfd", "fd = os.memfd_create('name', os.MFD_HUGETLB)"),
+    ("memory.unlinked", ("fd = new('x'); os.ftruncate(fd, 4096); map(fd, PRIVATE); os.close(fd); os.link('x', 'y')\n"
+                        "os.unlink('x')")),
+    ("fd.unlinked", "os.mkfifo('x'); fd = os.open('x', os.O_RDWR); os.link('x', 'y'); os.unlink('x')"),
+    ("fd.lease", ("os.close(new('x')); fd = os.open('x', os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_SETLEASE, 0)\n"
+                  "os.unlink('x')")),
     ("memory.sysv", "key = libc.shmget(0, 4096, 0o600); libc.shmat(key, 0, 0); libc.shmctl(key, 0, 0)"),
     ("memory.huge-pages", "map(-1, PRIVATE | ANONYMOUS | HUGE | NORESERVE, 2 << 20)"),
     ("memory.device", "fd = os.open('/dev/zero', os.O_RDWR); map(fd, PRIVATE); os.close(fd)"),
-    ("memory.deleted", "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); os.close(fd); os.unlink('x')"),
-    ("memory.deleted", "fd = new('x'); os.ftruncate(fd, 4096); map(fd, PRIVATE); os.close(fd); os.unlink('x')"),
-    ("memory.replaced", ("fd = new('x'); os.ftruncate(fd, 4096); map(fd, PRIVATE, protection=5); os.close(fd)\n"
-                        "new('y'); os.rename('y', 'x')")),
     ("memory.aio", "context = ctypes.c_ulong(); call(206, 8, ctypes.byref(context))"),
     ("memory.io-uring", "fd = call(425, 4, ctypes.create_string_buffer(120)); map(fd, SHARED)"),
     ("memory.userfaultfd", ("fd = call(323, 1); fcntl.ioctl(fd, 0xc018aa3f, struct.pack('QQQ', 0xaa, 0, 0))\n"
@@ -151,6 +142,24 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
     "os.mkfifo('fifo'); fd = os.open('fifo', os.O_PATH)",
     "fd = new('x'); fcntl.flock(fd, fcntl.LOCK_EX); fcntl.lockf(fd, fcntl.LOCK_EX, 10)",
     "fds = [os.eventfd(1), call(283, 1, 0), call(289, -1, ctypes.byref(ctypes.c_ulong(1 << 20)), 8, 0)]",
+    "poll = select.epoll(); ends = os.pipe(); poll.register(ends[0]); os.dup(ends[0]); os.close(ends[0])",
+    "fds = [os.pidfd_open(os.getpid()), call(294, 0)]",
+    "fds = [os.memfd_create('name'), new('x'), os.open('x', os.O_PATH)]; os.unlink('x')",
+    "file = tempfile.TemporaryFile(dir='.'); os.mkdir('d'); fd = os.open('d', os.O_RDONLY); os.rmdir('d')",
+    "fd = new('x'); new('y'); os.rename('y', 'x')",
+    "os.mkdir('d'); os.chdir('d'); os.rmdir('../d'); open('../ready', 'w').close()\nwhile True: signal.pause()",
+    "fd = os.memfd_create('name'); os.ftruncate(fd, 4096); map(fd, SHARED); os.close(fd)",
+    ("fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE, protection=5); os.close(fd)\n"
+     "new('y'); os.rename('y', 'x')"),
+    "os.mkfifo('x'); fds = [os.open('x', os.O_RDWR), os.open('x', os.O_RDONLY)]; os.unlink('x')",
+    "fd = new('x'); fcntl.fcntl(fd, 37, struct.pack('hhqqi4x', 1, 0, 0, 0, 0))",
+    "os.close(new('x')); fd = os.open('x', os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_SETLEASE, 0)",
+    "pair = socket.socketpair(); other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+    "server = socket.socket(socket.AF_UNIX); server.bind('x'); server.listen()",
+    "sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); sender.bind('x')",
+    "listener = socket.create_server(('127.0.0.1', 0)); fresh = socket.socket(socket.AF_INET6)",
+    "sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sender.connect(('127.0.0.1', 9))",
+    "master, slave = os.openpty(); other = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)",
     "map(-1, SHARED | ANONYMOUS)",
     "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE)",
 ])
@@ -160,6 +169,10 @@ def test_what_is_no_obstacle(tmp_path: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize(("code", "source", "said"), [
+    ("fd.epoll", ("poll = select.epoll(); ends = os.pipe(); poll.register(ends[0])\n"
+                 "if os.fork() == 0: time.sleep(1000)\nos.close(ends[0]); os.close(ends[1])"),
+     "watches a descriptor that was closed here"),
+    ("fd.terminal", ("master, slave = os.openpty()\nfcntl.ioctl(slave, 0x540e, 0)"), "controls the session"),
     ("task.seccomp", ("code = struct.pack('HBBI', 6, 0, 0, 0x7fff0000)\n"
                                      "buffer = ctypes.create_string_buffer(code, 8)\n"
                      "program = struct.pack('HxxxxxxP', 1, ctypes.addressof(buffer))\n"
@@ -188,6 +201,14 @@ CHILD = "if os.fork() == 0: time.sleep(1000)"
     ("memory.shared", f"map(-1, SHARED | ANONYMOUS)\n{CHILD}", "shared with pid"),
     ("fd.pipe", f"ends = os.pipe()\n{CHILD}", "open elsewhere"),
     ("fd.shared", f"fd = os.eventfd(1)\n{CHILD}", "is open elsewhere"),
+    ("fd.unix", ("pair = socket.socketpair()\nif os.fork() == 0: pair[1].close(); time.sleep(1000)\n"
+                 "pair[0].close()"), "is connected to pid"),
+    ("fd.shared", f"s = socket.socket(socket.AF_UNIX)\n{CHILD}", "open elsewhere"),
+    ("fd.terminal", ("master, slave = os.openpty()\nif os.fork() == 0: os.close(master); time.sleep(1000)\n"
+                     "os.close(slave)"), "is a terminal of pid"),
+    ("fd.shared", f"fd = os.memfd_create('x')\n{CHILD}", "open or mapped elsewhere"),
+    ("memory.shared", f"fd = os.memfd_create('x'); os.ftruncate(fd, 4096); map(fd, SHARED); os.close(fd)\n{CHILD}",
+     "shared with pid"),
     (None, f"fd = new('x')\n{CHILD}", None), (None, "os.fork() or os._exit(0)", None),
 ])
 def test_what_it_shares_with_a_child_is_an_obstacle_for_it_alone(tmp_path: Path, code: str | None, source: str,
@@ -200,11 +221,12 @@ def test_what_it_shares_with_a_child_is_an_obstacle_for_it_alone(tmp_path: Path,
 
 
 def test_obstacles_of_children_say_whose_they_are(tmp_path: Path) -> None:
-    with provoked(tmp_path, "if os.fork() == 0:\n    poll = select.epoll(); ready()") as program:
+    source = "if os.fork() == 0:\n    fd = call(425, 4, ctypes.create_string_buffer(120)); ready()"
+    with provoked(tmp_path, source) as program:
         child, = procfs.children(program.pid)
         until("it", lambda: len(preflight.obstacles(program.pid, kcmp=kcmp)) == 1)
         obstacle, = preflight.obstacles(program.pid, kcmp=kcmp)
-        assert obstacle.code == "fd.epoll"
+        assert obstacle.code == "fd.io-uring"
         assert obstacle.object.startswith(f"pid {child} (python")
 
 
@@ -260,6 +282,15 @@ def test_a_zombie_leader_with_living_threads(tmp_path: Path) -> None:
     with victims.python_script(tmp_path, PRELUDE + source) as program:
         until("zombie", lambda: procfs.stat(program.pid).state == "Z")
         assert "main thread" in found(program.pid)["task.zombie"].reason
+
+
+def test_a_program_whose_file_is_gone(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copy("/bin/sleep", copy)
+    with Program([copy, "1000"], tmp_path) as program:
+        until("its exec", lambda: procfs.stat(program.pid).comm == "copy")
+        copy.unlink()
+        assert "deleted" in found(program.pid)["task.exe"].reason
 
 
 def test_a_thread(tmp_path: Path) -> None:
@@ -377,16 +408,17 @@ def as_nobody(pid: int) -> list[dict[str, str]]:
 
 
 def test_everything_in_one_run_the_most_important_first(tmp_path: Path) -> None:
-    source = ("import subprocess; child = subprocess.Popen(['/bin/sleep', '1000']); fd = select.epoll()\n"
-              "other = os.memfd_create('x'); os.ftruncate(other, 4096); map(other, SHARED)")
+    source = ("import subprocess; child = subprocess.Popen(['/bin/sleep', '1000'])\n"
+              "fd = call(425, 4, ctypes.create_string_buffer(120))\n"
+              "map(fd, SHARED)")
     with provoked(tmp_path, source) as program:
         codes = [one.code for one in preflight.obstacles(program.pid, kcmp=kcmp)]
-        assert codes == ["fd.epoll", "fd.memfd", "memory.memfd"]
+        assert codes == ["fd.io-uring", "memory.io-uring"]
 
 
 def test_hostile_names_are_harmless(tmp_path: Path) -> None:
     source = ("libc.prctl(15, b') R 1\\n\\x1b[2J')\n"
-              "name = 'a\\n\\x1b[31m \\udcff (deleted)'; fd = new(name); os.unlink(name)")
+              "name = 'a\\n\\x1b[31m \\udcff (deleted)'; fd = new(name); os.link(name, 'b'); os.unlink(name)")
     with provoked(tmp_path, source) as program:
         report = preflight.check(program.pid)
         assert report.comm == r") R 1\n\x1b[2J"

@@ -50,6 +50,13 @@ class Description:
         """Look at a descriptor."""
         return cls(pid, fd, pidfd, procfs.read_link(pid, f"fd/{fd}"), procfs.fd_stat(pid, fd), procfs.fdinfo(pid, fd))
 
+    @classmethod
+    def lent(cls, fd: int) -> Description:
+        """Look at a descriptor of ours, which is given back as what was borrowed is."""
+        one = cls.look(os.getpid(), fd, -1)
+        one._borrowed = fd
+        return one
+
     @property
     def name(self) -> str:
         """What to call it in an obstacle."""
@@ -85,10 +92,8 @@ class Description:
 
 def restart_owner(fd: int, owner: Owner) -> None:
     """Set the owner again, which is there by now."""
-    if owner.signal:
-        fcntl.fcntl(fd, F_SETSIG, owner.signal)
-    if owner.pid:
-        fcntl.fcntl(fd, F_SETOWN_EX, _OWNER.pack(owner.kind, owner.pid))
+    fcntl.fcntl(fd, F_SETSIG, owner.signal)
+    fcntl.fcntl(fd, F_SETOWN_EX, _OWNER.pack(owner.kind, owner.pid))
 
 
 Entry = tuple[int, int]

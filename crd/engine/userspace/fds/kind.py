@@ -7,6 +7,7 @@ order in which they are asked; what a kind does not need it leaves out.
 from __future__ import annotations
 
 import fcntl
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,9 +19,22 @@ if TYPE_CHECKING:
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
+    from crd.errors import Obstacle
     from crd.image.codec import Record
 
 R = TypeVar("R", bound="Record")
+
+
+class TryLaterError(Exception):
+    """An object is in a state that cannot be captured, and will hardly be for long.
+
+    Attributes:
+        obstacle: what to say if it is.
+    """
+
+    def __init__(self, obstacle: Obstacle) -> None:
+        super().__init__(obstacle.reason)
+        self.obstacle = obstacle
 
 
 @dataclass(slots=True)
@@ -33,7 +47,10 @@ class Making:
         vessels: of all processes, by pid in the image.
         broker: who has them until then.
         must_be_same: the caller insists that files have not changed.
+        contents: our descriptor, to read and write, of each file whose content is in the image, by objref.
         ours: our descriptor of each description, by objref.
+        peers: our descriptor of the other end of a socket, by objref.
+        notes: what cannot be as it was, a sentence each.
     """
 
     plan: Plan
@@ -41,22 +58,38 @@ class Making:
     vessels: Mapping[int, Vessel]
     broker: Broker
     must_be_same: bool
+    contents: dict[int, int] = field(default_factory=dict)
     ours: dict[int, int] = field(default_factory=dict)
+    peers: dict[int, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def wanted(self, kind: type[R]) -> list[R]:
-        """Return the descriptions of a kind of record that a descriptor refers to: not what is only mapped."""
+        """Return the descriptions of a kind of record that are open, or in flight: not what is only mapped."""
         opened = self.plan.shared.opened
         return [record for record in self.plan.of(kind) if record.objref in opened]  # type: ignore[attr-defined]
+
+    def turn_to(self, plan: Plan) -> None:
+        """Go on with another process."""
+        self.plan, self.vessel = plan, self.vessels[plan.pid]
+        self.broker.act_for(plan.leader)
+
+    def act_as(self, pid: int) -> None:
+        """Have the next calls made by the vessel of a process of the image, or of the first if it has no such one."""
+        self.vessel = self.vessels.get(pid, self.vessels[self.plan.pid])
 
     def act_for(self, objref: int) -> None:
         """Have the broker open files with the rights of the first process that has a description."""
         self.broker.act_for(self.plan.shared.opened[objref].leader)
 
     def add(self, objref: int, fd: int, flags: int | None = None) -> None:
-        """Take over our descriptor of a description, and give it these flags (F_SETFL)."""
+        """Take over our descriptor of a description, and give it these flags."""
         self.ours[objref] = self.broker.hold(fd)
         if flags is not None:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+            self.set_flags(objref, flags)
+
+    def set_flags(self, objref: int, flags: int) -> None:
+        """Give a description its flags (F_SETFL), but O_ASYNC, which the task has to ask for."""
+        fcntl.fcntl(self.ours[objref], fcntl.F_SETFL, flags & ~os.O_ASYNC)
 
 
 class Kind:
@@ -70,6 +103,9 @@ class Kind:
         """Whether a description is of this kind."""
         raise NotImplementedError
 
+    def discover(self, found: Sequence[Description], table: FileTable) -> None:
+        """Add to the table what is in flight in some descriptions of this kind."""
+
     def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
         """Yield the records of all descriptions of this kind, one each under its objref, and of what is behind them.
 
@@ -79,6 +115,7 @@ class Kind:
 
         Raises:
             TargetUnsupported: one is in a state that cannot be made again.
+            TryLaterError: just now.
         """
         raise NotImplementedError
 
@@ -88,6 +125,9 @@ class Kind:
         Raises:
             RestartError: one cannot, and why.
         """
+
+    def prepare(self, making: Making) -> None:
+        """Make what memory is mapped from, or filled like memory, before memory is."""
 
     def make(self, making: Making) -> None:
         """Make the descriptions, with descriptors of ours; the vessels have their numbers, but nothing runs.
@@ -106,18 +146,8 @@ class Kind:
         This comes once for each process that has a file table of its own.
         """
 
-    def number(self, making: Making, numbers: Mapping[int, int]) -> Iterator[str]:
-        """Do what needs threads, which are all there.
-
-        Args:
-            making: the descriptions.
-            numbers: of each thread now, by the image's.
-
-        Yields:
-            What cannot be as it was, a sentence each.
-        """
-        del making, numbers
-        yield from ()
+    def number(self, making: Making, numbers: Mapping[int, int]) -> None:
+        """Do what needs threads, which are all there; ``numbers`` has that of each now, by the image's."""
 
     def arm(self, making: Making) -> None:
         """Start what runs by the clock; the next thing that happens is that the task runs."""

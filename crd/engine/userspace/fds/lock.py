@@ -1,4 +1,8 @@
-"""File locks, taken again: flock(2) by us on the description, POSIX locks by the task itself (fcntl_locking(2))."""
+"""Locks on files and leases, taken again.
+
+Those of a description (flock(2), open file description locks) by us, those of a process (POSIX) and leases by the task
+itself.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.fds.kind import TryLaterError
 from crd.errors import Obstacle, ResourceChanged, TargetUnsupported
 from crd.image.objects import RegularFile
-from crd.image.profile import LOCK_FLOCK, LOCK_POSIX, FileLock
+from crd.image.profile import LOCK_FLOCK, LOCK_LEASE, LOCK_OFD, LOCK_POSIX, FileLock
 from crd.native.syscall import NR
 from crd.target import procfs
 from crd.target.wording import process_name
@@ -24,9 +29,10 @@ if TYPE_CHECKING:
 
 _FLOCK = struct.Struct("<hh4xqqi4x")  # struct flock
 _RANGE_END = 2**63 - 1
-_SETLK = 6
+_SETLK, _OFD_SETLK = 6, 37
 _RDLCK, _WRLCK = 0, 1
-_KINDS = {"POSIX": LOCK_POSIX, "FLOCK": LOCK_FLOCK}
+_KINDS = {"POSIX": LOCK_POSIX, "FLOCK": LOCK_FLOCK, "OFDLCK": LOCK_OFD, "LEASE": LOCK_LEASE}
+_RANGES = {LOCK_POSIX, LOCK_OFD}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,8 @@ class _Held:
     def excludes(self, lock: FileLock) -> bool:
         """Whether a lock on the same file cannot be had beside this one."""
         overlap = self.start <= lock.end and lock.start <= self.end
-        return self.kind == lock.kind and overlap and bool(self.exclusive or lock.exclusive)
+        alike = self.kind == lock.kind or {self.kind, lock.kind} == _RANGES
+        return alike and overlap and bool(self.exclusive or lock.exclusive)
 
 
 def dump(pid: int, one: Description) -> Iterator[FileLock]:
@@ -52,10 +59,14 @@ def dump(pid: int, one: Description) -> Iterator[FileLock]:
 
     Raises:
         TargetUnsupported: there is one of another kind.
+        TryLaterError: it is a lease that is being broken.
     """
     for held in one.info.locks:
         if held.kind not in _KINDS:
             raise TargetUnsupported(reasons=[Obstacle("fd.lock", one.name, f"holds a lock of kind {held.kind}")])
+        if held.breaking:
+            raise TryLaterError(Obstacle("fd.lease", one.name, "holds a lease that another process waits for",
+                                         "Have the program give it up."))
         yield FileLock(pid=pid, kind=_KINDS[held.kind], exclusive=held.exclusive, fd=one.fd, start=held.start,
                        end=held.end)
 
@@ -94,7 +105,7 @@ def _held() -> Iterator[_Held]:
             yield _Held(_KINDS[words[1]], words[3] == "WRITE", int(words[4]), device, int(inode), int(words[6]), end)
 
 
-def restart_flocks(plan: Plan, ours: Mapping[int, int]) -> None:
+def restart_of_descriptions(plan: Plan, ours: Mapping[int, int]) -> None:
     """Lock the descriptions; they keep it when the task has them.
 
     Args:
@@ -106,13 +117,22 @@ def restart_flocks(plan: Plan, ours: Mapping[int, int]) -> None:
     """
     by_fd = {record.fd: record.objref for record in plan.descriptors}
     for lock in plan.locks:
-        if lock.kind == LOCK_FLOCK:
-            kind = fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH
-            try:
-                fcntl.flock(ours[by_fd[lock.fd]], kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                check(plan)
-                raise ResourceChanged(f"the lock on descriptor {lock.fd} is held by another process") from error
+        try:
+            if lock.kind == LOCK_FLOCK:
+                fcntl.flock(ours[by_fd[lock.fd]], (fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            elif lock.kind == LOCK_OFD:
+                fcntl.fcntl(ours[by_fd[lock.fd]], _OFD_SETLK, _flock(lock))
+        except BlockingIOError as error:
+            check(plan)
+            raise ResourceChanged(f"the lock on descriptor {lock.fd} is held by another process") from error
+
+
+def restart_leases(plan: Plan, batch: Batch) -> None:
+    """Have the task take its leases: the signal of a broken one tells the descriptor."""
+    for lock in plan.locks:
+        if lock.kind == LOCK_LEASE:
+            batch.call(NR.FCNTL, lock.fd, fcntl.F_SETLEASE, _WRLCK if lock.exclusive else _RDLCK,
+                       what=f"the lease on descriptor {lock.fd}")
 
 
 def restart_posix(plan: Plan, batch: Batch) -> None:

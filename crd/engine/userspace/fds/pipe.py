@@ -1,49 +1,54 @@
-"""Pipes with both ends inside the image: capacity, flags, and the data in flight."""
+"""Pipes, with and without a name: capacity, flags, and the data in flight."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+import select
+import stat
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.fds import fifo
 from crd.engine.userspace.fds.kind import Kind, Making
-from crd.errors import NativeError, RestartUnsupported
+from crd.engine.userspace.fds.pipe_data import fill, in_flight, readable
 from crd.image.objects import Pipe, PipeData, PipeEnd
-from crd.native.syscall import syscall
+from crd.target.paths import DELETED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.table import FileTable
+    from crd.engine.userspace.plan import Plan
     from crd.image.codec import Record
 
-_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
-_TEE, _SPLICE_F_NONBLOCK = 276, 2
-_SPLICE_BYTES = 64 << 10
-_DEFAULT_BYTES = 64 << 10
+_F_GETPIPE_SZ = 1032
 
 
 class Pipes(Kind):
     """A PIPE with its data for each pipe, and a PIPE_END for each description."""
 
     def recognises(self, one: Description) -> bool:
-        """The links of pipes alone do not begin with a slash."""
-        return one.link.startswith("pipe:[")
+        """By the type of file; what is open by its name alone (O_PATH) is no end."""
+        return stat.S_ISFIFO(one.stat.st_mode) and not one.flags & fifo.O_PATH
 
     def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
         """Copy what is in flight."""
-        pipes: dict[int, list[Description]] = {}
+        pipes: dict[tuple[int, int], list[Description]] = {}
         for one in found:
-            pipes.setdefault(one.stat.st_ino, []).append(one)
-        for inode, ends in pipes.items():
+            pipes.setdefault((one.stat.st_dev, one.stat.st_ino), []).append(one)
+        for ends in pipes.values():
             number = table.objects.new()
-            pipe, data = _dump_pipe(number, inode, ends)
-            yield pipe
-            yield from data
+            yield from _dump_pipe(number, ends)
             for one in ends:
-                yield PipeEnd(objref=one.objref, pipe=number, flags=one.flags, owner=one.owner)
+                yield PipeEnd(objref=one.objref, pipe=number, flags=one.flags, owner=one.owner,
+                              hung_up=_is_hung_up(one))
+
+    def check(self, plan: Plan, *, must_be_same: bool) -> None:
+        """Look for the named ones; raises ResourceChanged."""
+        del must_be_same
+        for pipe in plan.of(Pipe):
+            fifo.check(pipe)
 
     def make(self, making: Making) -> None:
         """Make each pipe, fill it, and describe its ends."""
@@ -52,62 +57,52 @@ class Pipes(Kind):
             ends.setdefault(end.pipe, []).append(end)
         for pipe in making.plan.of(Pipe):
             if pipe.objref in ends:
-                _restart(pipe, ends[pipe.objref], making)
+                restart = fifo.restart if pipe.path else _restart
+                restart(pipe, ends[pipe.objref], making)
+        for end in making.wanted(PipeEnd):
+            making.set_flags(end.objref, end.flags)
 
 
-def _dump_pipe(number: int, inode: int, ends: Sequence[Description]) -> tuple[Pipe, list[PipeData]]:
-    readers = [one for one in ends if one.flags & os.O_ACCMODE == os.O_RDONLY]
-    packets = any(one.flags & os.O_DIRECT for one in ends if one not in readers)
+def _dump_pipe(number: int, ends: Sequence[Description]) -> Iterator[Record]:
+    first = ends[0]
+    readers = [one for one in ends if one.flags & os.O_ACCMODE != os.O_WRONLY]
+    packets = any(one.flags & os.O_DIRECT for one in ends if one.flags & os.O_ACCMODE != os.O_RDONLY)
+    capacity = fcntl.fcntl(first.borrowed, _F_GETPIPE_SZ)
+    chunks: list[bytes] = []
     if readers:
-        return dump_data(number, inode, readers[0].borrowed, packets=packets)
-    return Pipe(objref=number, inode=inode, capacity_bytes=_DEFAULT_BYTES, data_bytes=0), []
+        chunks = in_flight(readers[0].borrowed, capacity)
+    elif named(first) and readable(first.borrowed):  # whoever opens it to read next will get that
+        reader = os.open(f"/proc/{first.pid}/fd/{first.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        chunks = in_flight(reader, capacity)
+        os.close(reader)
+    deleted = named(first) and first.stat.st_nlink == 0
+    yield Pipe(objref=number, inode=first.stat.st_ino, capacity_bytes=capacity, data_bytes=sum(map(len, chunks)),
+               path=(first.link.removesuffix(DELETED) if deleted else first.link) if named(first) else "",
+               device=first.stat.st_dev, mode=stat.S_IMODE(first.stat.st_mode), deleted=deleted)
+    for chunk in chunks:
+        yield PipeData(objref=number, packet=packets, data=chunk)
 
 
-def dump_data(objref: int, inode: int, read_end: int, *, packets: bool) -> tuple[Pipe, list[PipeData]]:
-    """Copy what is in a pipe without taking anything out (tee(2)).
+def named(one: Description) -> bool:
+    """Whether it is open by a name: the links of pipes alone do not begin with a slash."""
+    return one.link.startswith("/")
 
-    Args:
-        objref: of the pipe.
-        inode: its number.
-        read_end: a duplicate of an end that may be read.
-        packets: whether a write end is in packet mode now.
-    """
-    capacity = fcntl.fcntl(read_end, _F_GETPIPE_SZ)
-    ours_read, ours_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        fcntl.fcntl(ours_write, _F_SETPIPE_SZ, capacity)
-        with suppress(NativeError):  # EAGAIN: it is empty
-            syscall(_TEE, read_end, ours_write, capacity, _SPLICE_F_NONBLOCK)
-        chunks = []
-        with suppress(BlockingIOError):
-            while chunk := os.read(ours_read, _SPLICE_BYTES):
-                chunks.append(chunk)
-    finally:
-        os.close(ours_read)
-        os.close(ours_write)
-    pipe = Pipe(objref=objref, inode=inode, capacity_bytes=capacity, data_bytes=sum(map(len, chunks)))
-    return pipe, [PipeData(objref=objref, packet=packets, data=chunk) for chunk in chunks]
+
+def _is_hung_up(one: Description) -> bool:
+    """Whether a reader has seen a writer that is gone; one that has never seen any just waits."""
+    poll = select.poll()
+    poll.register(one.borrowed, 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 def _restart(pipe: Pipe, ends: Sequence[PipeEnd], making: Making) -> None:
-    """Make a pipe with its data, and a descriptor of ours for each end's open file description.
-
-    Raises:
-        RestartUnsupported: the capacity exceeds what an unprivileged pipe may have.
-    """
+    """Make a pipe with its data, and a descriptor of ours for each end's open file description."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.fcntl(write_end, _F_SETPIPE_SZ, pipe.capacity_bytes)
-        except OSError as error:
-            raise RestartUnsupported(f"a pipe of {pipe.capacity_bytes} bytes: {error.strerror}",
-                                     hint="Raise /proc/sys/fs/pipe-max-size.") from error
-        _fill(write_end, making.plan.parts(PipeData, pipe.objref))
+        fill(write_end, pipe, making.plan.parts(PipeData, pipe.objref))
         firsts = _firsts(ends)
         for end in ends:
             making.add(end.objref, _describe(end, read_end, write_end, first=end.objref in firsts))
-        for end in ends:
-            fcntl.fcntl(making.ours[end.objref], fcntl.F_SETFL, end.flags)
     finally:
         os.close(read_end)
         os.close(write_end)
@@ -115,23 +110,17 @@ def _restart(pipe: Pipe, ends: Sequence[PipeEnd], making: Making) -> None:
 
 def _firsts(ends: Sequence[PipeEnd]) -> set[int]:
     """Return the first description of each side: the ones that pipe(2) itself made."""
-    return {next(end.objref for end in ends if _reads(end) is side) for side in {_reads(end) for end in ends}}
+    return {next(end.objref for end in ends if _access(end) == side) for side in {_access(end) for end in ends}
+            if side != os.O_RDWR}
 
 
-def _reads(end: PipeEnd) -> bool:
-    return end.flags & os.O_ACCMODE == os.O_RDONLY
+def _access(end: PipeEnd) -> int:
+    return end.flags & os.O_ACCMODE
 
 
 def _describe(end: PipeEnd, read_end: int, write_end: int, *, first: bool) -> int:
     """Return a descriptor of an end: a duplicate of what pipe(2) made, or another description of the same pipe."""
-    side = read_end if _reads(end) else write_end
+    side = read_end if _access(end) == os.O_RDONLY else write_end
     if first:
         return fcntl.fcntl(side, fcntl.F_DUPFD_CLOEXEC, 0)
-    return os.open(f"/proc/self/fd/{side}", end.flags & os.O_ACCMODE | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _fill(write_end: int, data: Sequence[PipeData]) -> None:
-    for chunk in data:
-        fcntl.fcntl(write_end, fcntl.F_SETFL, os.O_NONBLOCK | (os.O_DIRECT if chunk.packet else 0))
-        if os.write(write_end, chunk.data) != len(chunk.data):
-            raise RestartUnsupported("the data in flight do not fit the pipe")
+    return os.open(f"/proc/self/fd/{side}", _access(end) | os.O_NONBLOCK | os.O_CLOEXEC)

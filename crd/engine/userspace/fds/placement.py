@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from crd.image.objects import Owner
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from crd.engine.userspace.broker import Broker
     from crd.engine.userspace.plan import Plan
@@ -31,38 +32,48 @@ def check(plans: Sequence[Plan], *, must_be_same: bool) -> None:
         lock.check(plan)
 
 
-def restart(plans: Sequence[Plan], vessels: Mapping[int, Vessel], broker: Broker, *, must_be_same: bool) -> Making:
-    """Give the vessels their descriptors and locks.
+def prepare(plans: Sequence[Plan], vessels: Mapping[int, Vessel], broker: Broker, *, must_be_same: bool) -> Making:
+    """Make what memory is mapped from; raises RestartError."""
+    making = Making(plans[0], vessels[plans[0].pid], vessels, broker, must_be_same)
+    for kind in KINDS:
+        kind.prepare(making)
+    return making
+
+
+def restart(making: Making, plans: Sequence[Plan]) -> None:
+    """Give the vessels, whose memory is filled, their descriptors and locks.
 
     Raises:
         ResourceChanged: a file is missing or not what it was, or somebody else has locked it.
         RestartUnsupported: a number is above our limit of open files.
     """
-    making = Making(plans[0], vessels[plans[0].pid], vessels, broker, must_be_same)
+    making.turn_to(plans[0])
     for kind in KINDS:
         kind.make(making)
     for kind in KINDS:
         kind.connect(making)
     for plan in plans:
-        lock.restart_flocks(plan, making.ours)
+        lock.restart_of_descriptions(plan, making.ours)
     for plan in plans:
         if not plan.sharing.files:
-            making.plan, making.vessel = plan, vessels[plan.pid]
+            making.turn_to(plan)
             _furnish(making)
-    making.plan, making.vessel = plans[0], vessels[plans[0].pid]
-    return making
+    making.turn_to(plans[0])
 
 
 def _furnish(making: Making) -> None:
     """Give one vessel its descriptors and locks."""
+    plan, vessel = making.plan, making.vessel
     _place(making)
     for kind in KINDS:
         kind.settle(making)
-    lock.restart_posix(making.plan, making.vessel.batch)
+    _settle_signals(making)
+    lock.restart_leases(plan, vessel.batch)
+    lock.restart_posix(plan, vessel.batch)
     try:
-        making.vessel.run()
+        vessel.run()
     except RestartError:
-        lock.check(making.plan)  # says who has it
+        lock.check(plan)  # says who has it
         raise
 
 
@@ -87,24 +98,34 @@ def _place(making: Making) -> None:
     vessel.run()
 
 
-def number(making: Making, numbers: Mapping[int, int]) -> Iterator[str]:
+def _settle_signals(making: Making) -> None:
+    """Have the task ask for SIGIO (O_ASYNC) itself: the signal tells the descriptor that this was asked for."""
+    first = {record.objref: record.fd for record in reversed(making.plan.descriptors)}
+    for objref, fd in first.items():
+        flags = making.plan.objects[objref].flags
+        if flags & os.O_ASYNC and making.plan.shared.opened[objref] is making.plan:
+            making.vessel.batch.call(NR.FCNTL, fd, fcntl.F_SETFL, flags, what=f"O_ASYNC of descriptor {fd}")
+            making.vessel.flush()
+
+
+def number(making: Making, numbers: Mapping[int, int]) -> None:
     """Do what needs the threads, which are all there: say again who gets SIGIO, and what the kinds need them for.
 
     Args:
         making: the descriptions.
         numbers: of each thread and process group now, by the image's.
-
-    Yields:
-        What cannot be as it was, a sentence each.
     """
     for kind in KINDS:
-        yield from kind.number(making, numbers)
+        kind.number(making, numbers)
     for objref, fd in making.ours.items():
         owner: Owner = making.plan.objects[objref].owner
+        if not owner.pid and not owner.signal:
+            continue
         pid = numbers.get(owner.pid, 0)
         if owner.pid and not pid:
-            yield f"nobody gets SIGIO for a descriptor: it went to pid {owner.pid}, which is not in the image"
-        restart_owner(fd, Owner(kind=owner.kind, pid=pid, signal=owner.signal))
+            making.notes.append(f"nobody gets SIGIO for a descriptor: it went to pid {owner.pid}, which is not in the "
+                                "image")
+        restart_owner(fd, Owner(kind=owner.kind if pid else 0, pid=pid, signal=owner.signal))
 
 
 def arm(making: Making) -> None:

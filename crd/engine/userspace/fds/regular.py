@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crd.image.codec import Record
 
 O_PATH = 0o10000000
-_REOPENED = (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC | os.O_ASYNC | os.O_DIRECT
+_REOPENED = (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC | os.O_DIRECT
              | os.O_NOATIME | os.O_DIRECTORY | os.O_NOFOLLOW | O_PATH)
 _SEEKABLE = (stat.S_IFREG, stat.S_IFDIR)
 _KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFCHR)
@@ -32,8 +32,8 @@ class RegularFiles(Kind):
     """A REGULAR_FILE for each description; also what may only be mapped."""
 
     def recognises(self, one: Description) -> bool:
-        """What has a name, and may be opened by it as well as by anything else."""
-        return stat.S_IFMT(one.stat.st_mode) in _KINDS and one.link.startswith("/")
+        """What has a name, and may be opened by it as well as by anything else; with O_PATH that is anything."""
+        return one.link.startswith("/") and bool(one.flags & O_PATH or stat.S_IFMT(one.stat.st_mode) in _KINDS)
 
     def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
         """Note path, position and what a restart can hold the file against."""
@@ -93,15 +93,19 @@ def compare(record: RegularFile, found: os.stat_result, *, must_be_same: bool) -
                                   hint="The program had this content mapped or open; put that version back.")
 
 
+def reopened(flags: int) -> int:
+    """Return the flags to open a file again with: it is there, also if O_TMPFILE made it without a name."""
+    temporary = flags & os.O_TMPFILE == os.O_TMPFILE
+    return flags & _REOPENED & ~(os.O_DIRECTORY if temporary else 0)
+
+
 def _restart(record: RegularFile, broker: Broker, *, must_be_same: bool) -> int:
     """Open the file as the image knew it, and return our descriptor.
 
     Raises:
         ResourceChanged: it cannot be opened, or is not what it was.
     """
-    flags = record.flags & _REOPENED
-    if record.flags & os.O_TMPFILE == os.O_TMPFILE:  # it was made without a name, and got one later (linkat(2))
-        flags &= ~os.O_DIRECTORY
+    flags = reopened(record.flags)
     path_only = flags & O_PATH
     wait = 0 if path_only else os.O_NONBLOCK | os.O_NOCTTY  # whatever is there now: opening must not block
     fd = broker.open(record.path, flags | wait, (record.device, record.inode))

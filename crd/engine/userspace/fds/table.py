@@ -11,30 +11,41 @@ from crd.engine.userspace.fds import lock
 from crd.engine.userspace.fds.description import Description, Entry, group
 from crd.engine.userspace.fds.kinds import KINDS
 from crd.errors import Obstacle, TargetUnsupported
-from crd.image.profile import LOCK_FLOCK, FileDescriptor, FileLock
+from crd.image.profile import LOCK_POSIX, EpollTarget, FileDescriptor, FileLock
 from crd.target import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from crd.engine.userspace.fds.kind import Kind
+    from crd.engine.userspace.fds.socket_queue import Message
+    from crd.engine.userspace.fds.unnamed import Content
     from crd.engine.userspace.objects import ObjectNumbers
     from crd.image.codec import Record
+    from crd.target.sock_diag import UnixSocketInfo
 
 
 @dataclass(slots=True)
 class FileTable:
-    """Open files, and their records: objects first, then descriptors and locks.
+    """Open files, and their records: objects first, then descriptors, what the task does with them, and locks.
 
     Attributes:
         objects: gives out objrefs.
         descriptions: by objref, in the order of their descriptors.
+        contents: of files that no name leads to, by device and inode, also of those that are only mapped.
+        unix, queues: what is known of unix sockets, and what waits in them, by objref.
+        late_records: of what is in flight, which may be any description.
     """
 
     objects: ObjectNumbers
     descriptions: dict[int, Description] = field(default_factory=dict)
+    contents: dict[tuple[int, int], Content] = field(default_factory=dict)
+    unix: dict[int, UnixSocketInfo] = field(default_factory=dict)
+    queues: dict[int, list[Message]] = field(default_factory=dict)
+    late_records: list[Record] = field(default_factory=list)
     object_records: list[Record] = field(default_factory=list)
     descriptors: list[FileDescriptor] = field(default_factory=list)
+    task_records: list[EpollTarget] = field(default_factory=list)
     locks: list[FileLock] = field(default_factory=list)
 
 
@@ -49,6 +60,7 @@ def dump(pids: Sequence[int], objects: ObjectNumbers) -> FileTable:
 
     Raises:
         TargetUnsupported: something of a kind, or in a state, that cannot be restarted was opened since the preflight.
+        TryLaterError: something is in a state that cannot be captured just now.
     """
     table = FileTable(objects)
     with ExitStack() as stack:
@@ -57,11 +69,12 @@ def dump(pids: Sequence[int], objects: ObjectNumbers) -> FileTable:
             pidfd = os.pidfd_open(pid)
             stack.callback(os.close, pidfd)
             looked |= {(pid, fd): Description.look(pid, fd, pidfd) for fd in procfs.fd_numbers(pid)}
-        stack.callback(_give_back, looked.values())
+        stack.callback(lambda: _give_back([*looked.values(), *table.descriptions.values()]))
         _add_descriptors(table, looked)
         for kind, found in _by_kind(table).items():
             if found:
                 table.object_records += kind.dump(found, table)
+        table.object_records += table.late_records
     return table
 
 
@@ -79,21 +92,29 @@ def _add_descriptors(table: FileTable, looked: dict[Entry, Description]) -> None
         table.descriptions[one.objref] = one
         table.descriptors += [FileDescriptor(pid=pid, fd=fd, objref=one.objref,
                                              close_on_exec=looked[pid, fd].info.close_on_exec) for pid, fd in entries]
-        flocks = False
         for pid in dict.fromkeys(pid for pid, _ in entries):
             fd = next(fd for owner, fd in entries if owner == pid)
-            locks = [*lock.dump(pid, looked[pid, fd])]
-            table.locks += [found for found in locks if found.kind != LOCK_FLOCK or not flocks]
-            flocks = True
+            table.locks += [found for found in lock.dump(pid, looked[pid, fd])
+                            if found.kind == LOCK_POSIX or pid == one.pid]  # all others are the description's
     table.descriptors.sort(key=lambda record: (record.pid, record.fd))
 
 
 def _by_kind(table: FileTable) -> dict[Kind, list[Description]]:
+    """Sort all descriptions by their kind, those too that are found in flight meanwhile."""
     found: dict[Kind, list[Description]] = {kind: [] for kind in KINDS}
-    for one in table.descriptions.values():
-        kind = next((kind for kind in KINDS if kind.recognises(one)), None)
-        if kind is None:
-            raise TargetUnsupported(reasons=[Obstacle("fd.unsupported", one.name,
-                                                      "crd cannot restart this kind of descriptor")])
-        found[kind].append(one)
+    sorted_out = 0
+    while new := list(table.descriptions.values())[sorted_out:]:
+        sorted_out += len(new)
+        kinds = {one.objref: _kind(one) for one in new}
+        for kind in KINDS:
+            if some := [one for one in new if kinds[one.objref] is kind]:
+                found[kind] += some
+                kind.discover(some, table)
     return found
+
+
+def _kind(one: Description) -> Kind:
+    for kind in KINDS:
+        if kind.recognises(one):
+            return kind
+    raise TargetUnsupported(reasons=[Obstacle("fd.unsupported", one.name, "crd cannot save this kind of descriptor")])

@@ -119,7 +119,8 @@ def dump(captured: Capture, brk: int, flags: Mapping[int, str], mapped: MappedOb
         if not is_kernel_area(entry):
             what = kind(entry)
             vmas.append(Vma(kind=what, protection=entry.protection, start=entry.start, end=entry.end,
-                            offset=entry.offset, objref=mapped.object(entry, what), flags=flags.get(entry.start, ""),
+                            offset=entry.offset, objref=captured.unnamed.get(entry.start) or mapped.object(entry, what),
+                            flags=flags.get(entry.start, ""),
                             name=entry.path if what == VMA_ANONYMOUS else ""))
     return Layout(_memory(captured, brk), vmas)
 

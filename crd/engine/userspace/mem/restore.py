@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from crd.engine.userspace.broker import Broker
+    from crd.engine.userspace.fds.kind import Making
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
     from crd.image.codec import Record
@@ -54,19 +55,21 @@ class Home:
     fd: int
 
 
-def map_areas(plan: Plan, vessel: Vessel, broker: Broker, homes: dict[int, Home]) -> None:
-    """Map every area with its final protection.
+def map_areas(making: Making, homes: dict[int, Home]) -> None:
+    """Map every area of the process whose turn it is with its final protection.
 
     Args:
-        plan: of the process.
-        vessel: its vessel.
-        broker: opens the files.
+        making: with the files that only the image has.
         homes: of the shared memory objects by objref; those that this process is the first to use are added.
     """
+    plan, vessel, broker = making.plan, making.vessel, making.broker
     _map_shared(plan, vessel, broker, homes)
     for (objref, writable), areas in _by_file(plan).items():
         record = plan.objects[objref]
-        fd = broker.pull(vessel.batch, broker.open_mapped(record, writable=writable))
+        content = making.contents.get(objref)
+        opened = broker.open_mapped(record, writable=writable) if content is None else (
+            broker.open_again(content, writable=writable))
+        fd = broker.pull(vessel.batch, opened)
         for vma in areas:
             vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _flags(vma), fd, vma.offset,
                               what=f"mapping {record.path}")
@@ -133,12 +136,11 @@ def _flags(vma: Vma) -> int:
             | (_GROWSDOWN | _STACK if "gd" in flags else 0) | (_NORESERVE if "nr" in flags else 0))
 
 
-def fill(vessels: Mapping[int, Vessel], first: Record | None, records: Iterable[Record],
-         homes: Mapping[int, Home]) -> int:
+def fill(making: Making, first: Record | None, records: Iterable[Record], homes: Mapping[int, Home]) -> int:
     """Put the pages where they belong, as they stream in; return their bytes.
 
     Args:
-        vessels: by pid in the image.
+        making: with all vessels, and the files that only the image has.
         first: of the memory records.
         records: the others.
         homes: of shared memory.
@@ -149,19 +151,22 @@ def fill(vessels: Mapping[int, Vessel], first: Record | None, records: Iterable[
     """
     total = 0
     for record in ([first] if first else []):
-        total += _write(vessels, record, homes)
+        total += _write(making, record, homes)
     for record in records:
-        total += _write(vessels, record, homes)
+        total += _write(making, record, homes)
     return total
 
 
-def _write(vessels: Mapping[int, Vessel], record: Record, homes: Mapping[int, Home]) -> int:
+def _write(making: Making, record: Record, homes: Mapping[int, Home]) -> int:
+    if isinstance(record, SharedPages) and record.objref in making.contents:
+        _write_file(making, record)
+        return record.data.nbytes
     if isinstance(record, SharedPages):
         if record.objref not in homes:
             raise RestartError(f"nobody maps the shared memory object {record.objref} of the image")
         vessel, base = homes[record.objref].vessel, homes[record.objref].address
     elif isinstance(record, Pages):
-        vessel, base = vessels[record.pid], 0
+        vessel, base = making.vessels[record.pid], 0
     else:
         raise RestartError(f"{type(record).__name__} among the memory of the image")
     runs = [(base + run.address, run.pages * PAGE_BYTES) for run in record.runs]
@@ -170,6 +175,17 @@ def _write(vessels: Mapping[int, Vessel], record: Record, homes: Mapping[int, Ho
     except MemoryFault:  # part of it is not writable for the process itself
         vessel.memory.write_runs(runs, record.data)
     return record.data.nbytes
+
+
+def _write_file(making: Making, record: SharedPages) -> None:
+    """Write whole pages into a file, but for what is behind its end."""
+    fd, size, at = making.contents[record.objref], making.plan.objects[record.objref].size, 0
+    for run in record.runs:
+        length = run.pages * PAGE_BYTES
+        wanted = min(length, size - run.address)
+        if os.pwrite(fd, record.data[at:at + wanted], run.address) != wanted:
+            raise RestartError("there is no room for the content of a deleted file")
+        at += length
 
 
 def _lock(vma: Vma, batch: Batch) -> None:

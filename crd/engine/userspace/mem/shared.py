@@ -1,4 +1,4 @@
-"""Shared anonymous memory, copied while all who map it are stopped."""
+"""What no snapshot holds, copied while all who have it are stopped: shared memory, files without a name."""
 
 from __future__ import annotations
 
@@ -30,18 +30,23 @@ def copy_shared(path: str) -> Copied:
     """Copy what a shared object holds, by its path in /proc/PID/map_files; raises as ``room``."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        size = os.fstat(fd).st_size
-        runs = list(_data(fd, size))
-        content = room(sum(length for _, length in runs))
-        at = 0
-        for start, length in runs:
-            end = at + min(length, size - start)  # what is left of the last page is zero
-            while at < end and (n := os.preadv(fd, [content[at:end]], start)):
-                at, start = at + n, start + n  # noqa: PLW2901  (one call moves no more than 2 GiB)
-            at += -at % PAGE_BYTES
-        return Copied(size, runs, content)
+        return copy_content(fd)
     finally:
         os.close(fd)
+
+
+def copy_content(fd: int) -> Copied:
+    """Copy what a file holds that we have open for reading; raises as ``room``."""
+    size = os.fstat(fd).st_size
+    runs = list(_data(fd, size))
+    content = room(sum(length for _, length in runs))
+    at = 0
+    for start, length in runs:
+        end = at + min(length, size - start)  # what is left of the last page is zero
+        while at < end and (n := os.preadv(fd, [content[at:end]], start)):
+            at, start = at + n, start + n  # noqa: PLW2901  (one call moves no more than 2 GiB)
+        at += -at % PAGE_BYTES
+    return Copied(size, runs, content)
 
 
 def _data(fd: int, size: int) -> Iterator[Run]:

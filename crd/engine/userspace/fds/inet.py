@@ -1,0 +1,180 @@
+"""Network sockets without a connection: TCP that listens or does nothing yet, and UDP (tcp(7), udp(7))."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from crd.engine.userspace.fds import socket_options, socket_queue
+from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
+from crd.engine.userspace.fds.unix import domain, opened
+from crd.errors import Obstacle, ResourceChanged, RestartUnsupported, TargetUnsupported
+from crd.image.objects import InetMessage, InetSocket
+from crd.target import inet_obstacles, procfs
+from crd.target.holders import link_holders
+from crd.target.sock_diag import LISTENING, socket_inode
+from crd.target.tree import Family
+from crd.target.wording import process_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from crd.engine.userspace.fds.description import Description
+    from crd.engine.userspace.fds.table import FileTable
+    from crd.image.codec import Record
+
+_FAMILIES = {socket.AF_INET, socket.AF_INET6}
+_SO_PROTOCOL = 38
+_PROTOCOLS = {(socket.SOCK_STREAM, socket.IPPROTO_TCP), (socket.SOCK_DGRAM, socket.IPPROTO_UDP)}
+_INFO_BYTES, _BACKLOG_AT = 104, 28  # struct tcp_info; of a listening socket tcpi_sacked is its backlog
+_CLOSED = 7
+_TRANSPARENT = {socket.AF_INET: (socket.IPPROTO_IP, 19), socket.AF_INET6: (socket.IPPROTO_IPV6, 75)}
+_CAP_NET_BIND_SERVICE = 10
+
+
+class InetSockets(Kind):
+    """An INET_SOCKET each, and an INET_MESSAGE for each datagram that waits."""
+
+    def recognises(self, one: Description) -> bool:
+        """By its domain and protocol, which only a duplicate tells."""
+        if socket_inode(one.link) is None or domain(one.borrowed) not in _FAMILIES:
+            return False
+        with opened(one) as sock:
+            return (sock.type, sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL)) in _PROTOCOLS
+
+    def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
+        """Note names and options, and copy what waits.
+
+        Raises:
+            TargetUnsupported: one is connected by TCP.
+            TryLaterError: a datagram is being put together (UDP_CORK, MSG_MORE).
+        """
+        for one in found:
+            with opened(one) as sock:
+                yield _dump(one, sock)
+                if sock.type == socket.SOCK_DGRAM:
+                    for message in socket_queue.look(sock, one.name, receives=True):
+                        source: tuple[str, int] = message.source or ("", 0)  # type: ignore[assignment]
+                        table.late_records.append(InetMessage(
+                            socket=one.objref, address=_bare(source[0]), port=source[1], data=message.data))
+
+    def make(self, making: Making) -> None:
+        """Make the sockets and give them their names; raises RestartError."""
+        for record in making.wanted(InetSocket):
+            fd = socket.socket(record.family, record.kind).detach()
+            making.add(record.objref, fd)
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                socket_options.restart(sock, record.options)
+                if record.local_port:
+                    _bind(sock, record, making)
+                if record.listening:
+                    sock.listen(record.backlog)
+
+    def connect(self, making: Making) -> None:
+        """Put back the datagrams; then connect: a connected socket takes them from its peer only."""
+        records = making.wanted(InetSocket)
+        for message in making.plan.of(InetMessage):
+            if message.socket in making.ours:
+                _put_back(message, making)
+        for record in records:
+            with socket.socket(fileno=os.dup(making.ours[record.objref])) as sock:
+                if record.remote_port:
+                    try:
+                        sock.connect((record.remote_address, record.remote_port))
+                    except OSError as error:
+                        making.notes.append(f"a UDP socket sends nowhere any more: {record.remote_address}: "
+                                            f"{error.strerror}")
+            making.set_flags(record.objref, record.flags)
+
+
+def _bare(address: str) -> str:
+    """Return an address without the interface that is named behind it."""
+    return address.partition("%")[0]
+
+
+def _dump(one: Description, sock: socket.socket) -> InetSocket:
+    name = sock.getsockname()
+    remote, listening, backlog = ("", 0), False, 0
+    if sock.type == socket.SOCK_STREAM:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        listening = info[0] == LISTENING
+        backlog = struct.unpack_from("<I", info, _BACKLOG_AT)[0] if listening else 0
+        if info[0] not in {LISTENING, _CLOSED}:
+            raise TargetUnsupported(reasons=[Obstacle("fd.tcp", one.name, *inet_obstacles.CONNECTED)])
+    else:
+        if inet_obstacles.unsent(sock):
+            raise TryLaterError(Obstacle("fd.udp", one.name, "has a datagram that is not complete yet",
+                                         "Try again when it has been sent."))
+        try:
+            remote = sock.getpeername()
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+    return InetSocket(
+        objref=one.objref, flags=one.flags, owner=one.owner, family=sock.family, kind=sock.type,
+        listening=listening, backlog=backlog, local_address=_bare(name[0]), local_port=name[1],
+        scope=name[3] if sock.family == socket.AF_INET6 else 0, remote_address=_bare(remote[0]) if remote[1] else "",
+        remote_port=remote[1], options=socket_options.dump(sock))
+
+
+def _bind(sock: socket.socket, record: InetSocket, making: Making) -> None:
+    """Give a socket its name.
+
+    Raises:
+        RestartUnsupported: the port is for privileged programs, and the task is none.
+        ResourceChanged: another process has it, or the address is not ours any more.
+    """
+    if record.local_port < procfs.number("sys", "net/ipv4/ip_unprivileged_port_start"):
+        leader = making.plan.threads[0]
+        if leader.uids[1] and not leader.capabilities.permitted >> _CAP_NET_BIND_SERVICE & 1:
+            raise RestartUnsupported(f"port {record.local_port} is not for the user of the task (uid {leader.uids[1]})",
+                                     hint="Lower net.ipv4.ip_unprivileged_port_start.")
+    reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    where = (record.local_address, record.local_port)
+    try:
+        if record.kind == socket.SOCK_STREAM:  # beside connections that linger (TIME_WAIT)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where if record.family == socket.AF_INET else (*where, 0, record.scope))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+    except OSError as error:
+        raise ResourceChanged(f"{where[0]} port {where[1]}: {error.strerror}{_by_whom(record)}", path="",
+                              hint="End the process that has it, or bring the address back.") from error
+
+
+def _by_whom(record: InetSocket) -> str:
+    inodes = [inode for inode, port in inet_obstacles.bound_ports(record.kind) if port == record.local_port]
+    holders = link_holders(Family(os.getpid(), descendants=False), {f"socket:[{inode}]" for inode in inodes})
+    who = sorted({pid for pids in holders.values() for pid in pids})
+    return f", by {process_names(who)}" if who else ""
+
+
+def _put_back(message: InetMessage, making: Making) -> None:
+    """Send a datagram to a socket again, from where it came; the network may lose any, so this is no error."""
+    record: InetSocket = making.plan.objects[message.socket]
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+    where = anywhere.get(record.local_address, record.local_address), record.local_port
+    try:
+        with _sender(message, record, making) as sender:
+            sender.sendto(message.data, socket.MSG_DONTWAIT, where)
+    except OSError as error:
+        making.notes.append(f"a datagram of {len(message.data)} bytes that waited at port {where[1]} is lost: "
+                            f"{error.strerror}")
+
+
+def _sender(message: InetMessage, record: InetSocket, making: Making) -> socket.socket:
+    """Return a socket that has the name of the sender: one of the image, or one that only looks so."""
+    for other in making.wanted(InetSocket):
+        if (other.kind, other.local_address, other.local_port) == (record.kind, message.address, message.port):
+            return socket.socket(fileno=os.dup(making.ours[other.objref]))
+    sender = socket.socket(record.family, record.kind)
+    try:
+        sender.setsockopt(*_TRANSPARENT[socket.AddressFamily(record.family)], 1)
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sender.bind((message.address, message.port))
+    except BaseException:
+        sender.close()
+        raise
+    return sender

@@ -1,0 +1,85 @@
+"""Options of sockets: those that differ from a new socket's, read and set again (socket(7), tcp(7), ip(7), ipv6(7))."""
+
+from __future__ import annotations
+
+import socket
+from functools import cache
+from typing import TYPE_CHECKING
+
+from crd.errors import RestartError
+from crd.image.objects import SocketOption
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SO_PEEK_OFF = 42
+_SNDBUF, _RCVBUF, _SNDBUFFORCE, _RCVBUFFORCE = 7, 8, 32, 33
+_FORCED = {(socket.SOL_SOCKET, _SNDBUF): _SNDBUFFORCE, (socket.SOL_SOCKET, _RCVBUF): _RCVBUFFORCE}
+_SOCKET = (2, 5, 6, _SNDBUF, _RCVBUF, 9, 10, 11, 12, 13, 15, 16, 18, 20, 21, 29, 34, 35, 36, 37, 40, SO_PEEK_OFF, 43,
+           45, 46, 47, 60, 61, 62, 64, 69, 70, 72, 74, 75, 76, 82, 83)
+_IP = (1, 2, 3, 6, 8, 10, 11, 12, 13, 15, 19, 21, 24, 32, 33, 34, 50, 51)
+_IPV6 = (16, 17, 18, 19, 23, 25, 26, 49, 51, 66, 67, 75, 78)
+_TCP = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 18, 23, 25, 36)
+_BYTES_MAX = 16
+
+
+def _wanted(family: int, kind: int) -> Iterator[tuple[int, int]]:
+    yield from ((socket.SOL_SOCKET, name) for name in _SOCKET)
+    if family == socket.AF_INET:
+        yield from ((socket.IPPROTO_IP, name) for name in _IP)
+    if family == socket.AF_INET6:
+        yield from ((socket.IPPROTO_IPV6, name) for name in _IPV6)
+    if family in {socket.AF_INET, socket.AF_INET6} and kind == socket.SOCK_STREAM:
+        yield from ((socket.IPPROTO_TCP, name) for name in _TCP)
+
+
+def _read(sock: socket.socket, family: int, kind: int) -> dict[tuple[int, int], bytes]:
+    found = {}
+    for level, name in _wanted(family, kind):
+        try:
+            found[level, name] = sock.getsockopt(level, name, _BYTES_MAX)
+        except OSError:  # not of this kind of socket, or of this kernel
+            continue
+    return found
+
+
+@cache
+def _defaults(family: int, kind: int) -> dict[tuple[int, int], bytes]:
+    with socket.socket(family, kind) as fresh:
+        return _read(fresh, family, kind)
+
+
+def dump(sock: socket.socket) -> list[SocketOption]:
+    """Return the options that are not as in a new socket of its kind."""
+    defaults = _defaults(sock.family, sock.type)
+    return [SocketOption(level=level, name=name, bytes=len(value), low=int.from_bytes(value[:8], "little"),
+                         high=int.from_bytes(value[8:], "little"))
+            for (level, name), value in _read(sock, sock.family, sock.type).items()
+            if value != defaults.get((level, name))]
+
+
+def default(sock: socket.socket, name: int) -> int:
+    """Return what an option of SOL_SOCKET is in a new socket of its kind."""
+    return int.from_bytes(_defaults(sock.family, sock.type)[socket.SOL_SOCKET, name], "little")
+
+
+def restart(sock: socket.socket, options: Sequence[SocketOption]) -> None:
+    """Set options.
+
+    Raises:
+        RestartError: the kernel refuses one.
+    """
+    known = set(_wanted(sock.family, sock.type))
+    for option in options:
+        if (option.level, option.name) not in known:
+            raise RestartError(f"option {option.name} of level {option.level} of a socket is none that crd saves")
+        value = option.low.to_bytes(8, "little") + option.high.to_bytes(8, "little")
+        name = option.name
+        try:
+            if forced := _FORCED.get((option.level, name)):  # the kernel doubles what is set
+                sock.setsockopt(option.level, forced, option.low // 2)
+            else:
+                sock.setsockopt(option.level, name, value[:option.bytes])
+        except OSError as error:
+            raise RestartError(f"option {name} of level {option.level} of a socket: {error.strerror}",
+                               errno=error.errno) from error

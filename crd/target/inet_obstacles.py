@@ -1,0 +1,69 @@
+"""Network sockets that crd cannot save: connections, and what another process has too."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import termios
+from typing import TYPE_CHECKING
+
+from crd.errors import Obstacle
+from crd.target import procfs
+from crd.target.holders import description_holders
+from crd.target.sock_diag import LISTENING, socket_inode
+from crd.target.wording import process_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crd.target.nameless import Look
+
+CONNECTED = ("is a TCP connection, which crd cannot save yet",
+             "Close it before the checkpoint, or have the program make it again when it is lost.")
+_SAVED = {b"TCP", b"TCPv6", b"UDP", b"UDPv6"}
+_TABLES = {socket.SOCK_STREAM: ("tcp", "tcp6"), socket.SOCK_DGRAM: ("udp", "udp6")}
+
+
+def unsent(sock: socket.socket) -> int:
+    """Return how many bytes have not been sent yet (SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), "little")
+
+
+def inet_sockets(look: Look) -> set[int]:
+    """Return the descriptors that are sockets of TCP and UDP."""
+    return {entry.fd for entry in look.table if socket_inode(entry.link) and _protocol(look.pid, entry.fd) in _SAVED}
+
+
+def _protocol(pid: int, fd: int) -> bytes:
+    try:
+        return os.getxattr(procfs.PROC / str(pid) / "fd" / str(fd), "system.sockprotoname").rstrip(b"\0")
+    except OSError:  # closed meanwhile, or not of that kind
+        return b""
+
+
+def _lines(kind: int) -> Iterator[list[str]]:
+    for name in _TABLES[socket.SocketKind(kind)]:
+        for line in procfs.read("net", name).split("\n")[1:-1]:
+            yield line.split()
+
+
+def bound_ports(kind: int) -> Iterator[tuple[int, int]]:
+    """Yield inode and port of all sockets of TCP (SOCK_STREAM) or UDP (SOCK_DGRAM) that have one."""
+    for words in _lines(kind):
+        yield int(words[9]), int(words[1].rpartition(":")[2], 16)
+
+
+def obstacles(look: Look, fds: set[int]) -> Iterator[Obstacle]:
+    """Find connections of TCP, in the order of their descriptors, and what others have too."""
+    if not fds:
+        return
+    connected = {int(words[9]) for words in _lines(socket.SOCK_STREAM) if int(words[3], 16) != LISTENING}
+    links = {entry.fd: entry.link for entry in look.table if entry.fd in fds}
+    shared = description_holders(look.pid, links, look.inside, look.kcmp) if look.kcmp else {}
+    for entry in look.table:
+        if entry.fd in fds and socket_inode(entry.link) in connected:
+            yield Obstacle("fd.tcp", entry.name, *CONNECTED)
+        elif entry.fd in shared:
+            yield Obstacle("fd.shared", entry.name, f"is open elsewhere too, in {process_names(shared[entry.fd])}",
+                           "Start the program without the other one, or checkpoint it when that has ended.")

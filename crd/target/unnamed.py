@@ -1,0 +1,51 @@
+"""Files that no name leads to: their content can be saved, but not shared with whoever else has them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from crd.errors import Obstacle
+from crd.target import procfs
+from crd.target.holders import file_holders
+from crd.target.wording import process_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crd.target.descriptors import Open
+    from crd.target.nameless import Look
+
+_MEMFD = "/memfd:"
+
+
+def is_unnamed(file: os.stat_result) -> bool:
+    """Whether it is a regular file or directory without any name."""
+    return file.st_nlink == 0 and (stat.S_ISREG(file.st_mode) or stat.S_ISDIR(file.st_mode))
+
+
+def obstacles(entry: Open, look: Look) -> Iterator[Obstacle]:
+    """Find out whether such a file could not be made again."""
+    if entry.link.startswith(_MEMFD) and _is_huge(look.pid, entry.fd):
+        yield Obstacle("fd.memfd", entry.name, "is a memory file of huge pages, which crd cannot save yet",
+                       "Use plain pages instead.")
+
+
+def _is_huge(pid: int, fd: int) -> bool:
+    try:
+        return os.statvfs(procfs.PROC / str(pid) / "fd" / str(fd)).f_bsize > os.sysconf("SC_PAGESIZE")
+    except OSError:  # closed meanwhile
+        return False
+
+
+def shared(look: Look) -> Iterator[Obstacle]:
+    """Find such files that another process has open or mapped: a restarted one would be alone with its own."""
+    files = {(entry.file.st_dev, entry.file.st_ino): entry for entry in look.table if is_unnamed(entry.file)}
+    links = {entry.link for entry in files.values() if stat.S_ISREG(entry.file.st_mode)}
+    holders = file_holders(look.inside, links, files) if links else {}
+    for identity, entry in files.items():
+        if identity in holders:
+            yield Obstacle("fd.shared", entry.name,
+                           f"has no name, and is open or mapped elsewhere too, in {process_names(holders[identity])}",
+                           "Start the program without the other one, or checkpoint it when that has ended.")
