@@ -31,7 +31,7 @@ from crd.daemon.tracking import Tracks
 from crd.engine.api import CheckpointOptions, checkpoint, restart
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
-from crd.engine.userspace.freeze import frozen
+from crd.engine.userspace.tree import frozen
 from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap
 from crd.target import procfs
@@ -123,12 +123,12 @@ def resident(pid: int) -> list[tuple[int, int]]:
 def stop_and_copy_seconds(pid: int) -> float:
     """Read all resident memory once with process_vm_readv while the process is stopped."""
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    with frozen(pid, 5.0) as state:
+    with frozen(pid, 5.0) as tree:
         runs = resident(pid)
         began = time.monotonic()
         for run in runs:
             process_read_runs(pid, [run], buffer[:run[1]])
-        state.relax()
+        tree.haste.relax()
         return time.monotonic() - began
 
 
