@@ -176,7 +176,8 @@ def decode(data: bytes) -> Manifest:
     if sum(pieces[::2]) != head.n_literal_bytes or sum(pieces[1::2]) != head.n_pages:
         raise BlobCorrupt("the object's pieces do not add up")
     pages, packs = _summed(deltas), head.packs(data)
-    if [needed for _, needed in packs] != pages_by_pack(pages, head.n_packs):
+    counts = pages_by_pack(pages, head.n_packs)
+    if [needed for _, needed in packs] != counts or any(needed and pack == NO_PACK for pack, needed in packs):
         raise BlobCorrupt("the object's packs do not add up")
     return Manifest(head.image_bytes, head.digest, packs, pieces, pages, literals)
 
