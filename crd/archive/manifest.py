@@ -180,7 +180,7 @@ def decode(data: bytes) -> Manifest:
         counts = pages_by_place(pages, head.n_packs)
     except NativeError as error:
         raise BlobCorrupt("the object names a page of a pack that it does not have") from error
-    if [needed for _, needed in packs] != counts:
+    if [needed for _, needed in packs] != counts or any(needed and pack == NO_PACK for pack, needed in packs):
         raise BlobCorrupt("the object's packs do not add up")
     return Manifest(head.image_bytes, head.digest, packs, pieces, pages, literals)
 

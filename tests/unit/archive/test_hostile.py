@@ -96,6 +96,7 @@ async def test_what_these_make_is_an_image_indeed() -> None:
     image([1 << 62]),
     image([5]),
     image([0], needed=[0]),
+    image([0], packs=[manifest.NO_PACK]),
     image([0], needed=[1 << 63]),
 ])
 async def test_impossible_images_are_refused(data: bytes) -> None:
