@@ -77,7 +77,7 @@ class Archive:
         self._references.hold(packs)
         try:
             index = await self._index(packs)
-            return ImageSink(self._store, self._references, await self._store.create(), index, packs,
+            return ImageSink(self._store, self._references, await self._store.create(pack_key(packs[0])), index, packs,
                              level=self._level, threads=self._threads)
         except BaseException:
             await asyncio.shield(self._references.release(packs))

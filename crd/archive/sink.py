@@ -139,7 +139,7 @@ class ImageSink:
         manifest, own = self._manifest, self._packs[0]
         if self._hashes:
             await self._write(pack.trailer(own, self._entries, self._hashes))
-            await self._upload.commit(pack_key(own))
+            await self._upload.commit()
         else:
             await self._upload.abort()
         try:
@@ -151,10 +151,10 @@ class ImageSink:
         return Stored(crid, self.digest, self.image_bytes, self.stored_bytes)
 
     async def _commit_manifest(self, key: str, parts: list[bytes]) -> None:
-        upload = await self._store.create()
+        upload = await self._store.create(key)
         try:
             await upload.write(parts)
-            await upload.commit(key)
+            await upload.commit()
         except BaseException:
             await asyncio.shield(upload.abort())
             raise

@@ -1,0 +1,168 @@
+"""A client of S3: how it is set up, and what its errors mean.
+
+Whatever the library says is translated here, once: by the error code of the answer, where there is one.  A 404 that
+does not say NoSuchKey comes from something else than the store, and is never taken for a missing object.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import S3Store as Client
+
+from crd.archive.secret_files import read_secret_file
+from crd.errors import ArchiveDenied, ArchiveFull, ArchiveUnavailable, BlobCorrupt, BlobMissing, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from obstore.store import S3Config, S3Credential
+
+    from crd.errors import ArchiveError
+
+_CREDENTIALS_BYTES_MAX = 64 << 10
+_CREDENTIALS_LIFE = timedelta(minutes=15)
+RETRY_SECONDS = 20.0
+_REQUEST_SECONDS = 120.0
+_CONNECT_SECONDS = 5.0
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CAUSE = re.compile(r"""message: "([^"\\]+)"|error: "([^"\\]+)"|kind: (TimedOut|Timeout)""")
+_FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "EntityTooLarge"}
+_BUCKET = {"NoSuchBucket", "InvalidBucketName", "AllAccessDisabled"}
+_REGION = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed",
+           "IllegalLocationConstraintException"}
+_HINTS = {
+    "InvalidAccessKeyId": "The server does not know this access key: see s3.credentials.",
+    "SignatureDoesNotMatch": "The secret key is not the one of this access key: see s3.credentials.",
+    "AccessDenied": "These credentials may not do that: they need to list the bucket, and get, put and delete objects.",
+    "ExpiredToken": "The credentials have expired: renew the file of s3.credentials; it is read again.",
+    "RequestTimeTooSkewed": "The clock of this host is wrong by minutes.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where an archive on S3 is.
+
+    Attributes:
+        prefix: of all its keys, without a slash at either end; empty: none.
+        endpoint: URL of the server; empty: what the environment says, or AWS.
+        region: empty: what the environment says, or us-east-1.
+        credentials: file in the format of the AWS tools; None: what the environment says, or the role of the machine.
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str = ""
+    region: str = ""
+    credentials: Path | None = None
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+
+def connect(location: Location, prefix: str = "", *, retry_seconds: float = RETRY_SECONDS) -> Client:
+    """Return a client; nothing is sent yet.
+
+    Args:
+        location: of the archive.
+        prefix: of all keys, below that of the location.
+        retry_seconds: a request that failed by a 5xx or a broken connection is not sent again after so long.
+
+    Raises:
+        SettingsError: the credentials cannot be read.
+    """
+    config: S3Config = {"checksum_algorithm": "SHA256", "disable_bulk_delete": True}
+    if location.endpoint:
+        config["endpoint"] = location.endpoint
+    if location.region:
+        config["region"] = location.region
+    credentials = _Credentials(location.credentials) if location.credentials else None
+    whole = "/".join(filter(None, (location.prefix, prefix)))
+    return Client(
+        location.bucket, prefix=whole or None, config=config, credential_provider=credentials,
+        client_options={"allow_http": location.endpoint.startswith("http:"), "user_agent": "crd",
+                        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+                        "timeout": timedelta(seconds=_REQUEST_SECONDS)},
+        retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=retry_seconds),
+                      "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5),
+                                  "base": 2}})
+
+
+class _Credentials:
+    """Gives what a file says, which is read again now and then: it may be replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        read_credentials(path)
+
+    def __call__(self) -> S3Credential:
+        key, secret, token = read_credentials(self._path)
+        return {"access_key_id": key, "secret_access_key": secret, "token": token,
+                "expires_at": datetime.now(UTC) + _CREDENTIALS_LIFE}
+
+
+def read_credentials(path: Path) -> tuple[str, str, str | None]:
+    """Return access key, secret key and session token of the profile ``default`` of a file, or of its only one.
+
+    Raises:
+        SettingsError: it cannot be read, may be read by others, or does not say them; what it says is not shown.
+    """
+    profiles = configparser.ConfigParser(default_section="", interpolation=None)
+    try:
+        profiles.read_string(read_secret_file(path, "credentials file", _CREDENTIALS_BYTES_MAX).decode())
+        names = profiles.sections()
+        profile = profiles["default" if "default" in names or len(names) != 1 else names[0]]
+        return profile["aws_access_key_id"], profile["aws_secret_access_key"], profile.get("aws_session_token")
+    except (configparser.Error, KeyError, UnicodeDecodeError):
+        raise SettingsError(
+            f"credentials file {path}: it has no profile with aws_access_key_id and aws_secret_access_key",
+            path=str(path),
+            hint="Write it as `aws configure` does: [default], then one `name = value` a line.") from None
+
+
+@contextmanager
+def translated(where: str, key: str = "") -> Iterator[None]:
+    """Turn the errors of the library into the archive's, but for those of a condition that was not met.
+
+    Raises:
+        BlobMissing, ArchiveFull, ArchiveDenied, ArchiveUnavailable: see ``Store``.
+    """
+    try:
+        yield
+    except (AlreadyExistsError, PreconditionError):
+        raise
+    except (BaseError, OSError) as error:
+        raise meaning(str(error), where, key) from error
+
+
+def meaning(text: str, where: str, key: str = "") -> ArchiveError:
+    """Return the error of the archive for one of the library."""
+    code = found[1] if (found := _CODE.search(text)) else ""
+    status = found[1] if (found := _STATUS.search(text)) else ""
+    what = f"{where}/{key}" if key else where
+    if code == "NoSuchKey":
+        return BlobMissing(f"{what} is missing", key=key)
+    if code == "InvalidRange":
+        return BlobCorrupt(f"{what} is shorter than it was", key=key)
+    if code in _FULL or status == "507":
+        return ArchiveFull(f"{what}: {code or status}", hint="Free space, forget images, or raise the quota.")
+    if code in _BUCKET:
+        return ArchiveDenied(f"{where}: {code}", hint="Make the bucket, or correct s3.bucket and s3.endpoint.")
+    if code in _REGION or status in {"301", "307"}:
+        return ArchiveDenied(f"{where}: {code or status}", hint="The bucket is in another region: correct s3.region.")
+    if status in {"401", "403"}:
+        return ArchiveDenied(f"{where}: {code or status}", hint=_HINTS.get(code, _HINTS["AccessDenied"]))
+    causes = [next(filter(None, match)) for match in _CAUSE.findall(text)]
+    reason = code or (f"status {status}" if status else "") or (causes[-1] if causes else "no answer")
+    return ArchiveUnavailable(f"{what}: {reason}", hint="See that the server runs and s3.endpoint is right; what was "
+                              "not stored is tried again.", **({"status": int(status)} if status else {}))
