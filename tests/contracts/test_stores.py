@@ -11,7 +11,8 @@ import pytest
 from crd.archive.keys import Key, KeyRing
 from crd.archive.stores.local import LocalStore
 from crd.archive.stores.memory import MemoryStore
-from crd.archive.stores.s3 import PART_BYTES, S3Store
+from crd.archive.stores.s3 import S3Store
+from crd.archive.stores.s3_object import PART_BYTES
 from crd.archive.stores.sealed import SealedStore
 from crd.errors import ArchiveError, ArchiveUnavailable, BlobMissing
 

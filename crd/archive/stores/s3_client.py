@@ -37,13 +37,16 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _CAUSE = re.compile(r"""message: "([^"\\]+)"|error: "([^"\\]+)"|kind: (TimedOut|Timeout)""")
 _FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "EntityTooLarge"}
-_BUCKET = {"NoSuchBucket", "InvalidBucketName", "AllAccessDisabled"}
-_REGION = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed",
-           "IllegalLocationConstraintException"}
+_BUCKET = "Make the bucket, or correct s3.bucket and s3.endpoint."
+_REGION = "The bucket is in another region: correct s3.region."
+_ACCESS = "These credentials may not do that: they need to list the bucket, and to get, put and delete its objects."
 _HINTS = {
+    **dict.fromkeys(("NoSuchBucket", "InvalidBucketName", "AllAccessDisabled"), _BUCKET),
+    **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed",
+                     "IllegalLocationConstraintException", "301", "307"), _REGION),
+    **dict.fromkeys(("AccessDenied", "401", "403"), _ACCESS),
     "InvalidAccessKeyId": "The server does not know this access key: see s3.credentials.",
     "SignatureDoesNotMatch": "The secret key is not the one of this access key: see s3.credentials.",
-    "AccessDenied": "These credentials may not do that: they need to list the bucket, and get, put and delete objects.",
     "ExpiredToken": "The credentials have expired: renew the file of s3.credentials; it is read again.",
     "RequestTimeTooSkewed": "The clock of this host is wrong by minutes.",
 }
@@ -156,12 +159,8 @@ def meaning(text: str, where: str, key: str = "") -> ArchiveError:
         return BlobCorrupt(f"{what} is shorter than it was", key=key)
     if code in _FULL or status == "507":
         return ArchiveFull(f"{what}: {code or status}", hint="Free space, forget images, or raise the quota.")
-    if code in _BUCKET:
-        return ArchiveDenied(f"{where}: {code}", hint="Make the bucket, or correct s3.bucket and s3.endpoint.")
-    if code in _REGION or status in {"301", "307"}:
-        return ArchiveDenied(f"{where}: {code or status}", hint="The bucket is in another region: correct s3.region.")
-    if status in {"401", "403"}:
-        return ArchiveDenied(f"{where}: {code or status}", hint=_HINTS.get(code, _HINTS["AccessDenied"]))
+    if hint := _HINTS.get(code) or _HINTS.get(status):
+        return ArchiveDenied(f"{where}: {code or status}", hint=hint)
     causes = [next(filter(None, match)) for match in _CAUSE.findall(text)]
     reason = code or (f"status {status}" if status else "") or (causes[-1] if causes else "no answer")
     return ArchiveUnavailable(f"{what}: {reason}", hint="See that the server runs and s3.endpoint is right; what was "

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import obstore
 import pytest
 
-from crd.archive.stores.s3 import PART_BYTES, S3Store
+from crd.archive.stores.s3 import S3Store
 from crd.archive.stores.s3_client import Location, meaning, read_credentials
+from crd.archive.stores.s3_object import PART_BYTES
 from crd.errors import (
     ArchiveDenied,
     ArchiveError,
