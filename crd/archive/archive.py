@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from array import array
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from crd.archive.references import References
 from crd.archive.sink import ImageSink, Stored
 from crd.archive.source import ImageSource, open_pack, open_source
 from crd.archive.threads import in_thread
-from crd.errors import BlobCorrupt, BlobMissing
+from crd.errors import ArchiveUnavailable, BlobCorrupt, BlobMissing
 from crd.ids import Crid
 from crd.native.pages import PageIndex
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from crd.archive.pack import PackTable
     from crd.archive.stores.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +93,14 @@ class Archive:
         """
         index = PageIndex()
         for place, number in list(enumerate(packs))[1:]:
-            if not await self._store.is_current(pack_key(number)):
-                continue
             try:
-                await in_thread(_learn, index, await open_pack(self._store, number), place << PACK_SHIFT)
+                if await self._store.is_current(pack_key(number)):
+                    await in_thread(_learn, index, await open_pack(self._store, number), place << PACK_SHIFT)
             except (BlobCorrupt, BlobMissing):
                 self._references.distrust(number)  # what is in it is stored again
+            except ArchiveUnavailable as error:  # likewise: a spool may take in what the store behind it cannot compare
+                logger.info("pages of pack %016x are stored again: %s", number, error.message,
+                            extra={"event": "archive.not-shared"})
         return index
 
     async def source(self, crid: Crid) -> ImageSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,24 +15,40 @@ from crd.archive.stores.memory import MemoryStore
 from crd.archive.stores.s3 import S3Store
 from crd.archive.stores.s3_object import PART_BYTES
 from crd.archive.stores.sealed import SealedStore
+from crd.archive.stores.spooled import SpooledStore
 from crd.errors import ArchiveError, ArchiveUnavailable, BlobMissing
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from crd.archive.stores.store import Store
 
 
-@pytest.fixture(params=["local", "memory", "s3", "sealed local", "sealed memory", "sealed s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    words = request.param.split()
-    below: Store
-    match words[-1]:
+KINDS = ("local", "memory", "s3", "spooled memory", "spooled s3", "sealed local", "sealed memory", "sealed s3",
+         "sealed spooled s3")
+
+
+@pytest.fixture(params=KINDS)
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    *over, below = request.param.split()
+    store: Store
+    match below:
         case "local":
-            below = LocalStore(tmp_path / "store")
+            store = LocalStore(tmp_path / "store")
         case "memory":
-            below = MemoryStore()
+            store = MemoryStore()
         case _:
-            below = S3Store(request.getfixturevalue("seaweed").location("contract", tmp_path.name))
-    return SealedStore(below, KeyRing([Key(bytes(range(32)))])) if words[0] == "sealed" else below
+            store = S3Store(request.getfixturevalue("seaweed").location("contract", tmp_path.name))
+    moving = None
+    if "spooled" in over:
+        store = spooled = SpooledStore(LocalStore(tmp_path / "spool"), store, 1 << 30)
+        await spooled.open()
+        moving = asyncio.create_task(spooled.run())
+    yield SealedStore(store, KeyRing([Key(bytes(range(32)))])) if "sealed" in over else store
+    if moving:
+        assert not moving.done(), moving
+        moving.cancel()
+        await asyncio.gather(moving, return_exceptions=True)
 
 
 async def put(store: Store, key: str, *parts: bytes) -> None:
