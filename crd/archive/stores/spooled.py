@@ -204,13 +204,15 @@ class SpooledStore:
         while True:
             try:
                 await self._move_all()
-            except ArchiveError as error:
-                self._failed(error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _PAUSE_SECONDS[1])
-            else:
                 pause = _PAUSE_SECONDS[0]
                 await self._committed.wait()
+                continue
+            except ArchiveError as error:
+                self._failed(error)
+            except Exception:
+                logger.exception("moving out of the spool", extra={"event": "archive.move-crashed"})
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _PAUSE_SECONDS[1])
 
     async def _move_all(self) -> None:
         self._committed.clear()
@@ -275,7 +277,7 @@ class SpooledStore:
 
     def _failed(self, error: ArchiveError) -> None:
         if self._error is None:
-            logger.warning("%d objects wait in the spool: %s", len(self._waiting), error.message,
+            logger.warning("the spool takes in what the store cannot: %s", error.message,
                            extra={"event": "archive.away", "error": error.code})
         self._error = error
         if isinstance(error, ArchiveUnavailable):
@@ -283,7 +285,7 @@ class SpooledStore:
 
     def _answered(self) -> None:
         if self._error is not None:
-            logger.info("the store is back", extra={"event": "archive.back"})
+            logger.info("the store takes objects again", extra={"event": "archive.back"})
         self._error = None
 
 
