@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from typing import TYPE_CHECKING
@@ -135,6 +136,19 @@ def test_two_daemons_share_a_bucket_but_not_a_name(tmp_path: Path, seaweed: Seaw
         assert "s3.writer" in told
         one.crctl("verify", str(images[2]["crid"]))
         assert one.crctl("checkpoint", "--pid", str(program.pid))["crid"]
+
+
+def test_a_daemon_whose_name_was_taken_ends(tmp_path: Path, seaweed: SeaweedServer) -> None:
+    prefix = tmp_path.name
+    with CountingProgram(tmp_path) as program, RunningDaemon(tmp_path, config(seaweed, prefix)) as daemon:
+        daemon.crctl("checkpoint", "--pid", str(program.pid))
+        lease = json.loads(bytes(obstore.get(seaweed.bucket(BUCKET), f"{prefix}/host/lease").bytes()))
+        obstore.put(seaweed.bucket(BUCKET), f"{prefix}/host/lease",
+                    json.dumps({**lease, "holder": "another", "beat": "its own"}).encode())
+        assert daemon.process
+        assert daemon.process.wait(timeout=PATIENCE_SECONDS) == 14
+        assert "took over" in daemon.log
+        program.assert_unharmed()
 
 
 def test_what_is_encrypted_reaches_no_server_in_clear(tmp_path: Path, seaweed: SeaweedServer) -> None:

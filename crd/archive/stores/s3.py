@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _READS_AT_ONCE = 4
 _LAYOUTS_MAX = 1024
+_LAYOUT_BYTES_MAX = 64 << 10  # of an object of 32 GiB
 _END_GUESS = 4 << 10  # holds the hashes of 2 GiB
 _PAUSE_SECONDS = 0.5
 
@@ -120,6 +121,8 @@ class S3Store:
             layout = Layout.parse(key, end[-needed:], size)
         except BlobCorrupt as error:
             raise BlobCorrupt(f"{self._where}/{key}: {error.message}", key=key) from error
+        if len(layout.hashes) > _LAYOUT_BYTES_MAX:
+            return layout
         self._layouts[key] = layout
         if len(self._layouts) > _LAYOUTS_MAX:
             self._layouts.popitem(last=False)
