@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _READS_AT_ONCE = 4
 _LAYOUTS_MAX = 1024
-_LAYOUT_BYTES_MAX = 64 << 10  # of an object of 32 GiB
-_END_GUESS = 4 << 10  # holds the hashes of 2 GiB
+_LAYOUT_BYTES_MAX = 64 << 10  # of an object of 16 GiB
+_END_GUESS = 4 << 10  # holds the hashes of 1 GiB
 _PAUSE_SECONDS = 0.5
 
 T = TypeVar("T")

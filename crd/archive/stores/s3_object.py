@@ -1,6 +1,6 @@
 """What an object on S3 is made of.
 
-An object ``KEY`` is stored as one of S3 under that name.  What is longer than 8 MiB has its first parts, 8 MiB each,
+An object ``KEY`` is stored as one of S3 under that name.  What is longer than 4 MiB has its first parts, 4 MiB each,
 under ``KEY.parts/NUMBER-HASH``; the object under ``KEY`` is put last and holds the rest, the hashes of the parts, and
 
 ::
@@ -29,7 +29,7 @@ from crd.errors import BlobCorrupt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PART_BYTES = 8 << 20
+PART_BYTES = 4 << 20
 PARTS_MAX = 1 << 20
 PARTS = ".parts/"
 HASH_BYTES = 16

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from crd.archive.stores.s3 import S3Store
     from crd.archive.stores.store import Part
 
-_PARTS_AT_ONCE = 3
+_PARTS_AT_ONCE = 4
 _ATTEMPTS = 3
 
 
@@ -39,7 +39,7 @@ class S3Upload:
         self._open = True
 
     async def write(self, parts: Sequence[Part]) -> None:
-        """Append the parts; at most four parts of the object are in memory."""
+        """Append the parts; at most five parts of the object are in memory."""
         if not self._open:
             raise ArchiveError("the object is committed or aborted")
         for part in parts:
