@@ -63,6 +63,8 @@ def test_checkpoint_kill_and_restart(tmp_path: Path, seaweed: SeaweedServer) -> 
         eventually("the spool to be empty", lambda: not waiting(daemon))
         assert list((daemon.state / "spool").iterdir()) == []
         assert not (daemon.state / "archive").exists()
+        series = {name.partition("{")[0] for name in daemon.metrics()}
+        assert {"crd_archive_spool_bytes", "crd_archive_spool_objects", "crd_archive_away"} <= series
         daemon.stop(signal.SIGKILL)
         daemon.start()
         lines = len(program.counts())

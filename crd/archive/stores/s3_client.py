@@ -34,7 +34,7 @@ _REQUEST_SECONDS = 120.0
 _CONNECT_SECONDS = 5.0
 
 _STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CODE = re.compile(r"<Code>(\w+)</Code>|(InvalidCertificate)\(")
 _CAUSE = re.compile(r"""message: "([^"\\]+)"|error: "([^"\\]+)"|kind: (TimedOut|Timeout)""")
 _FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "EntityTooLarge"}
 _BUCKET = "Make the bucket, or correct s3.bucket and s3.endpoint."
@@ -48,6 +48,8 @@ _HINTS = {
     "InvalidAccessKeyId": "The server does not know this access key: see s3.credentials.",
     "SignatureDoesNotMatch": "The secret key is not the one of this access key: see s3.credentials.",
     "ExpiredToken": "The credentials have expired: renew the file of s3.credentials; it is read again.",
+    "InvalidCertificate": "Install the certificate of its authority on this host (update-ca-certificates(8)), or "
+                          "correct s3.endpoint.",
     "RequestTimeTooSkewed": "The clock of this host is wrong by minutes.",
 }
 
@@ -93,9 +95,9 @@ def connect(location: Location, prefix: str = "", *, retry_seconds: float = RETR
     whole = "/".join(filter(None, (location.prefix, prefix)))
     return Client(
         location.bucket, prefix=whole or None, config=config, credential_provider=credentials,
-        client_options={"allow_http": location.endpoint.startswith("http:"), "user_agent": "crd",
-                        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-                        "timeout": timedelta(seconds=_REQUEST_SECONDS)},
+        client_options={"user_agent": "crd", "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+                        "timeout": timedelta(seconds=_REQUEST_SECONDS),
+                        **({"allow_http": True} if location.endpoint.startswith("http:") else {})},
         retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=retry_seconds),
                       "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5),
                                   "base": 2}})
@@ -150,7 +152,7 @@ def translated(where: str, key: str = "") -> Iterator[None]:
 
 def meaning(text: str, where: str, key: str = "") -> ArchiveError:
     """Return the error of the archive for one of the library."""
-    code = found[1] if (found := _CODE.search(text)) else ""
+    code = found[1] or found[2] if (found := _CODE.search(text)) else ""
     status = found[1] if (found := _STATUS.search(text)) else ""
     what = f"{where}/{key}" if key else where
     if code == "NoSuchKey":

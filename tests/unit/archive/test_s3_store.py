@@ -293,6 +293,7 @@ async def test_nobody_at_the_endpoint(seaweed: SeaweedServer, prefix: str) -> No
     ("status code: 404 Not Found: <Error><Code>NoSuchBucket</Code>", ArchiveDenied),
     ("status code: 301 Moved: <Error><Code>PermanentRedirect</Code>", ArchiveDenied),
     ("status code: 403 Forbidden: <Error><Code>RequestTimeTooSkewed</Code>", ArchiveDenied),
+    ("kind: Connect, InvalidCertificate(\n UnknownIssuer,", ArchiveDenied),
     ("status code: 507 Insufficient Storage", ArchiveFull),
     ("status code: 403 Forbidden: <Error><Code>QuotaExceeded</Code>", ArchiveFull),
     ("something new", ArchiveUnavailable)])

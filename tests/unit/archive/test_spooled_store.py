@@ -6,8 +6,10 @@ import asyncio
 import os
 import random
 import subprocess
+import sys
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,13 +24,17 @@ from crd.archive.stores.spooled import SpooledStore
 from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobMissing
 from crd.ids import Crid
 from tests.support.faulty import FaultyProxy
+from tests.unit.archive.spooling import pages
 from tests.unit.archive.streams import read_image, store_image, stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from tests.support.seaweed import SeaweedServer
+
+
+ROOT = Path(__file__).parents[3]
+SAID = ("stored", "forgetting", "forgotten")
 
 
 class FarStore(MemoryStore):
@@ -341,3 +347,42 @@ async def test_moving_over_s3_that_fails_now_and_then(tmp_path: Path, seaweed: S
         assert await behind.objects() == {key: len(data) for key, data in content.items()}
         for key, data in content.items():
             assert await behind.read(key, 0, len(data) + 1) == data
+
+
+def run_and_kill(chance: random.Random, *words: str) -> dict[str, set[int]]:
+    """Run ``spooling.py`` for a while after it is ready; return what it said of which images."""
+    with subprocess.Popen([sys.executable, "-m", "tests.unit.archive.spooling", *words], cwd=ROOT,
+                          stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(chance.uniform(0, 0.6))
+        process.kill()
+        said = [line.split() for line in process.stdout.read().splitlines()]
+    return {what: {int(number) for verb, number in said if verb == what} for what in SAID}
+
+
+async def test_whoever_is_killed_loses_nothing_that_was_acknowledged(tmp_path: Path, seaweed: SeaweedServer) -> None:
+    chance, following = random.Random(3), 1
+    said: dict[str, set[int]] = {what: set() for what in SAID}
+    location = seaweed.location("killed", tmp_path.name)
+    words = (seaweed.endpoint, tmp_path.name, str(location.credentials), str(tmp_path / "spool"))
+    for _ in range(12):
+        more = await asyncio.to_thread(run_and_kill, chance, *words, str(following))
+        said = {what: said[what] | more[what] for what in SAID}
+        following = max(said["stored"], default=0) + 2
+    store = await opened(tmp_path / "spool", S3Store(location))
+    async with moving(store), Archive(store) as archive:
+        await moved(store)
+        there = set(await archive.crids())
+        assert said["stored"] - said["forgetting"] <= there
+        assert not said["forgotten"] & there
+        assert there <= set(range(1, following))
+        for crid in there:
+            assert await read_image(archive, crid) == stream(pages(crid))
+    async with Archive(S3Store(location)) as archive:
+        assert set(await archive.crids()) == there, "it does not need the spool"
+        for crid in there:
+            await archive.forget(crid)
+        assert await S3Store(location).objects() == {}
+    assert len(said["stored"]) > 20
+    assert len(said["forgotten"]) > 5
