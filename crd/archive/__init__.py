@@ -8,6 +8,7 @@ Pages are in **packs** (``pack.py``): each image brings one with the pages that 
 share pages, and none depends on another: a pack stays for as long as any image needs it (``references.py``), whichever
 are forgotten.
 
-A **sink** takes a stream in, a **source** reads it back.  The **digest** of an image says the same of equal streams
-however they are stored; it is not what b3sum(1) says of them.
+A **sink** takes a stream in, a **source** reads it back.  A stream that **follows** an image, its **base**, tells only
+what has changed since then (``base.py``); what is kept of it is a whole image like any other.  The **digest** of an
+image says the same of equal streams however they are stored; it is not what b3sum(1) says of them.
 """

@@ -9,13 +9,14 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crd.archive.heads import Heads
 from crd.archive.manifest import PACK_SHIFT
 from crd.archive.names import image_key, numbered, pack_key
 from crd.archive.references import References
 from crd.archive.sink import ImageSink, Stored
 from crd.archive.source import ImageSource, open_pack, open_source
 from crd.archive.threads import in_thread
-from crd.errors import ArchiveUnavailable, BlobCorrupt, BlobMissing
+from crd.errors import ArchiveError, ArchiveUnavailable, BlobCorrupt, BlobMissing
 from crd.ids import Crid
 from crd.native.pages import PageIndex
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from crd.archive.base import Base
     from crd.archive.pack import PackTable
     from crd.archive.stores.store import Store
 
@@ -52,6 +54,7 @@ class Archive:
         self._level = level
         self._threads = threads
         self._references = References(store)
+        self._heads = Heads()
 
     async def __aenter__(self) -> Self:
         await self._store.clear_torn()
@@ -66,12 +69,13 @@ class Archive:
         """Return where the store is."""
         return self._store.describe()
 
-    async def sink(self, base: Crid | None = None) -> ImageSink:
+    async def sink(self, base: Crid | None = None, *, follow: bool = False) -> ImageSink:
         """Begin an image; ``commit`` it or not, and ``abort`` it in the end.
 
         Args:
             base: an image that is likely to have many of its pages: what is equal is not stored again.  It may be
                 forgotten at any time, and no harm is done if it is damaged or missing.
+            follow: the stream would like to leave out what is as in the base; the sink says whether it may.
 
         Raises:
             ArchiveFull, ArchiveUnavailable: there is no room for it.
@@ -79,12 +83,29 @@ class Archive:
         packs = [secrets.randbits(63) | 1, *(self._references.sound(base) if base is not None else ())]
         self._references.hold(packs)
         try:
-            index = await self._index(packs)
+            followed = await self._base(base, packs) if follow and base is not None else None
+            index = await (in_thread(_index_of, followed) if followed else self._index(packs))
             return ImageSink(self._store, self._references, await self._store.create(pack_key(packs[0])), index, packs,
-                             level=self._level, threads=self._threads)
+                             base=followed, heads=self._heads, level=self._level, threads=self._threads)
         except BaseException:
             await asyncio.shield(self._references.release(packs))
             raise
+
+    async def _base(self, crid: Crid, packs: list[int]) -> Base | None:
+        """Return an image that another with these packs can follow; None if it cannot, or is not whole."""
+        head = self._heads.get(crid)
+        if head is None:
+            try:
+                for number in packs[1:]:
+                    if not await self._store.is_current(pack_key(number)):
+                        return None
+                head = await (await self.source(crid)).head()
+            except (BlobCorrupt, BlobMissing, ArchiveUnavailable):
+                return None
+        try:
+            return await in_thread(head.base, packs)
+        except ArchiveError:
+            return None
 
     async def _index(self, packs: list[int]) -> PageIndex:
         """Return an index of all pages that packs have, but for the first, which is to be made.
@@ -109,6 +130,7 @@ class Archive:
 
     async def forget(self, crid: Crid) -> None:
         """Remove an image durably, and what no other needs; nothing if there is none."""
+        self._heads.drop(crid)
         await self._store.delete(image_key(crid))
         await self._references.forget(crid)
 
@@ -125,6 +147,12 @@ class Archive:
         """Return how much it holds."""
         keys = await self._store.objects()
         return ArchiveSize(len(numbered(keys, "image")), sum(keys.values()))
+
+
+def _index_of(base: Base) -> PageIndex:
+    index = PageIndex()
+    index.learn(base.hashes, base.numbers)
+    return index
 
 
 def _learn(index: PageIndex, table: PackTable, first_number: int) -> None:

@@ -2,6 +2,8 @@
 
 The thread that reads hashes the pages, looks them up, and keeps those that no pack holds yet until it has a batch of
 them; then the next thread reads, while this one compresses the batch, which is in that core's cache.
+
+What an engine sends that tells only what has changed (``crd.image.since``) is made into the whole stream here.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import select
 import struct
 import threading
 from array import array
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,19 +21,23 @@ from blake3 import blake3
 
 from crd.archive.manifest import LITERAL_BYTES_MAX, digest_of
 from crd.archive.pack import BLOCK_BYTES, PAGES_MAX, BlockCompressor, entry
-from crd.errors import ArchiveError, ArchiveUnavailable
+from crd.errors import ArchiveError, ArchiveUnavailable, ImageError
+from crd.image.framing import FRAME
+from crd.image.since import KEPT_RUNS_MAX, RUNS_PER_RECORD_MAX, PagesSince
 from crd.native.memory import PAGE_BYTES
 from crd.native.pages import HASH_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from crd.archive.base import Base, Stretch
     from crd.native.pages import PageIndex
 
 BATCH_BYTES = 4 * BLOCK_BYTES
 _BATCHES_IN_FLIGHT_PER_THREAD = 4
 """Compressed but not yet stored."""
-_RECORD_HEADER = struct.Struct("<II")
+_COUNT = struct.Struct("<I")
+_RUN_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +52,15 @@ class StreamCutter:
     """Cuts what comes out of a descriptor, in bounded memory but for what is told of each page.
 
     Attributes:
-        image_bytes: of the stream so far.
+        received_bytes: so far.
+        image_bytes: of the whole stream so far.
         pieces, pages, literals: as in a manifest, of which the pack of new pages is the first.
         hashes: 16 bytes of each new page.
+        page_hashes: 16 bytes of each page of the stream.
     """
 
-    def __init__(self, fd: int, index: PageIndex, hand_over: Callable[[Batch], object], *, level: int,
-                 threads: int) -> None:
+    def __init__(self, fd: int, index: PageIndex, hand_over: Callable[[Batch], object], *, base: Base | None,
+                 level: int, threads: int) -> None:
         """Cut a stream.
 
         Args:
@@ -59,12 +68,14 @@ class StreamCutter:
             index: of the pages that packs hold already, by their numbers; the new ones are added.
             hand_over: takes the new pages, in order, each batch from one of the threads; ``stored`` says when it is
                 done.
+            base: the image whose pages a stream may leave out.
             level: of zstd.
             threads: how many will ``work``.
         """
         self._fd = fd
         self._index = index
         self._hand_over = hand_over
+        self._base = base
         self._level = level
         self._threads = threads
         self._room = threading.Semaphore(_BATCHES_IN_FLIGHT_PER_THREAD * threads)
@@ -76,9 +87,10 @@ class StreamCutter:
         self._ended = False
         self._n_batches = 0
         self._unpieced = 0  # bytes of literals since the last piece
-        self._pages_left = 0  # of the record that is being read
-        self._page_hashes = blake3()
-        self.image_bytes = 0
+        self._ahead: deque[Stretch] = deque()  # of the record that is being read
+        self._heads: Iterator[tuple[bytes, list[Stretch]]] = iter(())  # of records that it is made into
+        self.page_hashes = bytearray()
+        self.received_bytes = self.image_bytes = 0
         self.pieces = array("I")
         self.pages = array("Q")
         self.literals = bytearray()
@@ -106,7 +118,7 @@ class StreamCutter:
         if self._unpieced:
             self.pieces.extend((self._unpieced, 0))
             self._unpieced = 0
-        return digest_of(self._page_hashes, self.pieces, self.literals)
+        return digest_of(blake3(self.page_hashes), self.pieces, self.literals)
 
     def work(self) -> None:
         """Cut the stream to its end, or until ``stop``; each of the threads runs this once.
@@ -143,14 +155,19 @@ class StreamCutter:
         """
         filled, before = 0, len(self.pages)
         while filled < len(batch) and not self._ended:
-            if not self._pages_left:
+            if not self._ahead:
                 self._begin_record()
                 continue
-            wanted = min(self._pages_left * PAGE_BYTES, len(batch) - filled)
+            n, kept = self._ahead.popleft()
+            if kept is not None:
+                self._keep(kept, n)
+                continue
+            wanted = min(n * PAGE_BYTES, len(batch) - filled)
             length = self._read(batch[filled:filled + wanted])
             whole = length - length % PAGE_BYTES
             rest = bytes(batch[filled + whole:filled + length])
-            self._pages_left -= whole // PAGE_BYTES
+            if n > whole // PAGE_BYTES:
+                self._ahead.appendleft((n - whole // PAGE_BYTES, None))
             filled += self._keep_new(batch[filled:filled + whole])
             if length < wanted:  # the stream ends inside a page
                 self._ended = True
@@ -158,41 +175,82 @@ class StreamCutter:
         return filled, (len(self.pages) - before) * PAGE_BYTES > filled
 
     def _begin_record(self) -> None:
-        header = self._read_literal(_RECORD_HEADER.size)
-        if len(header) < _RECORD_HEADER.size:
-            self._ended = True
+        if made := next(self._heads, None):
+            head, stretches = made
+            self._add_literal(head)
+            self._ahead.extend(stretches)
             return
-        length = _RECORD_HEADER.unpack(header)[1]
+        header = self._receive(FRAME.size)
+        kind, length = FRAME.unpack(header) if len(header) == FRAME.size else (0, 0)
+        if kind == PagesSince.record_type:
+            self._heads = self._expanded(length)
+            return
+        self._add_literal(header)
         short = length % PAGE_BYTES
-        self._ended = len(self._read_literal(short)) < short
-        self._pages_left = length // PAGE_BYTES
+        self._ended = len(header) < FRAME.size or len(self._read_literal(short)) < short
+        if length >= PAGE_BYTES:
+            self._ahead.append((length // PAGE_BYTES, None))
+
+    def _expanded(self, length: int) -> Iterator[tuple[bytes, list[Stretch]]]:
+        """Read what comes before the pages of a PAGES_SINCE; raises ArchiveError."""
+        if not self._base:
+            raise ArchiveError("the engine tells only what has changed, and nobody knows since when")
+        head = self._receive(2 * _COUNT.size)
+        for count_max, more in ((KEPT_RUNS_MAX, _COUNT.size), (RUNS_PER_RECORD_MAX, 0)):
+            [n] = _COUNT.unpack(head[-_COUNT.size:]) if len(head) >= _COUNT.size else [0]
+            if n > count_max:
+                raise ArchiveError(f"the engine tells of {n} runs at once")
+            head += self._receive(n * _RUN_BYTES + more)
+        try:
+            record = PagesSince.decode(head)
+        except ImageError as error:
+            raise ArchiveError(f"the engine's stream is damaged: {error.message}") from error
+        if len(head) + sum(run.pages for run in record.runs) * PAGE_BYTES != length:
+            raise ArchiveError("the engine's stream is damaged: its pages are not those it tells of")
+        return self._base.expanded(record)
+
+    def _keep(self, first: int, n: int) -> None:
+        """Take note of pages of the base."""
+        assert self._base  # noqa: S101
+        self._note(self._base.numbers[first:first + n],
+                   self._base.hashes[first * HASH_BYTES:(first + n) * HASH_BYTES])
 
     def _read_literal(self, length: int) -> bytearray:
+        content = self._receive(length)
+        self._add_literal(content)
+        return content
+
+    def _receive(self, length: int) -> bytearray:
         content = bytearray(length)
         del content[self._read(memoryview(content)):]
-        self._add_literal(content)
         return content
 
     def _add_literal(self, content: bytes | bytearray) -> None:
         self.literals += content
+        self.image_bytes += len(content)
         self._unpieced += len(content)
         if len(self.literals) > LITERAL_BYTES_MAX:
             raise ArchiveError(f"the image has more than {LITERAL_BYTES_MAX >> 20} MiB of small records")
+
+    def _note(self, numbers: array[int], hashes: bytes | bytearray) -> None:
+        """Take note of the next pages of the stream."""
+        if self._unpieced or not self.pieces:
+            self.pieces.extend((self._unpieced, 0))
+            self._unpieced = 0
+        self.pieces[-1] += len(numbers)
+        self.pages.extend(numbers)
+        self.page_hashes += hashes
+        self.image_bytes += len(numbers) * PAGE_BYTES
+        if len(self.pages) > PAGES_MAX:
+            raise ArchiveError(f"the image is larger than {PAGES_MAX * PAGE_BYTES >> 30} GiB: none such is kept")
 
     def _keep_new(self, pages: memoryview) -> int:
         """Take note of pages, and move those that are new to the front; return their bytes."""
         n = len(pages) // PAGE_BYTES
         if not n:
             return 0
-        if self._unpieced or not self.pieces:
-            self.pieces.extend((self._unpieced, 0))
-            self._unpieced = 0
-        self.pieces[-1] += n
         found = self._index.add(pages, len(self.hashes) // HASH_BYTES)
-        self.pages.extend(found.numbers)
-        self._page_hashes.update(found.hashes)
-        if len(self.pages) > PAGES_MAX:
-            raise ArchiveError(f"the image is larger than {PAGES_MAX * PAGE_BYTES >> 30} GiB: none such is kept")
+        self._note(found.numbers, found.hashes)
         if found.n_fresh == n:
             self.hashes += found.hashes
             return len(pages)
@@ -220,7 +278,7 @@ class StreamCutter:
             if not length:
                 break
             filled += length
-            self.image_bytes += length
+            self.received_bytes += length
         return filled
 
     def _take(self, number: int, batch: Batch) -> None:

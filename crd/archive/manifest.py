@@ -32,14 +32,14 @@ from __future__ import annotations
 import struct
 from array import array
 from dataclasses import dataclass
-from itertools import chain, pairwise
 
 import zstandard
 from blake3 import blake3
 
 from crd.archive.pack import PAGES_MAX
-from crd.errors import BlobCorrupt
+from crd.errors import BlobCorrupt, NativeError
 from crd.native.memory import PAGE_BYTES
+from crd.native.numbers import from_differences, places_used, to_differences
 
 LITERAL_BYTES_MAX = 256 << 20
 NO_PACK = 0
@@ -74,8 +74,9 @@ class Manifest:
 
     def encode(self) -> list[bytes]:
         """Return the object, in parts."""
-        deltas = array("q", (after - before - 1 for before, after in pairwise(chain([0], self.pages))))
-        columns = [_stored(column) for column in (self.pieces.tobytes(), deltas.tobytes(), self.literals)]
+        differences = self.pages[:]
+        to_differences(differences)
+        columns = [_stored(column) for column in (self.pieces.tobytes(), differences.tobytes(), self.literals)]
         head = HEAD.pack(_MAGIC, self.image_bytes, len(self.pages), self.digest, len(self.packs),
                          len(self.pieces) // 2, len(self.literals), *map(len, columns), 0)
         parts = [head, struct.pack(f"<{len(self.packs)}Q", *self.packs), *columns]
@@ -154,25 +155,15 @@ def decode(data: bytes) -> Manifest:
                                  strict=True):
         columns.append(_raw(data[at:at + length], raw_bytes))
         at += length
-    pieces, deltas, literals = array("I", columns[0]), array("q", columns[1]), columns[2]
+    pieces, pages, literals = array("I", columns[0]), array("Q", columns[1]), columns[2]
     if sum(pieces[::2]) != head.n_literal_bytes or sum(pieces[1::2]) != head.n_pages:
         raise BlobCorrupt("the object's pieces do not add up")
-    return Manifest(head.image_bytes, head.digest, head.packs(data), pieces, _summed(deltas, head.n_packs), literals)
-
-
-def _summed(deltas: array[int], n_packs: int) -> array[int]:
-    """Undo the differences; every number is within a pack of the list."""
-    pages = array("Q", bytes(8 * len(deltas)))
-    number = 0
+    from_differences(pages)
     try:
-        for index, delta in enumerate(deltas):
-            number += delta + 1
-            pages[index] = number
-    except OverflowError as error:
-        raise BlobCorrupt("the object names an impossible page") from error
-    if pages and max(pages) >> PACK_SHIFT >= n_packs:
-        raise BlobCorrupt("the object names a page of a pack that it does not have")
-    return pages
+        places_used(pages, head.n_packs)
+    except NativeError as error:
+        raise BlobCorrupt("the object names a page of a pack that it does not have") from error
+    return Manifest(head.image_bytes, head.digest, head.packs(data), pieces, pages, literals)
 
 
 def _stored(column: bytes) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-from array import array
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -12,14 +11,18 @@ from typing import TYPE_CHECKING
 
 from crd.archive import pack
 from crd.archive.cutter import Batch, StreamCutter
-from crd.archive.manifest import NO_PACK, PACK_SHIFT, Manifest
+from crd.archive.heads import Head
+from crd.archive.manifest import NO_PACK, Manifest
 from crd.archive.names import image_key, pack_key
 from crd.archive.threads import in_thread, to_end
 from crd.errors import ArchiveError
+from crd.native.numbers import places_used, replace_places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from crd.archive.base import Base
+    from crd.archive.heads import Heads
     from crd.archive.references import References
     from crd.archive.stores.store import Store, Upload
     from crd.ids import Crid
@@ -46,10 +49,15 @@ class Stored:
 
 
 class ImageSink:
-    """One image on its way into the store."""
+    """One image on its way into the store.
+
+    Attributes:
+        received_bytes: of the stream.
+        image_bytes: of the image, which is larger if the stream leaves out what its base has.
+    """
 
     def __init__(self, store: Store, references: References, upload: Upload, index: PageIndex, packs: Sequence[int], *,
-                 level: int, threads: int) -> None:
+                 base: Base | None, heads: Heads, level: int, threads: int) -> None:
         """Write an image; ``Archive.sink`` makes these.
 
         Args:
@@ -58,6 +66,8 @@ class ImageSink:
             upload: for its pack.
             index: of the pages that there are.
             packs: whose numbers these pages have: first the one that the upload will be, then those that are there.
+            base: the image whose pages the stream may leave out.
+            heads: keep what is known of the image, for those that follow.
             level: of zstd.
             threads: that compress.
         """
@@ -66,16 +76,24 @@ class ImageSink:
         self._upload = upload
         self._index = index
         self._packs = packs
+        self._base = base
+        self._heads = heads
         self._level = level
         self._threads = threads
         self._entries = bytearray()
         self._hashes = bytearray()
         self._manifest: Manifest | None = None
-        self.image_bytes = 0
+        self._page_hashes = bytearray()
+        self.received_bytes = self.image_bytes = 0
         self.stored_bytes = 0
 
+    @property
+    def follows(self) -> bool:
+        """Whether the stream may leave out what is as in the base."""
+        return self._base is not None
+
     async def drain(self, fd: int, progress: Callable[[int], None] | None = None) -> int:
-        """Read a pipe to its end, which stays the caller's; return the bytes.
+        """Read a pipe to its end, which stays the caller's; return the bytes that came.
 
         Args:
             fd: the end to read.  Nothing reads it any more when this returns or raises, be it by a cancellation.
@@ -90,7 +108,7 @@ class ImageSink:
         loop = asyncio.get_running_loop()
         batches: asyncio.Queue[Batch | None] = asyncio.Queue()
         cutter = StreamCutter(fd, self._index, lambda batch: loop.call_soon_threadsafe(batches.put_nowait, batch),
-                              level=self._level, threads=self._threads)
+                              base=self._base, level=self._level, threads=self._threads)
         with ThreadPoolExecutor(self._threads, "crd-compress") as executor, closing(cutter):
             cutting = asyncio.gather(*(loop.run_in_executor(executor, cutter.work) for _ in range(self._threads)),
                                      return_exceptions=True)
@@ -107,10 +125,10 @@ class ImageSink:
         for error in errors:
             if error:
                 raise error
-        self.image_bytes = cutter.image_bytes
-        self._hashes = cutter.hashes
+        self.received_bytes, self.image_bytes = cutter.received_bytes, cutter.image_bytes
+        self._hashes, self._page_hashes = cutter.hashes, cutter.page_hashes
         self._manifest = await in_thread(_manifest, cutter, self._packs)
-        return self.image_bytes
+        return self.received_bytes
 
     async def _append(self, batches: list[Batch]) -> None:
         start = [] if self._entries else [pack.header(self._packs[0])]
@@ -148,6 +166,7 @@ class ImageSink:
             await asyncio.shield(self._store.delete(pack_key(own)))
             raise
         self._references.enter(crid, manifest.packs)
+        self._heads.put(crid, Head(manifest, self._page_hashes))
         return Stored(crid, self.digest, self.image_bytes, self.stored_bytes)
 
     async def _commit_manifest(self, key: str, parts: list[bytes]) -> None:
@@ -181,10 +200,11 @@ def _manifest(cutter: StreamCutter, packs: Sequence[int]) -> Manifest:
     """Return what was cut, with those packs only that it needs."""
     digest = cutter.finish()
     own = packs[0] if cutter.hashes else NO_PACK
-    used = sorted({number >> PACK_SHIFT for number in cutter.pages} - {0})
-    pages = cutter.pages
+    used = [place for place in places_used(cutter.pages, len(packs)) if place]
     if used != list(range(1, len(used) + 1)):
-        shift = {old: (new - old) << PACK_SHIFT for new, old in enumerate([0, *used])}
-        pages = array("Q", (number + shift[number >> PACK_SHIFT] for number in pages))
-    return Manifest(cutter.image_bytes, digest, [own, *(packs[place] for place in used)], cutter.pieces, pages,
+        places = [0] * len(packs)
+        for new, old in enumerate(used, 1):
+            places[old] = new
+        replace_places(cutter.pages, places)
+    return Manifest(cutter.image_bytes, digest, [own, *(packs[place] for place in used)], cutter.pieces, cutter.pages,
                     bytes(cutter.literals))

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from crd.archive import manifest, pack
+from crd.archive.heads import Head
 from crd.archive.names import image_key, pack_key
 from crd.archive.threads import in_thread, to_end
 from crd.archive.window import Window, windows
 from crd.archive.writer import StreamWriter
-from crd.errors import BlobCorrupt, BlobMissing
+from crd.errors import BlobCorrupt, BlobMissing, NativeError
+from crd.native.numbers import hashes_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -60,12 +62,29 @@ class ImageSource:
         with _about(self._key):
             if self.manifest.digest.hex() != digest:
                 raise BlobCorrupt("it holds another image than the catalog says")
-            await self._load()
-            if await in_thread(self._digest) != self.manifest.digest:
-                raise BlobCorrupt("its packs hold other pages than its own")
+        await self.head()
         for place, numbers in self._all_blocks().items():
             async for blocks in self._read(place, sorted(numbers)):
                 self.checked_bytes += sum(map(len, blocks.values()))
+
+    async def head(self) -> Head:
+        """Return what those that follow it need to know of it; checks the digest, and no page.
+
+        Raises:
+            BlobCorrupt: it is damaged.
+            BlobMissing, ArchiveUnavailable: it cannot be read.
+        """
+        with _about(self._key):
+            await self._load()
+            tables = [self._tables[place].hashes if place in self._tables else b""
+                      for place in range(len(self.manifest.packs))]
+            try:
+                hashes = await in_thread(hashes_of, self.manifest.pages, tables)
+            except NativeError as error:
+                raise BlobCorrupt("it needs more pages than a pack of it has") from error
+            if manifest.digest_of(blake3(hashes), self.manifest.pieces, self.manifest.literals) != self.manifest.digest:
+                raise BlobCorrupt("its packs hold other pages than its own")
+        return Head(self.manifest, hashes)
 
     async def own_bytes(self) -> int:
         """Return the bytes of the objects that came with it; raises BlobMissing, ArchiveUnavailable."""
@@ -95,12 +114,6 @@ class ImageSource:
         except (BlobCorrupt, BlobMissing):
             self._references.distrust(number)
             raise
-
-    def _digest(self) -> bytes:
-        hashes = blake3()
-        for window in windows(self.manifest):
-            hashes.update(window.expected(self._tables))
-        return manifest.digest_of(hashes, self.manifest.pieces, self.manifest.literals)
 
     async def pump(self, fd: int) -> None:
         """Write the stream to a pipe.

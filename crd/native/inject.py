@@ -27,7 +27,7 @@ from crd.native.room import NO_AREA, Area, claim, claimed_area, find_room
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from crd.native.memory import Memory
     from crd.native.tracee import Registers
@@ -160,15 +160,21 @@ class Injector:
 
         Args, Raises: as ``script``.
         """
+        return list(self.steps(tid, original, calls))
+
+    def steps(self, tid: int, original: Registers, calls: Sequence[Call]) -> Iterator[int]:
+        """Do as ``plain``, but give each result while the thread is stopped at the exit of its call.
+
+        What one call makes can so be looked at before the next takes it away, and is taken away even if we die.  To be
+        gone through to its end.
+        """
         self._send(tid, original, self._script, _TASK.pack(0, len(calls)) + b"".join(
             _CALL.pack(*call.words(0)) for call in calls))
-        results = []
         for index in range(len(calls)):
             _pass(tid, original, 3 if index == 0 else 2)  # to its exit
-            results.append(tracee.get_registers(tid).result)
+            yield tracee.get_registers(tid).result
         _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
         _come_home(tid, original)
-        return results
 
     def map_area(self, tid: int, original: Registers, area: Area, writable_bytes: int) -> None:
         """Map an area until ``snapshot`` or ``unmap_area``.  It is noted in the room, for who comes after us.

@@ -47,7 +47,7 @@ class PageMap:
             NativeError: it may not be opened.
         """
         try:
-            self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, ProcessLookupError) as error:
             raise TargetGone(f"process {pid} is gone", pid=pid) from error
         except OSError as error:
@@ -60,7 +60,7 @@ class PageMap:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
     def own_pages(self, start: int, end: int) -> list[PageRun]:
         """Return the pages between two addresses that are the process's own, in ascending runs.
@@ -77,7 +77,7 @@ class PageMap:
             if error.errno not in {errno.ENOTTY, errno.EINVAL}:
                 raise
             runs = self._read_entries(start, end)
-        if not os.pread(self._fd, _ENTRY_BYTES, start // PAGE_BYTES * _ENTRY_BYTES):
+        if not os.pread(self.fd, _ENTRY_BYTES, start // PAGE_BYTES * _ENTRY_BYTES):
             raise TargetGone(f"process {self._pid} has ended", pid=self._pid)
         return runs
 
@@ -90,7 +90,7 @@ class PageMap:
         walk_end, n = ffi.new("uint64_t *"), ffi.new("size_t *")
         runs: list[PageRun] = []
         while start < end:
-            call(lib.crd_pagemap_scan, self._fd, start, end, inverted, required, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            call(lib.crd_pagemap_scan, self.fd, start, end, inverted, required, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                  PAGE_IS_PRESENT, regions, _REGIONS, walk_end, n)
             for region in regions[0:n[0]]:
                 if region.categories & PAGE_IS_PRESENT:
@@ -105,7 +105,7 @@ class PageMap:
         runs: list[PageRun] = []
         for at in range(start, end, _ENTRIES * PAGE_BYTES):
             n = min(_ENTRIES, (end - at) // PAGE_BYTES)
-            data = os.pread(self._fd, n * _ENTRY_BYTES, at // PAGE_BYTES * _ENTRY_BYTES)
+            data = os.pread(self.fd, n * _ENTRY_BYTES, at // PAGE_BYTES * _ENTRY_BYTES)
             for index, (entry,) in enumerate(struct.iter_unpack("<Q", data)):
                 if entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) and not entry & (_ENTRY_FILE | _ENTRY_GUARD):
                     _append(runs, at + index * PAGE_BYTES, at + (index + 1) * PAGE_BYTES)

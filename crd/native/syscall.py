@@ -56,6 +56,7 @@ class NR:
     PIPE2 = 293
     KCMP = 312
     MREMAP = 25
+    USERFAULTFD = 323
     MEMBARRIER = 324
     MLOCK2 = 325
     RSEQ = 334

@@ -245,7 +245,6 @@ def test_a_killed_daemon_harms_no_target_and_leaves_nothing_half_written(tmp_pat
                 running.wait(timeout=chance.uniform(0.05, 0.4))
             daemon.stop(signal.SIGKILL)
             running.wait(timeout=60)
-            eventually("the worker's tracing to end", lambda: program.status()["TracerPid"] == "0")
             program.assert_unharmed()
             daemon.start()
             stored = [path for path in (daemon.state / "archive").rglob("*") if path.is_file()]

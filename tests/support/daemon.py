@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +79,18 @@ class RunningDaemon:
         return self.run_crctl("status").returncode == 0
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
-        """Stop it (or kill it) and return its exit status."""
+        """Stop it (or kill it), and return its exit status once the workers that it leaves behind have ended."""
         assert self.process is not None
         self.process.send_signal(signal_number)
-        return self.process.wait(timeout=PATIENCE_SECONDS)
+        status = self.process.wait(timeout=PATIENCE_SECONDS)
+        eventually("the workers to end", lambda: not any(map(self._is_worker, Path("/proc").glob("[0-9]*"))))
+        return status
+
+    def _is_worker(self, process: Path) -> bool:
+        with suppress(OSError):  # it has ended
+            return (b"crd.engine.worker" in (process / "cmdline").read_bytes()
+                    and f"CRD_DAEMON__STATE_DIR={self.state}\0".encode() in (process / "environ").read_bytes())
+        return False
 
     def run_crctl(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run crctl and return how it ended."""

@@ -14,11 +14,13 @@
 #include "../cdef/clone.h"
 #include "../cdef/memory.h"
 #include "../cdef/pagemap.h"
+#include "../cdef/numbers.h"
 #include "../cdef/pages.h"
 #include "../cdef/stubs.h"
 #include "../cdef/syscall.h"
 #include "../cdef/threads.h"
 #include "../cdef/tracee.h"
+#include "../cdef/tracking.h"
 
 /* Fill in *err from errno and return -1. */
 int crd_fail(struct crd_error *err, const char *operation, int tid, uint64_t address);

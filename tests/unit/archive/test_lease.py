@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crd.archive.stores.s3_client import Location
     from tests.support.seaweed import SeaweedServer
 
-BUCKET, SECONDS = "leases", 1.5
+BUCKET, SECONDS = "leases", 3.0
 
 
 @pytest.fixture
@@ -80,9 +80,18 @@ async def test_a_lease_runs_out_and_its_holder_hears_of_it(location: Location) -
 
 async def test_of_many_that_want_a_lease_one_gets_it(location: Location) -> None:
     for _ in range(3):
+        renewing = []
+
+        async def want(wanted: Lease, renewing: list[asyncio.Task[None]] = renewing) -> None:
+            await wanted.acquire()
+            renewing.append(asyncio.create_task(wanted.run()))
+
         wanting = [lease(location, str(number)) for number in range(6)]
-        ended = await asyncio.gather(*(each.acquire() for each in wanting), return_exceptions=True)
+        ended = await asyncio.gather(*map(want, wanting), return_exceptions=True)
         assert [type(error) for error in ended if error] == [ArchiveInUse] * 5
+        for task in renewing:
+            task.cancel()
+        await asyncio.gather(*renewing, return_exceptions=True)
         await wanting[ended.index(None)].release()
 
 
