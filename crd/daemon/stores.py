@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from crd.archive.secret_files import secret_path
 from crd.archive.stores.local import LocalStore
 from crd.archive.stores.sealed import SealedStore, refuse_sealed
 from crd.archive.stores.spooled import SpooledStore
+from crd.errors import ArchiveInUse, ArchiveUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from crd.archive.stores.store import Store
     from crd.settings.models import Settings
@@ -81,8 +84,9 @@ async def _unsealed(settings: Settings) -> AsyncIterator[OpenStore]:
         prefix = f"{writer}/objects"
         if s3.spool_size:
             store = S3Store(location, prefix, lease=lease, retry_seconds=_SPOOLED_RETRY_SECONDS)
-            spool = SpooledStore(LocalStore(settings.spool_path), store, s3.spool_size)
+            spool = SpooledStore(LocalStore(settings.spool_path / "objects"), store, s3.spool_size)
             await spool.open()
+            await asyncio.to_thread(_bind_spool, settings.spool_path, spool)
             yield OpenStore(spool, spool, renewing)
         else:
             yield OpenStore(S3Store(location, prefix, lease=lease), None, renewing)
@@ -91,3 +95,25 @@ async def _unsealed(settings: Settings) -> AsyncIterator[OpenStore]:
         with suppress(asyncio.CancelledError):
             await renewing
         await lease.release()
+
+
+def _bind_spool(path: Path, spool: SpooledStore) -> None:
+    """Note in the spool where its objects belong.
+
+    Raises:
+        ArchiveInUse: it has some that belong elsewhere.
+        ArchiveUnavailable: it cannot be noted.
+    """
+    note, where = path / "destination", spool.describe()
+    try:
+        noted = note.read_text(encoding="utf-8") if note.exists() else where
+        if noted != where and spool.waiting.objects:
+            raise ArchiveInUse(f"{path} holds {spool.waiting.objects} objects that belong into {noted}, not {where}",
+                               hint="Go back to those settings until crctl status shows that nothing waits, or name "
+                               "another s3.spool_path.")
+        with open(note, "w", encoding="utf-8") as file:
+            file.write(where)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ArchiveUnavailable(f"{note}: {error.strerror}", path=str(note)) from error

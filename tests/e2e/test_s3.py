@@ -61,7 +61,7 @@ def test_checkpoint_kill_and_restart(tmp_path: Path, seaweed: SeaweedServer) -> 
         program.process.wait(timeout=10)
         assert second["stored_bytes"] < first["stored_bytes"] / 2
         eventually("the spool to be empty", lambda: not waiting(daemon))
-        assert list((daemon.state / "spool").iterdir()) == []
+        assert list((daemon.state / "spool" / "objects").iterdir()) == []
         assert not (daemon.state / "archive").exists()
         series = {name.partition("{")[0] for name in daemon.metrics()}
         assert {"crd_archive_spool_bytes", "crd_archive_spool_objects", "crd_archive_away"} <= series
@@ -106,6 +106,11 @@ def test_while_the_server_is_away(tmp_path: Path, own_server: SeaweedServer) -> 
         assert status == 1
         assert "s3.endpoint" in told
         own_server.start()
+        daemon.config.write_text(daemon.config.read_text().replace('"host"', '"another"'))
+        status, told = refused(daemon)
+        assert status == 14
+        assert "4 objects that belong into s3://images/p/host" in told
+        daemon.config.write_text(daemon.config.read_text().replace('"another"', '"host"'))
         with daemon:
             assert {image["crid"] for image in daemon.crctl("images")} == {
                 first["crid"], second["crid"], third["crid"]}

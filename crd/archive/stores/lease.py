@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import obstore
 from blake3 import blake3
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from crd.archive.stores.s3_client import RETRY_SECONDS, connect, translated
+from crd.archive.stores.s3_client import RETRY_SECONDS, Client
 from crd.errors import ArchiveError, ArchiveInUse, ArchiveUnavailable, BlobMissing
 
 if TYPE_CHECKING:
@@ -67,8 +66,8 @@ class Lease:
             holder: see ``holder_of``: what the same one held is ours at once.
             seconds: after which it may be taken from us if it was not renewed.
         """
-        self._where = f"{location}/{prefix}"
-        self._client = connect(location, prefix, retry_seconds=min(RETRY_SECONDS, seconds / _RENEWALS))
+        self._client = Client(location, prefix, retry_seconds=min(RETRY_SECONDS, seconds / _RENEWALS))
+        self._where = self._client.where
         self._prefix = prefix
         self._holder = holder
         self._seconds = seconds
@@ -152,10 +151,7 @@ class Lease:
             content = json.dumps({"holder": self._holder if holder is None else holder, "beat": beat,
                                   "seconds": self._seconds, "host": socket.gethostname(), "pid": os.getpid()}).encode()
             try:
-                with translated(self._where, _NAME):
-                    put = await obstore.put_async(self._client, _NAME, content,
-                                                  mode={"e_tag": e_tag} if e_tag else "create")
-                self._e_tag = put["e_tag"]
+                self._e_tag = await self._client.put(_NAME, [content], e_tag=e_tag)
             except (AlreadyExistsError, PreconditionError, BlobMissing):
                 found = await self._read()
                 if not found or not found.beat.startswith(self._id):
@@ -168,14 +164,12 @@ class Lease:
 
     async def _read(self) -> _Found | None:
         try:
-            with translated(self._where, _NAME):
-                found = await obstore.get_async(self._client, _NAME)
-                content = bytes(await found.bytes_async())
+            e_tag, content = await self._client.get_version(_NAME)
         except BlobMissing:
             return None
         try:
             said: dict[str, Any] = json.loads(content)
-            return _Found(found.meta["e_tag"], str(said["holder"]), str(said["beat"]),
+            return _Found(e_tag, str(said["holder"]), str(said["beat"]),
                           min(float(said["seconds"]), 10 * LEASE_SECONDS), f"{said['host']}, pid {said['pid']}")
         except (ValueError, TypeError, KeyError) as error:
             raise ArchiveError(f"{self._where}/{_NAME} is no lease", hint="If no daemon writes as "

@@ -7,21 +7,18 @@ Every put says If-None-Match and carries a SHA-256, which the server checks.  Wh
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
-from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import obstore
-
-from crd.archive.stores.s3_client import RETRY_SECONDS, connect, translated
+from crd.archive.stores.s3_client import RETRY_SECONDS, Client
 from crd.archive.stores.s3_object import END_BYTES, HASH_BYTES, PARTS, Layout, ending_bytes
 from crd.archive.stores.s3_upload import S3Upload
-from crd.errors import ArchiveDenied, ArchiveError, ArchiveUnavailable, BlobCorrupt, BlobMissing
+from crd.errors import ArchiveError, BlobCorrupt, BlobMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
-    from typing import Any
+    from collections.abc import Iterable
+
+    import obstore
 
     from crd.archive.stores.lease import Lease
     from crd.archive.stores.s3_client import Location
@@ -30,9 +27,6 @@ _READS_AT_ONCE = 4
 _LAYOUTS_MAX = 1024
 _LAYOUT_BYTES_MAX = 64 << 10  # of an object of 16 GiB
 _END_GUESS = 4 << 10  # holds the hashes of 1 GiB
-_PAUSE_SECONDS = 0.5
-
-T = TypeVar("T")
 
 
 class S3Store:
@@ -55,10 +49,9 @@ class S3Store:
         Raises:
             SettingsError: the credentials cannot be read.
         """
-        self._where = "/".join(filter(None, (str(location), prefix)))
+        self._client = Client(location, prefix, retry_seconds=retry_seconds)
+        self._where = self._client.where
         self._lease = lease
-        self._retry_seconds = retry_seconds
-        self._client = connect(location, prefix, retry_seconds=retry_seconds)
         self._layouts: OrderedDict[str, Layout] = OrderedDict()
         self.under_way: set[str] = set()
 
@@ -83,8 +76,7 @@ class S3Store:
 
         async def get(name: str, start: int, stop: int) -> obstore.Bytes:
             async with room:
-                content = await self._persistently(lambda: obstore.get_range_async(
-                    self._client, name, start=start, end=stop), name)
+                content = await self._client.get(name, start, stop)
             if len(content) != stop - start:
                 raise BlobCorrupt(f"{self._where}/{name} is shorter than it was", key=key)
             return content
@@ -114,10 +106,10 @@ class S3Store:
             self._layouts.move_to_end(key)
             return found
         try:
-            size, end = await self._end_of(key, _END_GUESS)
+            size, end = await self._client.get_end(key, _END_GUESS)
             needed = ending_bytes(end, size)
             if len(end) < needed:
-                size, end = await self._end_of(key, needed)
+                size, end = await self._client.get_end(key, needed)
             layout = Layout.parse(key, end[-needed:], size)
         except BlobCorrupt as error:
             raise BlobCorrupt(f"{self._where}/{key}: {error.message}", key=key) from error
@@ -127,14 +119,6 @@ class S3Store:
         if len(self._layouts) > _LAYOUTS_MAX:
             self._layouts.popitem(last=False)
         return layout
-
-    async def _end_of(self, key: str, length: int) -> tuple[int, bytes]:
-        """Return the size of an object of S3, and its last bytes."""
-        async def get() -> tuple[int, bytes]:
-            found = await obstore.get_async(self._client, key, options={"range": {"suffix": length}})
-            return found.meta["size"], bytes(await found.bytes_async())
-
-        return await self._persistently(get, key)
 
     async def upload_of(self, key: str) -> bytes | None:
         """Return which upload made an object; None: it is not there, empty: nobody knows."""
@@ -156,45 +140,24 @@ class S3Store:
                 sizes[key] += size - HASH_BYTES
         return dict(sorted(sizes.items()))
 
-    async def listed(self, prefix: str) -> dict[str, int]:
-        """Return the names of all objects of S3 under a prefix, with their bytes; raises ArchiveUnavailable."""
-        async def ask() -> dict[str, int]:
-            found: dict[str, int] = {}
-            async for chunk in obstore.list(self._client, prefix.rstrip("/") or None):
-                found |= {meta["path"]: meta["size"] for meta in chunk}
-            return found
-
-        return await self._persistently(ask, prefix)
+    async def listed(self, directory: str) -> dict[str, int]:
+        """Return the names of all objects of S3 in a directory, with their bytes; raises ArchiveUnavailable."""
+        return await self._client.list(directory)
 
     async def put(self, name: str, content: list[bytes]) -> None:
         """Create an object of S3; raises AlreadyExistsError, ArchiveFull, ArchiveUnavailable, ArchiveInUse."""
         self._check_lease()
-        await self._persistently(lambda: obstore.put_async(self._client, name, content, mode="create"), name)
+        await self._client.put(name, content)
 
     async def remove(self, names: Iterable[str]) -> None:
         """Delete objects of S3, those of them that are there; raises ArchiveUnavailable, ArchiveInUse."""
         self._check_lease()
         if names := list(names):
-            with suppress(BlobMissing):
-                await self._persistently(lambda: obstore.delete_async(self._client, names), names[0])
+            await self._client.delete(names)
 
     def _check_lease(self) -> None:
         if self._lease:
             self._lease.check()
-
-    async def _persistently(self, ask: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
-        """Ask until there is an answer.  The library asks again by itself, but not after all that can be cured so."""
-        deadline = time.monotonic() + self._retry_seconds
-        while True:
-            try:
-                with translated(self._where, name):
-                    return await ask()
-            except ArchiveDenied:
-                raise
-            except ArchiveUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def delete(self, key: str) -> None:
         """Remove an object, then its parts."""

@@ -6,23 +6,28 @@ does not say NoSuchKey comes from something else than the store, and is never ta
 
 from __future__ import annotations
 
+import asyncio
 import configparser
 import re
-from contextlib import contextmanager
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-from obstore.store import S3Store as Client
+from obstore.store import S3Store
 
 from crd.archive.secret_files import read_secret_file
 from crd.errors import ArchiveDenied, ArchiveFull, ArchiveUnavailable, BlobCorrupt, BlobMissing, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from obstore import PutMode
     from obstore.store import S3Config, S3Credential
 
     from crd.errors import ArchiveError
@@ -32,6 +37,13 @@ _CREDENTIALS_LIFE = timedelta(minutes=15)
 RETRY_SECONDS = 20.0
 _REQUEST_SECONDS = 120.0
 _CONNECT_SECONDS = 5.0
+_PAUSE_SECONDS = 0.5
+_THREADS = 16
+
+T = TypeVar("T")
+
+# Of their own: requests to a store that is away may take all of them, and nothing else shall wait for that.
+_threads = ThreadPoolExecutor(_THREADS, "crd-s3")
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>|(InvalidCertificate)\(")
@@ -75,26 +87,94 @@ class Location:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
 
-def connect(location: Location, prefix: str = "", *, retry_seconds: float = RETRY_SECONDS) -> Client:
-    """Return a client; nothing is sent yet.
+class Client:
+    """Requests to one prefix of a bucket; all raise BlobMissing, ArchiveFull, ArchiveDenied, ArchiveUnavailable.
 
-    Args:
-        location: of the archive.
-        prefix: of all keys, below that of the location.
-        retry_seconds: a request that failed by a 5xx or a broken connection is not sent again after so long.
-
-    Raises:
-        SettingsError: the credentials cannot be read.
+    The library's own coroutines end in a thread of its runtime that may still want the interpreter when that ends, and
+    then aborts the process (seen in 5 of 12 runs).  Here its plain functions run on threads of ours.
     """
+
+    def __init__(self, location: Location, prefix: str = "", *, retry_seconds: float = RETRY_SECONDS) -> None:
+        """Make a client; nothing is sent yet.
+
+        Args:
+            location: of the archive.
+            prefix: of all names, below that of the location.
+            retry_seconds: a request that failed by a 5xx or a broken connection is not sent again after so long.
+
+        Raises:
+            SettingsError: the credentials cannot be read.
+        """
+        self.where = "/".join(filter(None, (str(location), prefix)))
+        self._retry_seconds = retry_seconds
+        self._store = _connect(location, prefix, retry_seconds)
+
+    async def get(self, name: str, start: int, end: int) -> obstore.Bytes:
+        """Return a range of an object."""
+        return await self._ask(name, lambda: obstore.get_range(self._store, name, start=start, end=end))
+
+    async def get_end(self, name: str, length: int) -> tuple[int, bytes]:
+        """Return the size of an object, and its last bytes."""
+        def get() -> tuple[int, bytes]:
+            found = obstore.get(self._store, name, options={"range": {"suffix": length}})
+            return found.meta["size"], bytes(found.bytes())
+
+        return await self._ask(name, get)
+
+    async def get_version(self, name: str) -> tuple[str | None, bytes]:
+        """Return an object, and its ETag."""
+        def get() -> tuple[str | None, bytes]:
+            found = obstore.get(self._store, name)
+            return found.meta["e_tag"], bytes(found.bytes())
+
+        return await self._ask(name, get)
+
+    async def put(self, name: str, content: list[bytes], *, e_tag: str | None = None) -> str | None:
+        """Create an object, or replace that version of it; return its ETag.
+
+        Raises:
+            AlreadyExistsError, PreconditionError: there is another: perhaps our own, whose acknowledgement was lost.
+        """
+        mode: PutMode = {"e_tag": e_tag} if e_tag else "create"
+        return (await self._ask(name, lambda: obstore.put(self._store, name, content, mode=mode)))["e_tag"]
+
+    async def delete(self, names: list[str]) -> None:
+        """Delete objects, those of them that are there."""
+        with suppress(BlobMissing):
+            await self._ask(names[0], lambda: obstore.delete(self._store, names))
+
+    async def list(self, prefix: str) -> dict[str, int]:
+        """Return the names of all objects in a directory, with their bytes."""
+        def get() -> dict[str, int]:
+            chunks = obstore.list(self._store, prefix.rstrip("/") or None, chunk_size=1000)
+            return {meta["path"]: meta["size"] for chunk in chunks for meta in chunk}
+
+        return await self._ask(prefix, get)
+
+    async def _ask(self, name: str, request: Callable[[], T]) -> T:
+        """Ask until there is an answer.  The library asks again by itself, but not after all that can be cured so."""
+        deadline = time.monotonic() + self._retry_seconds
+        while True:
+            try:
+                with _translated(self.where, name):
+                    return await asyncio.get_running_loop().run_in_executor(_threads, request)
+            except ArchiveDenied:
+                raise
+            except ArchiveUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _connect(location: Location, prefix: str, retry_seconds: float) -> S3Store:
     config: S3Config = {"checksum_algorithm": "SHA256", "disable_bulk_delete": True}
     if location.endpoint:
         config["endpoint"] = location.endpoint
     if location.region:
         config["region"] = location.region
-    credentials = _Credentials(location.credentials) if location.credentials else None
-    whole = "/".join(filter(None, (location.prefix, prefix)))
-    return Client(
-        location.bucket, prefix=whole or None, config=config, credential_provider=credentials,
+    return S3Store(
+        location.bucket, prefix="/".join(filter(None, (location.prefix, prefix))) or None, config=config,
+        credential_provider=_Credentials(location.credentials) if location.credentials else None,
         client_options={"user_agent": "crd", "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
                         "timeout": timedelta(seconds=_REQUEST_SECONDS),
                         **({"allow_http": True} if location.endpoint.startswith("http:") else {})},
@@ -136,7 +216,7 @@ def read_credentials(path: Path) -> tuple[str, str, str | None]:
 
 
 @contextmanager
-def translated(where: str, key: str = "") -> Iterator[None]:
+def _translated(where: str, key: str = "") -> Iterator[None]:
     """Turn the errors of the library into the archive's, but for those of a condition that was not met.
 
     Raises:

@@ -221,6 +221,12 @@ class SpooledStore:
             self._moving = key, asyncio.create_task(self._move(key))
             try:
                 await asyncio.shield(self._moving[1])
+            except BlobMissing:
+                if key in await self._spool.objects():
+                    raise
+                self._waiting.pop(key, None)
+                logger.error("%s was removed from the spool behind our back",  # noqa: TRY400  no fault of the code
+                             key, extra={"event": "archive.spool-lost"})
             except asyncio.CancelledError:
                 if not self._moving[1].cancelled():  # we are, and not the move alone
                     await _given_up(self._moving[1])

@@ -285,6 +285,18 @@ async def test_an_object_that_is_deleted_while_it_is_moved(tmp_path: Path, far: 
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+async def test_what_somebody_removed_from_the_spool_holds_up_nothing(tmp_path: Path, far: FarStore,
+                                                                     caplog: pytest.LogCaptureFixture) -> None:
+    store = await opened(tmp_path / "spool", far)
+    for key in ("a", "b"):
+        await put(store, key, b"content")
+    (tmp_path / "spool" / "a").unlink()
+    async with moving(store):
+        await moved(store)
+    assert list(far.contents) == list(await store.objects()) == ["b"]
+    assert "a was removed from the spool" in caplog.text
+
+
 async def test_deletions_and_uploads_at_random(tmp_path: Path, far: FarStore) -> None:
     chance, there = random.Random(5), dict[str, bytes]()
     store = await opened(tmp_path / "spool", far)
