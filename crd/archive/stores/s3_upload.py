@@ -74,8 +74,8 @@ class S3Upload:
     async def _settle(self, until: str = asyncio.ALL_COMPLETED) -> None:
         if self._puts:
             done, self._puts = await asyncio.wait(self._puts, return_when=until)
-            for task in done:
-                task.result()
+            if errors := [error for task in done if (error := task.exception())]:
+                raise errors[0]
 
     async def commit(self) -> None:
         """Put the rest, which makes the object visible; or leave nothing, as far as the store can be reached."""

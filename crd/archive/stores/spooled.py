@@ -139,7 +139,7 @@ class SpooledStore:
 
     async def must_be_free(self, key: str) -> None:
         """Raises ArchiveError: there is an object under that key."""
-        if key in await self.objects():
+        if key in self._waiting or key in await self._there():
             raise ArchiveError(f"{self.describe()}/{key} exists already", key=key)
 
     def spooled(self, key: str, n_bytes: int) -> None:
@@ -181,15 +181,17 @@ class SpooledStore:
     async def delete(self, key: str) -> None:
         """Remove an object from both; while it is being moved, that is given up."""
         size = self._waiting.pop(key, None)  # first: nothing begins to move it any more
+        perhaps_moved = False
         if size is not None:
             try:
                 if self._moving and self._moving[0] == key:
+                    perhaps_moved = True
                     await _given_up(self._moving[1])
                 await self._spool.delete(key)
             except BaseException:
                 self._waiting[key] = size
                 raise
-        if key in (there := await self._there()):
+        if perhaps_moved | (key in (there := await self._there())):
             await self._reached(lambda: self._store.delete(key))
             there.pop(key, None)
 
@@ -231,9 +233,10 @@ class SpooledStore:
                 if not self._moving[1].cancelled():  # we are, and not the move alone
                     await _given_up(self._moving[1])
                     raise
+            else:
+                self._answered()
             finally:
                 self._moving = None
-            self._answered()
         if self._torn:
             await self._store.clear_torn()
             self._torn = False
@@ -261,13 +264,16 @@ class SpooledStore:
 
     async def _same(self, key: str, size: int) -> bool:
         """Tell whether the store has an object already: the daemon was killed before the spool was told."""
-        if await self._store.size(key) == size:
+        try:
+            if await self._store.size(key) != size:
+                return False
             for offset in range(0, size, _READ_BYTES):
                 if (await self._store.read(key, offset, _READ_BYTES)
                         != await self._spool.read(key, offset, _READ_BYTES)):
                     return False
-            return True
-        return False
+        except BlobMissing:
+            return False
+        return True
 
     async def _reached(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask the store, unless it did not answer a moment ago."""
