@@ -2,7 +2,8 @@
 
 It is an object, ``lease``, that its holder replaces again and again, each time only if it is still what it put there (a
 conditional put by ETag).  Nobody's clock is compared with another's: a lease has run out when it did not change for as
-long as it says, by the clock of who watches it; and its holder stops to write when it could not renew it for as long.
+long as it says, by the clock of who watches it.  Its holder stops to write when it could not renew it for two thirds of
+that: the rest is for requests that are under way.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from crd.archive.stores.s3_client import RETRY_SECONDS, Client
+from crd.archive.stores.s3_client import Client
 from crd.errors import ArchiveError, ArchiveInUse, ArchiveUnavailable, BlobMissing
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 45.0
 _NAME = "lease"
 _RENEWALS = 3
+_USABLE = 2 / 3
 _WATCH_SECONDS = 1.0
 
 
@@ -66,7 +68,7 @@ class Lease:
             holder: see ``holder_of``: what the same one held is ours at once.
             seconds: after which it may be taken from us if it was not renewed.
         """
-        self._client = Client(location, prefix, retry_seconds=min(RETRY_SECONDS, seconds / _RENEWALS))
+        self._client = Client(location, prefix, retry_seconds=seconds / _RENEWALS, request_seconds=seconds / _RENEWALS)
         self._where = self._client.where
         self._prefix = prefix
         self._holder = holder
@@ -82,12 +84,12 @@ class Lease:
 
         Raises:
             ArchiveInUse: another has it.
-            ArchiveUnavailable: it could not be renewed for so long that another may have it.
+            ArchiveUnavailable: it could not be renewed for so long that another may have it soon.
         """
         if self._lost:
             raise ArchiveInUse(f"another daemon took over {self._where}", hint=self._hint)
-        if _now() - self._renewed_at >= self._seconds:
-            raise ArchiveUnavailable(f"{self._where}: our lease could not be renewed for {self._seconds:g} s")
+        if _now() - self._renewed_at >= _USABLE * self._seconds:
+            raise ArchiveUnavailable(f"{self._where}: our lease could not be renewed for {_USABLE * self._seconds:g} s")
 
     @property
     def _hint(self) -> str:
@@ -127,14 +129,17 @@ class Lease:
         Raises:
             ArchiveInUse: another took it.
         """
+        pause = self._seconds / _RENEWALS
         while True:
-            await asyncio.sleep(self._seconds / _RENEWALS)
+            await asyncio.sleep(pause)
             try:
                 if not await self._put(self._e_tag):
                     self._lost = True
                     self.check()
+                pause = self._seconds / _RENEWALS
             except ArchiveUnavailable as error:
                 logger.debug("lease: %s", error.message, extra={"event": "archive.lease-late"})
+                pause = min(_WATCH_SECONDS, pause)
 
     async def release(self) -> None:
         """Let others have it at once; if the store cannot be reached, they wait for it to run out."""

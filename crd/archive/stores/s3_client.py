@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _CREDENTIALS_BYTES_MAX = 64 << 10
 _CREDENTIALS_LIFE = timedelta(minutes=15)
 RETRY_SECONDS = 20.0
-_REQUEST_SECONDS = 120.0
+REQUEST_SECONDS = 120.0
 _CONNECT_SECONDS = 5.0
 _PAUSE_SECONDS = 0.5
 _THREADS = 16
@@ -94,20 +94,22 @@ class Client:
     then aborts the process (seen in 5 of 12 runs).  Here its plain functions run on threads of ours.
     """
 
-    def __init__(self, location: Location, prefix: str = "", *, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, location: Location, prefix: str = "", *, retry_seconds: float = RETRY_SECONDS,
+                 request_seconds: float = REQUEST_SECONDS) -> None:
         """Make a client; nothing is sent yet.
 
         Args:
             location: of the archive.
             prefix: of all names, below that of the location.
             retry_seconds: a request that failed by a 5xx or a broken connection is not sent again after so long.
+            request_seconds: what one may take.
 
         Raises:
             SettingsError: the credentials cannot be read.
         """
         self.where = "/".join(filter(None, (str(location), prefix)))
         self._retry_seconds = retry_seconds
-        self._store = _connect(location, prefix, retry_seconds)
+        self._store = _connect(location, prefix, retry_seconds, request_seconds)
 
     async def get(self, name: str, start: int, end: int) -> obstore.Bytes:
         """Return a range of an object."""
@@ -166,7 +168,7 @@ class Client:
             await asyncio.sleep(_PAUSE_SECONDS)
 
 
-def _connect(location: Location, prefix: str, retry_seconds: float) -> S3Store:
+def _connect(location: Location, prefix: str, retry_seconds: float, request_seconds: float) -> S3Store:
     config: S3Config = {"checksum_algorithm": "SHA256", "disable_bulk_delete": True}
     if location.endpoint:
         config["endpoint"] = location.endpoint
@@ -176,7 +178,7 @@ def _connect(location: Location, prefix: str, retry_seconds: float) -> S3Store:
         location.bucket, prefix="/".join(filter(None, (location.prefix, prefix))) or None, config=config,
         credential_provider=_Credentials(location.credentials) if location.credentials else None,
         client_options={"user_agent": "crd", "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-                        "timeout": timedelta(seconds=_REQUEST_SECONDS),
+                        "timeout": timedelta(seconds=request_seconds),
                         **({"allow_http": True} if location.endpoint.startswith("http:") else {})},
         retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=retry_seconds),
                       "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5),
