@@ -31,6 +31,7 @@ from crd.engine.userspace.freeze import frozen
 from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap
 from crd.target import procfs
+from tests.bench import s3_throughput
 from tests.support.victims import Victim, until
 
 if TYPE_CHECKING:
@@ -290,6 +291,7 @@ def main() -> None:
         stop_of_threads(home, 15)
         asyncio.run(whole_checkpoint(home, 2_600_000, 5))
         asyncio.run(increments(home, 7))
+    s3_throughput.main()
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class SeaweedServer:
             self.process = subprocess.Popen(
                 [BIN / "weed", "server", f"-dir={self._home / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer",
                  "-s3", f"-s3.config={config}", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
-                 "-master.telemetry=false", "-volume.max=50",
+                 "-master.telemetry=false", "-volume.max=200",
                  "-master.volumeSizeLimitMB=64", *(f"-{name}={port}" for name, port in self._ports.items())],
                 cwd=self._home, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         eventually("the S3 server to take an object", self._answers)
