@@ -114,13 +114,15 @@ class S3Upload:
     async def abort(self) -> None:
         """Remove what was put; if the store cannot be reached, its next ``clear_torn`` does.
 
-        What is under way is waited for: the server may go on with a put that is given up here.
+        What is under way is waited for: the server may go on with a put that is given up here.  Parts stay if there is
+        an object that may need them: one whose commit failed, and could not be taken back.
         """
         if not self._open:
             return
         await asyncio.gather(*self._puts, return_exceptions=True)
         with suppress(ArchiveError):
-            await self._store.remove(self._ours)
+            if self._ours and await self._store.upload_of(self._key) is None:
+                await self._store.remove(self._ours)
         self._close()
 
     def _close(self) -> None:

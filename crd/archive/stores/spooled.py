@@ -250,6 +250,11 @@ class SpooledStore:
                 for offset in range(0, size, _READ_BYTES):
                     await upload.write([await self._spool.read(key, offset, _READ_BYTES)])
                 await upload.commit()
+            except (ArchiveFull, ArchiveUnavailable):
+                raise
+            except ArchiveError:  # there is one: ours, if it was done although it seemed to fail
+                if not await self._same(key, size):
+                    raise
             finally:
                 await asyncio.shield(upload.abort())
         (await self._listed())[key] = size

@@ -20,6 +20,7 @@ from crd.archive.stores import spooled
 from crd.archive.stores.local import LocalStore
 from crd.archive.stores.memory import MemoryStore, MemoryUpload
 from crd.archive.stores.s3 import S3Store
+from crd.archive.stores.s3_object import PART_BYTES
 from crd.archive.stores.spooled import SpooledStore
 from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobMissing
 from crd.ids import Crid
@@ -434,3 +435,29 @@ async def test_what_somebody_removed_from_the_store_is_moved_again(tmp_path: Pat
     async with moving(store):
         await moved(store)
     assert far.contents == {"a": b"content"}
+
+
+@pytest.mark.parametrize("size", [100, 3 * PART_BYTES + 100])
+async def test_a_move_that_was_done_although_it_seemed_to_fail(tmp_path: Path, seaweed: SeaweedServer,
+                                                               size: int) -> None:
+    """The server has the object, its answers are lost, and it cannot be reached to take the object back."""
+    content, since = random.Random(size).randbytes(size), 0
+
+    def lose(method: str, path: str) -> str:
+        nonlocal since
+        since += bool(since) or (method == "PUT" and path.endswith("/a"))
+        return ("lost" if method == "PUT" else "away") if 0 < since < 12 else ""
+
+    async with FaultyProxy(seaweed.port) as proxy:
+        store = await opened(tmp_path / "spool", S3Store(seaweed.location("spool", tmp_path.name, proxy.endpoint),
+                                                         retry_seconds=0.3))
+        await store.objects()
+        await put(store, "a", content)
+        proxy.fault = lose
+        async with moving(store):
+            await moved(store)
+        assert since >= 12
+        assert await store.read("a", 0, size + 1) == content
+    behind = S3Store(seaweed.location("spool", tmp_path.name))
+    assert await behind.clear_torn() == 0
+    assert await behind.read("a", 0, size + 1) == content
