@@ -356,6 +356,21 @@ class ArchiveUnavailable(ArchiveError):
     retryable = True
 
 
+class ArchiveDenied(ArchiveUnavailable):
+    """The archive's store refuses us."""
+
+    code = "archive.denied"
+    retryable = False
+    exit_status = EXIT_DENIED
+
+
+class ArchiveInUse(ArchiveError):
+    """Another daemon writes into this part of the archive."""
+
+    code = "archive.in-use"
+    exit_status = EXIT_CONFLICT
+
+
 # --- catalog -----------------------------------------------------------------------------------
 
 

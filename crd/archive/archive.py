@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from crd.archive.base import known_pages
 from crd.archive.heads import Heads
-from crd.archive.names import image_key, numbered
+from crd.archive.names import image_key, numbered, pack_key
 from crd.archive.references import References
 from crd.archive.sink import ImageSink, Stored
 from crd.archive.source import ImageSource, open_source
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from crd.archive.stores.store import Store
-
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSize:
@@ -82,8 +81,9 @@ class Archive:
         finally:
             await asyncio.shield(self._references.release(packs))
         try:
-            return ImageSink(self._store, self._references, await self._store.create(), known, self._heads,
-                             level=self._level, threads=self._threads)
+            upload = await self._store.create(pack_key(known.packs[0]))
+            return ImageSink(self._store, self._references, upload, known, self._heads, level=self._level,
+                             threads=self._threads)
         except BaseException:
             await asyncio.shield(self._references.release(known.packs))
             raise

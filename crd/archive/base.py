@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from array import array
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from crd.archive.manifest import PACK_SHIFT
 from crd.archive.names import pack_key
 from crd.archive.source import open_pack
 from crd.archive.threads import in_thread
-from crd.errors import BlobCorrupt, BlobMissing
+from crd.errors import ArchiveUnavailable, BlobCorrupt, BlobMissing
 from crd.native.pages import PageIndex, PageKey
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from crd.archive.references import References
     from crd.archive.stores.store import Store
 
+
+logger = logging.getLogger(__name__)
 
 _DENSE = 0.4
 _PACKS_MAX, _PACKS_MERGED = 64, 48
@@ -63,12 +66,16 @@ async def known_pages(store: Store, references: References, needs: Sequence[Need
     """
     found: list[tuple[Need, PackTable]] = []
     for number, needed in needs:
-        if not await store.is_current(pack_key(number)):
-            continue
         try:
+            if not await store.is_current(pack_key(number)):
+                continue
             table = await open_pack(store, number)
         except (BlobCorrupt, BlobMissing):
             references.distrust(number)  # what is in it is stored again
+            continue
+        except ArchiveUnavailable as error:  # likewise: a spool may take in what the store behind it cannot compare
+            logger.info("pages of pack %016x are stored again: %s", number, error.message,
+                        extra={"event": "archive.not-shared"})
             continue
         if not found or table.key == found[0][1].key:
             found.append(((number, needed), table))

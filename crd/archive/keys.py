@@ -10,22 +10,21 @@ import base64
 import binascii
 import os
 import secrets
-import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from crd.archive.secret_files import read_secret_file, secret_path
 from crd.errors import KeyMissing, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 KEY_BYTES = 32
 ID_BYTES = 8
 _FILE_BYTES_MAX = 256
 _DISTINCT_BYTES_MIN = 16  # 32 random bytes have fewer once in 10^14 keys
-_CREDENTIALS = "CREDENTIALS_DIRECTORY"
 
 
 class Key:
@@ -85,7 +84,7 @@ def load_keys(sources: Iterable[str]) -> KeyRing | None:
     Raises:
         SettingsError: one cannot be read, may be read by others, or is no key.
     """
-    keys = [load_key(_path_of(source)) for source in sources]
+    keys = [load_key(secret_path(source, "encryption.keys")) for source in sources]
     return KeyRing(keys) if keys else None
 
 
@@ -95,15 +94,7 @@ def load_key(path: Path) -> Key:
     Raises:
         SettingsError: it cannot be read, may be read by others, or is no key.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with os.fdopen(fd, "rb") as file:
-            _check_private(path, os.fstat(fd))
-            content = file.read(_FILE_BYTES_MAX)
-    except OSError as error:
-        raise SettingsError(f"key file {path}: {error.strerror}", path=str(path),
-                            hint="`crd key --new FILE` makes a key.") from error
-    secret = _decoded(content)
+    secret = _decoded(read_secret_file(path, "key file", _FILE_BYTES_MAX, hint="`crd key --new FILE` makes a key."))
     if secret is None or len(set(secret)) < _DISTINCT_BYTES_MIN or (secret.isascii() and secret.decode().isprintable()):
         raise SettingsError(f"key file {path}: it does not hold 32 random bytes, as they are, in hexadecimal or in "
                             "base64", path=str(path), hint="`crd key --new FILE` makes a key; a passphrase is none.")
@@ -131,30 +122,6 @@ def make_key(path: Path) -> Key:
         raise SettingsError(f"key file {path}: {error.strerror}", path=str(path),
                             hint="Name a file that does not exist, in a directory that does.") from error
     return Key(secret)
-
-
-def _path_of(source: str) -> Path:
-    if source.startswith("/"):
-        return Path(source)
-    directory = os.environ.get(_CREDENTIALS)
-    if "/" in source or source in {"", ".", ".."}:
-        raise SettingsError(f"encryption.keys: {source!r} is neither an absolute path nor the name of a credential",
-                            hint="Write the path from the root, or a name of LoadCredential=.")
-    if not directory:
-        raise SettingsError(f"encryption.keys: there is no credential {source}: systemd passed none to this process",
-                            hint=f"Write an absolute path, or LoadCredential={source}:FILE into the unit.")
-    return Path(directory) / source
-
-
-def _check_private(path: Path, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise SettingsError(f"key file {path}: it is no file", path=str(path))
-    if found.st_uid not in {0, os.geteuid()}:
-        raise SettingsError(f"key file {path}: it belongs to user {found.st_uid}", path=str(path),
-                            hint=f"chown {os.geteuid()} {path}")
-    if found.st_mode & 0o077:
-        raise SettingsError(f"key file {path}: its mode is {found.st_mode & 0o777:04o}, others may use it",
-                            path=str(path), hint=f"chmod 0600 {path}, and consider the key known.")
 
 
 def _decoded(content: bytes) -> bytes | None:

@@ -21,3 +21,8 @@ def numbered(keys: dict[str, int], kind: str) -> dict[int, int]:
     """Return those objects of a store that are of a kind, "image" or "pack": number and bytes of each."""
     found = ((_OBJECT.fullmatch(key), size) for key, size in keys.items())
     return {int(match[1], 16): size for match, size in found if match and match[2] == kind}
+
+
+def needed_first(key: str) -> tuple[bool, str]:
+    """Return what sorts keys so that images come after all that they need."""
+    return ".image" in key, key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from crd.archive.names import image_key, numbered, pack_key
 from crd.errors import BlobCorrupt, BlobMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from crd.archive.manifest import Need
     from crd.archive.stores.store import Store
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _USUAL_PACKS = 64
+_READ_AT_ONCE = 16
 
 
 class References:
@@ -43,14 +45,24 @@ class References:
             ArchiveUnavailable: the store cannot be read.
         """
         keys = await self._store.objects()
-        for crid in numbered(keys, "image"):
+        unread = iter(numbered(keys, "image"))
+        readers = [asyncio.create_task(self._enter_all(unread)) for _ in range(_READ_AT_ONCE)]  # it may be far away
+        try:
+            await asyncio.gather(*readers)
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+        await self._remove(numbered(keys, "pack"))
+
+    async def _enter_all(self, unread: Iterator[int]) -> None:
+        for crid in unread:
             try:
                 self.enter(crid, await self._needed(crid))
             except (BlobCorrupt, BlobMissing) as error:
                 self._unreadable.add(crid)
                 logger.warning("image %d cannot be read, so no pack will be removed until it is forgotten: %s", crid,
                                error.message, extra={"event": "archive.unreadable", "crid": crid})
-        await self._remove(numbered(keys, "pack"))
 
     async def _needed(self, crid: int) -> list[Need]:
         key = image_key(crid)

@@ -160,7 +160,7 @@ class ImageSink:
         manifest, own = self._manifest, self._known.packs[0]
         if digest := self._known.digests[0]:
             await self._write(pack.trailer(digest, self._entries, self._hashes))
-            await self._upload.commit(pack_key(own))
+            await self._upload.commit()
         else:
             await self._upload.abort()
         try:
@@ -182,10 +182,10 @@ class ImageSink:
                                        [known.sizes[place] for place in places]))
 
     async def _commit_manifest(self, key: str, parts: list[bytes]) -> None:
-        upload = await self._store.create()
+        upload = await self._store.create(key)
         try:
             await upload.write(parts)
-            await upload.commit(key)
+            await upload.commit()
         except BaseException:
             await asyncio.shield(upload.abort())
             raise

@@ -123,9 +123,16 @@ def status_fields(status: Mapping[str, Any]) -> dict[str, object]:
         "targets": f"{status['targets']}, {status['running']} being checkpointed",
         "next due": upcoming,
         "archive": f"{archive['images']} images, {units.size(archive['bytes'])} in {archive['path']}",
+        **({"spool": _spool_text(archive["spool"])} if archive.get("spool") else {}),
         "queue": f"{queue['queued']} queued{oldest}, {queue['running']} running",
         "metrics": status.get("metrics"),
     }
+
+
+def _spool_text(spool: Mapping[str, Any]) -> str:
+    waiting = (f"{units.size(spool['bytes'])} in {spool['objects']} objects wait" if spool["objects"]
+               else "nothing waits")
+    return waiting + (f": {spool['error']}" if spool.get("error") else "")
 
 
 def report_text(report: Mapping[str, Any]) -> str:

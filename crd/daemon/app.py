@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
+    from crd.archive.stores.spooled import SpooledStore
     from crd.ids import Crid
     from crd.settings.models import Settings
 
@@ -65,6 +66,7 @@ class App:
         self._jobs: set[asyncio.Task[Any]] = set()
         self.catalog: Catalog
         self.archive: Archive
+        self.spool: SpooledStore | None = None
         self.checkpoints: Checkpoints
         self.restarts: Restarts
         self.scheduler: Scheduler
@@ -82,10 +84,12 @@ class App:
         settings = self.settings
         async with AsyncExitStack() as stack:
             stack.enter_context(_state_directory(settings.daemon.state_dir))
-            store = await open_store(settings)  # first: without its keys nothing is touched, not even the catalog
+            # First: without its keys nothing is touched, not even the catalog.
+            opened = await stack.enter_async_context(open_store(settings))
+            self.spool = opened.spool
             self.catalog = await stack.enter_async_context(await Catalog.open(settings.catalog_url))
             self.archive = await stack.enter_async_context(
-                Archive(store, level=settings.archive.level, threads=settings.archive.threads))
+                Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads))
             await self._settle()
             self.tracks = stack.enter_context(Tracks(enabled=settings.engine.note_writes))
             workers = await stack.enter_async_context(WorkerPool())
@@ -100,10 +104,11 @@ class App:
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("measure", self._measure()),
-                ("scrub", self.scrub.run()), ("watchdog", _watchdog()))]
+                ("scrub", self.scrub.run()), ("watchdog", _watchdog()),
+                *((("spool", self.spool.run()),) if self.spool else ()))]
             notify("READY=1", f"STATUS={len(self.scheduler.targets)} targets")
             logger.info("ready", extra={"event": "daemon.ready"})
-            await stop.wait()
+            await _either(stop.wait(), opened.lease)
             notify("STOPPING=1")
             logger.info("stopping", extra={"event": "daemon.stopping"})
             await self._stop(server, background)
@@ -202,7 +207,7 @@ class App:
     async def _measure(self) -> None:
         while True:
             with suppress(CrdError):
-                await measure(self.archive, self.metrics)
+                await measure(self.archive, self.spool, self.metrics)
             await asyncio.sleep(_MEASURE_SECONDS)
 
     async def _stop(self, server: Server, background: list[asyncio.Task[None]]) -> None:
@@ -219,6 +224,15 @@ class App:
                 job.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await server.close()
+
+
+async def _either(first: Coroutine[Any, Any, object], second: asyncio.Task[None] | None) -> None:
+    """Wait until one of two has ended, however it did."""
+    stopped = asyncio.create_task(first)
+    try:
+        await asyncio.wait([stopped, *([second] if second else ())], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class Handlers(UpkeepHandlers):
     async def _on_GetStatus(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
         app = self._app
         size = await app.archive.size()
+        waiting = app.spool and app.spool.waiting
         queued, running, oldest = await app.catalog.requests.queue()
         due = [target for target in app.scheduler.targets.values() if target.next_at and not target.held]
         following = min(due, key=lambda target: target.next_at or app.started_at, default=None)
@@ -64,7 +65,9 @@ class Handlers(UpkeepHandlers):
             "version": app.version, "host": app.host, "pid": app.pid, "started_at": app.started_at.isoformat(),
             "engine": "userspace", "features": app.features, "targets": len(app.scheduler.targets),
             "running": app.checkpoints.running,
-            "archive": {"path": app.archive.describe(), "bytes": size.stored_bytes, "images": size.images},
+            "archive": {"path": app.archive.describe(), "bytes": size.stored_bytes, "images": size.images,
+                        "spool": waiting and {"objects": waiting.objects, "bytes": waiting.stored_bytes,
+                                              "error": waiting.error or None}},
             "queue": {"queued": queued, "running": running, "oldest_at": time_json(oldest)},
             "next_target": following.name if following else None,
             "next_at": time_json(following.next_at) if following else None, "metrics": app.metrics_url or None}

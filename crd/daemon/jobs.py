@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crd.archive.archive import Archive
+    from crd.archive.stores.spooled import SpooledStore
     from crd.catalog.catalog import Catalog
     from crd.catalog.rows import Image, Request
     from crd.clock import Clock
@@ -201,8 +202,13 @@ class Restarts:
         await self._tell()
 
 
-async def measure(archive: Archive, metrics: Metrics) -> None:
+async def measure(archive: Archive, spool: SpooledStore | None, metrics: Metrics) -> None:
     """Bring the archive's gauges up to date."""
+    if spool:
+        waiting = spool.waiting
+        metrics.spool_bytes.labels(archive.describe()).set(waiting.stored_bytes)
+        metrics.spool_objects.labels(archive.describe()).set(waiting.objects)
+        metrics.archive_away.labels(archive.describe()).set(bool(waiting.error))
     size = await archive.size()
     metrics.archive_bytes.labels(archive.describe()).set(size.stored_bytes)
     metrics.archive_images.labels(archive.describe()).set(size.images)

@@ -40,6 +40,12 @@ class Metrics:
                                       registry=registry)
         self.archive_bytes = Gauge("crd_archive_bytes", "What the archive holds", ("store",), registry=registry)
         self.archive_images = Gauge("crd_archive_images", "Images in the archive", ("store",), registry=registry)
+        self.spool_bytes = Gauge("crd_archive_spool_bytes", "What waits in the spool for the store", ("store",),
+                                 registry=registry)
+        self.spool_objects = Gauge("crd_archive_spool_objects", "Objects that wait in the spool for the store",
+                                   ("store",), registry=registry)
+        self.archive_away = Gauge("crd_archive_away", "Whether the store behind the spool does not answer", ("store",),
+                                  registry=registry)
         self.scrub_errors = Counter("crd_scrub_errors", "Damage found in the archive", registry=registry)
         self.last_scrub = Gauge("crd_last_scrub_timestamp_seconds", "When the archive was last read through",
                                 registry=registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -19,6 +20,16 @@ class Section(BaseModel):
     """A table of the settings file; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _shaped(pattern: str, like: str) -> AfterValidator:
+    """Return what lets pass an empty text, or one of a pattern."""
+    def check(text: str) -> str:
+        if text and not re.fullmatch(pattern, text, re.ASCII):
+            raise ValueError(f"write {like}")
+        return text
+
+    return AfterValidator(check)
 
 
 class DaemonSettings(Section):
@@ -45,9 +56,24 @@ class EngineSettings(Section):
 class ArchiveSettings(Section):
     """Where images are kept, and how compressed; an empty path is ``archive`` under the state directory."""
 
+    store: Literal["local", "s3"] = "local"
     path: str = ""
     level: Annotated[int, Field(ge=1, le=19)] = 1
     threads: Annotated[int, Field(ge=1, le=64)] = 2
+
+
+class S3Settings(Section):
+    """The archive on S3, and the spool before it; what is empty comes from the environment, or has its usual value."""
+
+    bucket: Annotated[str, _shaped(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "the name of a bucket, and only that")] = ""
+    prefix: Annotated[str, _shaped(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", "words with slashes between them, as a/b")] = "crd"
+    endpoint: Annotated[str, _shaped(r"https?://([\w.-]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?/?",
+                                     "the URL of a server, as https://s3.example.com:9000; nothing follows")] = ""
+    region: Annotated[str, _shaped(r"[A-Za-z0-9-]+", "the name of a region, as eu-central-1")] = ""
+    credentials: str = ""
+    writer: Annotated[str, _shaped(r"[A-Za-z0-9][\w.-]{0,62}", "a name such as a host has")] = ""
+    spool_path: str = ""
+    spool_size: Annotated[Bytes, Field(ge=0)] = 4 << 30
 
 
 class EncryptionSettings(Section):
@@ -140,12 +166,19 @@ class Settings(BaseSettings):
     daemon: DaemonSettings = DaemonSettings()
     engine: EngineSettings = EngineSettings()
     archive: ArchiveSettings = ArchiveSettings()
+    s3: S3Settings = S3Settings()
     encryption: EncryptionSettings = EncryptionSettings()
     catalog: CatalogSettings = CatalogSettings()
     api: ApiSettings = ApiSettings()
     metrics: MetricsSettings = MetricsSettings()
     retention: RetentionSettings = RetentionSettings()
     targets: dict[str, TargetSettings] = {}
+
+    @model_validator(mode="after")
+    def _bucket(self) -> Self:
+        if self.archive.store == "s3" and not self.s3.bucket:
+            raise ValueError('archive.store is "s3": name the bucket in s3.bucket')
+        return self
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -160,6 +193,11 @@ class Settings(BaseSettings):
     def archive_path(self) -> Path:
         """Where the local archive is."""
         return Path(self.archive.path) if self.archive.path else self.daemon.state_dir / "archive"
+
+    @property
+    def spool_path(self) -> Path:
+        """Where objects wait for S3."""
+        return Path(self.s3.spool_path) if self.s3.spool_path else self.daemon.state_dir / "spool"
 
     @property
     def catalog_url(self) -> str:

@@ -35,6 +35,7 @@ from crd.engine.userspace.tree import frozen
 from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap
 from crd.target import procfs
+from tests.bench import s3_throughput
 from tests.bench.history import long_history, memory_while_storing, read_seconds
 from tests.support.victims import Program, Victim, until
 
@@ -356,6 +357,7 @@ def main() -> None:
         asyncio.run(increments(home, 7))
         memory_while_storing(home, row)
         asyncio.run(long_history(home, row))
+    s3_throughput.main()
 
 
 if __name__ == "__main__":

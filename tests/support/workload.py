@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from typing import Self
 
 PROGRAM = """
-import sys, time
-count, ballast = 0, [bytes([i % 251]) * 4096 for i in range(int(sys.argv[1]) * 256)]
+import os, sys, time
+noisy = sys.argv[2:] == ["noisy"]
+count, ballast = 0, [os.urandom(4096) if noisy else bytes([i % 251]) * 4096 for i in range(int(sys.argv[1]) * 256)]
 with open("count.log", "a", buffering=1) as log:
     while True:
         count += 1
@@ -30,11 +31,12 @@ with open("count.log", "a", buffering=1) as log:
 class CountingProgram:
     """Runs ``PROGRAM`` in ``home`` with its own session and no terminal; always cleaned up by pid."""
 
-    def __init__(self, home: Path, ballast_mib: int = 0) -> None:
+    def __init__(self, home: Path, ballast_mib: int = 0, *, noisy: bool = False) -> None:
         self.home = home
         self.log = home / "count.log"
         with (home / "program.out").open("wb") as output:
-            self.process = subprocess.Popen([sys.executable, "-S", "-c", PROGRAM, str(ballast_mib)], cwd=home,
+            self.process = subprocess.Popen([sys.executable, "-S", "-c", PROGRAM, str(ballast_mib),
+                                             *(["noisy"] if noisy else [])], cwd=home,
                                             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                                             start_new_session=True)
         self.pid = self.process.pid

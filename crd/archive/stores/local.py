@@ -49,10 +49,11 @@ def _translated(path: Path) -> Iterator[None]:
 class LocalUpload:
     """A file under a temporary name, which goes with this object."""
 
-    def __init__(self, path: Path, file: AsyncFileIO) -> None:
+    def __init__(self, path: Path, file: AsyncFileIO, key: str) -> None:
         """Write to a file that was just made; ``LocalStore.create`` makes these."""
         self._path = path
         self._file = file
+        self._key = key
         self._discard = weakref.finalize(self, path.unlink, missing_ok=True)
         self._final: Path | None = None
         self._written = self._flushing = 0
@@ -74,9 +75,9 @@ class LocalUpload:
             os.posix_fadvise(fd, self._flushing, unflushed, os.POSIX_FADV_DONTNEED)
             self._flushing = self._written
 
-    async def commit(self, key: str) -> None:
+    async def commit(self) -> None:
         """Flush the file, link it under its final name, flush the directory; or leave neither name."""
-        final = self._path.parent / key
+        final = self._path.parent / self._key
         try:
             with _translated(final):
                 await in_thread(self._publish, final)
@@ -137,12 +138,12 @@ class LocalStore:
         """Return the path."""
         return str(self._directory)
 
-    async def create(self) -> LocalUpload:
+    async def create(self, key: str) -> LocalUpload:
         """Make a file under a temporary name."""
         path = self._directory / f"{secrets.token_hex(8)}{_TORN}"
         try:
             with _translated(path):
-                return LocalUpload(path, await aiofiles.open(path, "xb", buffering=0, opener=_private))
+                return LocalUpload(path, await aiofiles.open(path, "xb", buffering=0, opener=_private), key)
         except BaseException:
             path.unlink(missing_ok=True)
             raise

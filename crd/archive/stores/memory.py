@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class MemoryUpload:
     """Bytes that belong to no key yet."""
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: MemoryStore, key: str) -> None:
         self._store = store
+        self._key = key
         self._content: bytearray | None = bytearray()
 
     async def write(self, parts: Sequence[Part]) -> None:
@@ -27,12 +28,12 @@ class MemoryUpload:
         if self._store.used + len(self._content) > self._store.capacity_bytes:
             raise ArchiveFull("the memory store is full")
 
-    async def commit(self, key: str) -> None:
+    async def commit(self) -> None:
         """Put the bytes under the key."""
         assert self._content is not None  # noqa: S101
-        if key in self._store.contents:
-            raise ArchiveError(f"{key} exists already")
-        self._store.contents[key] = bytes(self._content)
+        if self._key in self._store.contents:
+            raise ArchiveError(f"{self._key} exists already")
+        self._store.contents[self._key] = bytes(self._content)
         self._content = None
 
     async def abort(self) -> None:
@@ -57,9 +58,9 @@ class MemoryStore:
         """Say what it is."""
         return "memory"
 
-    async def create(self) -> MemoryUpload:
+    async def create(self, key: str) -> MemoryUpload:
         """Begin an object."""
-        return MemoryUpload(self)
+        return MemoryUpload(self, key)
 
     async def read(self, key: str, offset: int, length: int) -> bytes:
         """Return part of an object."""

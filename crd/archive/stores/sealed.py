@@ -59,9 +59,10 @@ def _unsealed_bytes(stored_bytes: int) -> int:
 class SealedUpload:
     """An upload that seals what it is given.  The last chunk is sealed by ``commit``, with the name."""
 
-    def __init__(self, upload: Upload, keys: KeyRing) -> None:
+    def __init__(self, upload: Upload, key: str, keys: KeyRing) -> None:
         """Write into an upload; ``SealedStore.create`` makes these."""
         self._upload = upload
+        self._key = key
         salt = secrets.token_bytes(16)
         self._header = _HEADER.pack(_MAGIC, salt, bytes.fromhex(keys.current.id))
         self._cipher: AESGCM | None = AESGCM(keys.current.derive(_CONTEXT, salt))
@@ -95,17 +96,17 @@ class SealedUpload:
         number, self._chunks = self._chunks, self._chunks + 1  # first: no number is ever used twice
         self._cipher.encrypt_into(_NONCE.pack(number, last), chunk, about, into)
 
-    async def commit(self, key: str) -> None:
+    async def commit(self) -> None:
         """Seal the last chunk, and make the object visible; an upload can be committed once, be it in vain."""
         sealed = memoryview(bytearray(len(self._pending) + TAG_BYTES))
         try:
-            self._encrypt(self._pending, self._header + key.encode(), last=True, into=sealed)
+            self._encrypt(self._pending, self._header + self._key.encode(), last=True, into=sealed)
             self._cipher = None
             await self._upload.write([sealed])
         except BaseException:
             await self.abort()
             raise
-        await self._upload.commit(key + SUFFIX)
+        await self._upload.commit()
 
     async def abort(self) -> None:
         """Forget what was written."""
@@ -189,7 +190,7 @@ class SealedStore:
 
     async def _note(self, key_id: str) -> None:
         try:
-            await (await self.create()).commit(_CHECK + key_id)
+            await (await self.create(_CHECK + key_id)).commit()
         except ArchiveError:
             if _CHECK + key_id + SUFFIX not in await self._store.objects():  # else another daemon was first
                 raise
@@ -198,9 +199,9 @@ class SealedStore:
         """Return where the objects are."""
         return self._store.describe()
 
-    async def create(self) -> SealedUpload:
+    async def create(self, key: str) -> SealedUpload:
         """Begin an object, sealed with the current key."""
-        upload = SealedUpload(await self._store.create(), self._keys)
+        upload = SealedUpload(await self._store.create(key + SUFFIX), key, self._keys)
         try:
             await upload.begin()
         except BaseException:

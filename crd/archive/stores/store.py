@@ -22,7 +22,7 @@ class Upload(Protocol):
         """
         ...
 
-    async def commit(self, key: str) -> None:
+    async def commit(self) -> None:
         """Make the object durable, and then visible under its key, which must be free.
 
         If this raises, be it by a cancellation, the object is not there.
@@ -45,8 +45,8 @@ class Store(Protocol):
         """Return where the store is, for people and labels."""
         ...
 
-    async def create(self) -> Upload:
-        """Begin an object; raises as ``Upload.write``."""
+    async def create(self, key: str) -> Upload:
+        """Begin an object under a key: letters, digits, dots and dashes; raises as ``Upload.write``."""
         ...
 
     async def read(self, key: str, offset: int, length: int) -> bytes:

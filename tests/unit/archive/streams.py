@@ -9,8 +9,11 @@ import struct
 from typing import TYPE_CHECKING
 
 from crd.ids import Crid
+from crd.native.memory import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crd.archive.archive import Archive
     from crd.archive.sink import Stored
 
@@ -23,6 +26,17 @@ def record(payload: bytes, kind: int = 99) -> bytes:
 def content(length: int) -> bytes:
     """Return noise, and then as many zeros."""
     return random.Random(length).randbytes(length // 2 + 1) + bytes(length - length // 2 - 1)
+
+
+def page(number: int) -> bytes:
+    return random.Random(number).randbytes(PAGE_BYTES)
+
+
+def stream(numbers: Sequence[int]) -> bytes:
+    """Return records of up to 7 of these pages."""
+    return record(b"head") + b"".join(
+        record(f"{start}".encode() + b"".join(map(page, numbers[start:start + 7])))
+        for start in range(0, len(numbers), 7))
 
 
 async def store_image(target: Archive, crid: int, data: bytes, base: int | None = None) -> Stored:

@@ -58,8 +58,8 @@ async def test_a_stream_that_trickles_is_one_all_the_same() -> None:
 class SlowUpload(MemoryUpload):
     """Stores nothing before its store says so."""
 
-    def __init__(self, store: SlowStore) -> None:
-        super().__init__(store)
+    def __init__(self, store: SlowStore, key: str) -> None:
+        super().__init__(store, key)
         self.go_on = store.go_on
 
     async def write(self, parts: Sequence[Part]) -> None:
@@ -74,8 +74,8 @@ class SlowStore(MemoryStore):
         super().__init__()
         self.go_on = asyncio.Event()
 
-    async def create(self) -> SlowUpload:
-        return SlowUpload(self)
+    async def create(self, key: str) -> SlowUpload:
+        return SlowUpload(self, key)
 
 
 async def test_a_slow_store_makes_the_stream_wait() -> None:

@@ -52,7 +52,7 @@ FAILURES = [(errno.ENOSPC, ArchiveFull), (errno.EDQUOT, ArchiveFull), (errno.EIO
 @pytest.mark.parametrize(("number", "kind"), FAILURES)
 async def test_a_write_that_fails_leaves_nothing(store: LocalStore, home: Path, monkeypatch: pytest.MonkeyPatch,
                                                  number: int, kind: type[ArchiveError]) -> None:
-    upload = await store.create()
+    upload = await store.create("a")
     await upload.write([b"begun"])
     monkeypatch.setattr(local.os, "writev", failing(number))
     with pytest.raises(kind) as failed:
@@ -65,11 +65,11 @@ async def test_a_write_that_fails_leaves_nothing(store: LocalStore, home: Path, 
 @pytest.mark.parametrize("call", ["fdatasync", "link", "fsync"])
 async def test_a_commit_that_fails_leaves_nothing(store: LocalStore, home: Path, monkeypatch: pytest.MonkeyPatch,
                                                   call: str, number: int, kind: type[ArchiveError]) -> None:
-    upload = await store.create()
+    upload = await store.create("a")
     await upload.write([b"whole"])
     monkeypatch.setattr(local.os, call, failing(number))
     with pytest.raises(kind):
-        await upload.commit("a")
+        await upload.commit()
     assert list(home.iterdir()) == []
     await upload.abort()
 
@@ -78,19 +78,19 @@ async def test_everything_is_written_however_little_the_kernel_takes(store: Loca
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     writev = os.writev
     monkeypatch.setattr(local.os, "writev", lambda fd, parts: writev(fd, [parts[0][:7]]))
-    upload = await store.create()
+    upload = await store.create("a")
     parts = [bytes([number]) * number for number in range(40)]
     await upload.write(parts)
-    await upload.commit("a")
+    await upload.commit()
     assert await store.read("a", 0, 10_000) == b"".join(parts)
 
 
 async def test_what_is_flushed_early_is_all_there(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_FLUSH_BYTES", 5000)
-    upload = await store.create()
+    upload = await store.create("a")
     for number in range(20):
         await upload.write([bytes([number]) * 1999])
-    await upload.commit("a")
+    await upload.commit()
     assert await store.read("a", 0, 100_000) == b"".join(bytes([number]) * 1999 for number in range(20))
 
 
@@ -106,9 +106,9 @@ async def test_a_commit_that_is_cancelled_leaves_nothing(store: LocalStore, home
         original(fd)
 
     monkeypatch.setattr(local.os, call, slowly)
-    upload = await store.create()
+    upload = await store.create("a")
     await upload.write([b"whole"])
-    committing = asyncio.create_task(upload.commit("a"))
+    committing = asyncio.create_task(upload.commit())
     await asyncio.to_thread(reached.wait)
     committing.cancel()
     done, _ = await asyncio.wait([committing], timeout=0.05)
@@ -120,7 +120,7 @@ async def test_a_commit_that_is_cancelled_leaves_nothing(store: LocalStore, home
 
 
 async def test_an_upload_that_is_dropped_leaves_nothing(store: LocalStore, home: Path) -> None:
-    upload = await store.create()
+    upload = await store.create("a")
     await upload.write([b"secret"])
     await upload._file.close()
     del upload
@@ -178,7 +178,7 @@ async def test_a_full_disk_is_told_from_a_failing_one(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "crd-test", tmp_path], check=True)
     try:
         store = LocalStore(tmp_path)
-        upload = await store.create()
+        upload = await store.create("a")
         with pytest.raises(ArchiveFull) as full:
             await upload.write([os.urandom(700_000), os.urandom(700_000)])
         assert "forget" in full.value.hint

@@ -23,9 +23,9 @@ EDGES = [HEADER + number * (CHUNK_BYTES + TAG) for number in range(4)]
 
 
 async def put(store: SealedStore | MemoryStore, key: str, *parts: bytes) -> None:
-    upload = await store.create()
+    upload = await store.create(key)
     await upload.write(parts)
-    await upload.commit(key)
+    await upload.commit()
 
 
 async def sealed(content: bytes = CONTENT, name: str = "a") -> MemoryStore:
@@ -218,10 +218,10 @@ async def test_two_daemons_that_note_the_same_key_at_once() -> None:
     class Late(MemoryStore):
         """Another daemon notes the key between our listing and our commit."""
 
-        async def create(self):
+        async def create(self, key):
             if not self.contents:
                 self.contents.update(noted.contents)
-            return await super().create()
+            return await super().create(key)
 
     noted = MemoryStore()
     await SealedStore(noted, KeyRing([OLD])).prepare()
@@ -285,18 +285,18 @@ async def test_a_plain_object_under_the_name_of_a_sealed_one_is_refused() -> Non
 async def test_an_upload_is_committed_once_be_it_in_vain() -> None:
     """A second commit would use the nonce of the last chunk again."""
     below = await sealed()
-    upload = await SealedStore(below, KeyRing([OLD])).create()
+    upload = await SealedStore(below, KeyRing([OLD])).create("a")
     await upload.write([b"secret"])
-    for name in ("a", "b"):
+    for _ in range(2):
         with pytest.raises(ArchiveError):
-            await upload.commit(name)
+            await upload.commit()
     assert list(below.contents) == ["a.sealed"]
 
 
 async def test_an_upload_that_could_not_begin_leaves_nothing() -> None:
     below = MemoryStore(capacity_bytes=10)
     with pytest.raises(ArchiveFull):
-        await SealedStore(below, KeyRing([OLD])).create()
+        await SealedStore(below, KeyRing([OLD])).create("a")
 
 
 async def test_what_is_missing_or_fails_below_says_so() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,21 +14,10 @@ from crd.archive.stores.memory import MemoryStore, MemoryUpload
 from crd.errors import ArchiveError, ArchiveFull, BlobCorrupt, BlobMissing
 from crd.ids import Crid
 from crd.native.memory import PAGE_BYTES
-from tests.unit.archive.streams import read_image, record, store_image
+from tests.unit.archive.streams import read_image, store_image, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
-def page(number: int) -> bytes:
-    return random.Random(number).randbytes(PAGE_BYTES)
-
-
-def stream(numbers: Sequence[int]) -> bytes:
-    """Return records of up to 7 of these pages."""
-    return record(b"head") + b"".join(
-        record(f"{start}".encode() + b"".join(map(page, numbers[start:start + 7])))
-        for start in range(0, len(numbers), 7))
+    pass
 
 
 def packs(store: MemoryStore) -> set[int]:
@@ -99,9 +87,9 @@ async def test_what_a_daemon_that_was_killed_left_is_removed() -> None:
     async with Archive(store) as archive:
         await store_image(archive, 1, stream(range(100)))
         await store_image(archive, 2, stream(range(50, 150)), base=1)
-    orphan = MemoryUpload(store)
+    orphan = MemoryUpload(store, pack_key(7))
     await orphan.write([b"a pack whose image never came"])
-    await orphan.commit(pack_key(7))
+    await orphan.commit()
     del store.contents[image_key(1)]  # and its pack is still needed
     async with Archive(store) as archive:
         assert len(packs(store)) == 2
@@ -146,17 +134,17 @@ async def test_no_new_image_needs_a_pack_that_was_found_damaged(damage: str) -> 
 class FailingUpload(MemoryUpload):
     """Has no room for an image's manifest."""
 
-    async def commit(self, key: str) -> None:
-        if key.endswith(".image"):
+    async def commit(self) -> None:
+        if self._key.endswith(".image"):
             raise ArchiveFull("the store is full")
-        await super().commit(key)
+        await super().commit()
 
 
 class FailingStore(MemoryStore):
     """Takes packs only."""
 
-    async def create(self) -> FailingUpload:
-        return FailingUpload(self)
+    async def create(self, key: str) -> FailingUpload:
+        return FailingUpload(self, key)
 
 
 async def test_a_commit_that_fails_leaves_no_pack() -> None:

@@ -44,7 +44,8 @@ TARGET = {"name": "web", "pid": None, "pidfile": "/run/web.pid", "comm": None, "
           "next_at": "2126-11-23T10:00:00+00:00"}
 STATUS = {"version": "0.1.0", "host": "db1", "pid": 99, "started_at": "2026-11-23T09:00:00+00:00",
           "engine": "userspace", "features": {"pagemap_scan": True, "clone3": False}, "targets": 1, "running": 0,
-          "archive": {"path": "/var/lib/crd/archive", "bytes": 2048, "images": 3},
+          "archive": {"path": "/var/lib/crd/archive", "bytes": 2048, "images": 3,
+                      "spool": {"objects": 3, "bytes": 4096, "error": "s3://bucket: no answer"}},
           "queue": {"queued": 2, "running": 1, "oldest_at": "2026-11-23T10:00:00+00:00"}, "next_target": "web",
           "next_at": "2126-11-23T10:00:00+00:00", "metrics": "127.0.0.1:9643"}
 OBSTACLE = {"code": "fd.terminal", "object": "fd 0 (/dev/pts/1)", "reason": "is a terminal", "remedy": "redirect it"}

@@ -26,6 +26,7 @@ def test_status(crctl: Crctl) -> None:
     assert "0.1.0 on db1, pid 99" in text
     assert "userspace, without clone3" in text
     assert "3 images, 2 KiB in /var/lib/crd/archive" in text
+    assert "4 KiB in 3 objects wait: s3://bucket: no answer" in text
     assert "2 queued" in text
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 HEAVY = {"crd.engine", "crd.native", "crd.image", "crd.archive", "crd.catalog", "crd.daemon", "crd.settings", "cffi",
-         "sqlalchemy", "pydantic", "pydantic_settings", "prometheus_client", "asyncio", "rich"}
+         "sqlalchemy", "pydantic", "pydantic_settings", "prometheus_client", "asyncio", "obstore", "rich"}
 IMPORTS = """
 import sys
 from crd.cli.main import crctl

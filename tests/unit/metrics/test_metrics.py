@@ -16,7 +16,8 @@ CONTRACT = [
     "crd_checkpoints_total", "crd_checkpoint_failures_total", "crd_checkpoint_stop_seconds",
     "crd_checkpoint_duration_seconds", "crd_checkpoint_memory_bytes_total", "crd_image_bytes_total",
     "crd_image_stored_bytes_total", "crd_last_checkpoint_success_timestamp_seconds", "crd_schedule_lag_seconds",
-    "crd_archive_bytes", "crd_archive_images", "crd_scrub_errors_total", "crd_last_scrub_timestamp_seconds",
+    "crd_archive_bytes", "crd_archive_images", "crd_archive_spool_bytes", "crd_archive_spool_objects",
+    "crd_archive_away", "crd_scrub_errors_total", "crd_last_scrub_timestamp_seconds",
     "crd_restart_requests_total", "crd_restart_queue_length", "crd_restart_oldest_request_timestamp_seconds",
     "crd_restart_duration_seconds", "crd_engine_feature", "crd_build_info",
 ]
@@ -32,7 +33,8 @@ def touched() -> Metrics:
         metric.labels("web").inc(5)
     metrics.last_success.labels("web").set(1)
     metrics.archive_bytes.labels("here").set(1)
-    metrics.archive_images.labels("here").set(1)
+    for gauge in (metrics.archive_images, metrics.spool_bytes, metrics.spool_objects, metrics.archive_away):
+        gauge.labels("here").set(1)
     metrics.requests.labels("done").inc()
     metrics.feature.labels("ptrace").set(1)
     return metrics

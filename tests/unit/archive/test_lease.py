@@ -1,0 +1,150 @@
+"""Who may write into a part of a shared store."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import obstore
+import pytest
+
+from crd.archive.stores.lease import Lease, holder_of
+from crd.archive.stores.s3 import S3Store
+from crd.errors import ArchiveError, ArchiveInUse, ArchiveUnavailable
+from tests.support.faulty import FaultyProxy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from crd.archive.stores.s3_client import Location
+    from tests.support.seaweed import SeaweedServer
+
+BUCKET, SECONDS = "leases", 4.5
+
+
+@pytest.fixture
+def location(seaweed: SeaweedServer, tmp_path: Path) -> Location:
+    return seaweed.location(BUCKET, tmp_path.name)
+
+
+def lease(location: Location, holder: str) -> Lease:
+    return Lease(location, "host", holder, seconds=SECONDS)
+
+
+async def test_a_second_daemon_is_refused_while_the_first_lives(location: Location) -> None:
+    first, second = lease(location, "first"), lease(location, "second")
+    await first.acquire()
+    renewing = asyncio.create_task(first.run())
+    with pytest.raises(ArchiveInUse) as refused:
+        await second.acquire()
+    assert "s3.writer" in refused.value.hint
+    assert refused.value.exit_status == 14
+    with pytest.raises(ArchiveUnavailable):
+        second.check()
+    first.check()
+    renewing.cancel()
+    with suppress(asyncio.CancelledError):
+        await renewing
+
+
+async def test_a_released_lease_is_free_at_once(location: Location) -> None:
+    first, second = lease(location, "first"), Lease(location, "host", "second", seconds=100)
+    await first.acquire()
+    await first.release()
+    await asyncio.wait_for(second.acquire(), 30)
+    second.check()
+    with pytest.raises(ArchiveInUse):
+        first.check()
+    await first.release()  # takes nothing from the second
+    await second.release()
+
+
+async def test_what_the_same_holder_left_is_taken_over_at_once(location: Location) -> None:
+    """A daemon that was killed, and is started again."""
+    await Lease(location, "host", "one", seconds=100).acquire()
+    await asyncio.wait_for(Lease(location, "host", "one", seconds=100).acquire(), 30)
+
+
+async def test_a_lease_runs_out_and_its_holder_hears_of_it(location: Location) -> None:
+    first, second = lease(location, "first"), lease(location, "second")
+    await first.acquire()
+    await second.acquire()
+    with pytest.raises((ArchiveInUse, ArchiveUnavailable)):
+        first.check()
+    with pytest.raises(ArchiveInUse, match="took over"):
+        await first.run()
+    with pytest.raises(ArchiveInUse):
+        first.check()
+
+
+async def test_of_many_that_want_a_lease_one_gets_it(location: Location) -> None:
+    for _ in range(3):
+        renewing = []
+
+        async def want(wanted: Lease, renewing: list[asyncio.Task[None]] = renewing) -> None:
+            await wanted.acquire()
+            renewing.append(asyncio.create_task(wanted.run()))
+
+        wanting = [lease(location, str(number)) for number in range(6)]
+        ended = await asyncio.gather(*map(want, wanting), return_exceptions=True)
+        assert [type(error) for error in ended if error] == [ArchiveInUse] * 5
+        for task in renewing:
+            task.cancel()
+        await asyncio.gather(*renewing, return_exceptions=True)
+        await wanting[ended.index(None)].release()
+
+
+async def test_nothing_is_written_without_the_lease(location: Location, seaweed: SeaweedServer) -> None:
+    first, second = lease(location, "first"), lease(location, "second")
+    await first.acquire()
+    store = S3Store(location, "host/objects", lease=first)
+    await (await store.create("a")).commit()
+    await second.acquire()
+    with suppress(ArchiveInUse):
+        await first.run()
+    with pytest.raises(ArchiveInUse):
+        await (await store.create("b")).commit()
+    with pytest.raises(ArchiveInUse):
+        await store.delete("a")
+    assert await S3Store(location, "host/objects").objects() == {"a": 0}
+
+
+async def test_a_renewal_whose_answer_is_lost_is_one(seaweed: SeaweedServer, tmp_path: Path) -> None:
+    async with FaultyProxy(seaweed.port) as proxy:
+        held = lease(seaweed.location(BUCKET, tmp_path.name, proxy.endpoint), "first")
+        lost = 0
+
+        def lose_each_first_put(method: str, _path: str) -> str:
+            nonlocal lost
+            lost += method == "PUT"
+            return "lost" if method == "PUT" and lost % 2 else ""
+
+        proxy.fault = lose_each_first_put
+        await held.acquire()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(held.run(), 2 * SECONDS)
+        held.check()
+        assert lost >= 4
+        proxy.fault = lambda _method, _path: "away"
+        with suppress(TimeoutError):
+            await asyncio.wait_for(held.run(), 1.2 * SECONDS)
+        with pytest.raises(ArchiveUnavailable, match="renewed"):
+            held.check()
+        proxy.fault = lambda _method, _path: ""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(held.run(), 0.7 * SECONDS)
+        held.check()
+
+
+async def test_an_object_that_is_no_lease(location: Location, seaweed: SeaweedServer) -> None:
+    for content in (b"", b"[]", b"{}", b'{"holder": "x", "beat": "y", "seconds": "z", "host": "", "pid": 1}'):
+        obstore.put(seaweed.bucket(BUCKET), f"{location.prefix}/host/lease", content)
+        with pytest.raises(ArchiveError, match="no lease"):
+            await lease(location, "first").acquire()
+
+
+def test_a_holder_is_a_directory_in_a_boot(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assert holder_of(tmp_path) == holder_of(tmp_path)
+    assert holder_of(tmp_path) != holder_of(tmp_path / "other")
