@@ -27,12 +27,21 @@ if TYPE_CHECKING:
     from crd.native.pagemap import PageMap
     from crd.native.tracee import Registers
 
-_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | 1
+FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | 1
 """UFFD_USER_MODE_ONLY: needs no privilege of the process, and serves, since nobody waits for its faults."""
 
 _CAPACITY = 16384
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 _LISTS = ("written", "swapped", "others")
+
+
+def begin(userfaultfd: int) -> None:
+    """Make a userfaultfd one that notes writes.
+
+    Raises:
+        NativeError: the kernel cannot (EINVAL: before 6.7).
+    """
+    call(lib.crd_userfaultfd_begin, userfaultfd)
 
 
 def borrow(stubs: Injector, pid: int, original: Registers, free_fd: int) -> int:
@@ -56,7 +65,7 @@ def borrow(stubs: Injector, pid: int, original: Registers, free_fd: int) -> int:
         stubs.plain(pid, original, [Call(NR.CLOSE, (made,))])
         raise NativeError(f"descriptor {free_fd} was not free", operation="userfaultfd", errno=errno.EBUSY, tid=pid)
     try:
-        call(lib.crd_userfaultfd_begin, ours)
+        begin(ours)
     except NativeError:
         os.close(ours)
         raise
@@ -67,7 +76,7 @@ def _make(stubs: Injector, pid: int, original: Registers, free_fd: int) -> tuple
     """Return the number of the descriptor in the process, negative errno for none, and of ours."""
     pidfd, ours = os.pidfd_open(pid), -1
     try:
-        steps = stubs.steps(pid, original, [Call(NR.USERFAULTFD, (_FLAGS,)), Call(NR.CLOSE, (free_fd,))])
+        steps = stubs.steps(pid, original, [Call(NR.USERFAULTFD, (FLAGS,)), Call(NR.CLOSE, (free_fd,))])
         made = next(steps)
         if made == free_fd:
             ours = pidfd_getfd(pidfd, made)

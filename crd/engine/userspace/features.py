@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.errors import CrdError, FeatureMissing
-from crd.native import tracee
+from crd.native import tracee, tracking
 from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap
 from crd.native.syscall import NR, kcmp, pidfd_getfd, syscall
@@ -85,6 +85,14 @@ def _scan() -> None:
         pagemap.scan_once()
 
 
+def _note_writes() -> None:
+    fd = syscall(NR.USERFAULTFD, tracking.FLAGS)
+    try:
+        tracking.begin(fd)
+    finally:
+        os.close(fd)
+
+
 def _borrow() -> None:
     pidfd = os.pidfd_open(os.getpid())
     try:
@@ -125,6 +133,8 @@ _PROBES: list[tuple[str, str, Callable[[], object], str]] = [
     ("map_files", "mapped files by address (/proc/PID/map_files)", _map_files,
      "shared anonymous memory cannot be checkpointed"),
     ("pagemap_scan", "finding pages quickly (PAGEMAP_SCAN, 6.7)", _scan, "/proc/PID/pagemap is read entry by entry"),
+    ("note_writes", "noting what is written (userfaultfd with asynchronous write protection, 6.7)", _note_writes,
+     "every image takes the reading of all memory"),
     ("sched_fifo", "real-time priority while a target is stopped", _realtime, "stops of busy targets take longer"),
     ("time_namespace", "clocks that go on in a pid namespace (5.6)", _time_namespace, "--pidns is refused"),
     ("timer_ids", "choosing the numbers of POSIX timers (6.15)", _timer_ids,
