@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
-from crd.image.objects import DESCRIPTIONS, Epoll, Pipe, RegularFile, SharedMemory, UnnamedFile
+from crd.image.objects import DESCRIPTIONS, Epoll, InetSocket, Pipe, RegularFile, SharedMemory, UnnamedFile
 from crd.image.profile import (
     LOCK_LEASE,
     LOCK_POSIX,
@@ -94,6 +94,7 @@ class ImageState:
     whole: int = 0  # objref of the object declared last, whose parts may follow
     watches: set[int] = field(default_factory=set)  # of the INOTIFY declared last
     sockets: dict[int, int] = field(default_factory=dict)  # state of those not yet connected
+    streams: dict[int, InetSocket] = field(default_factory=dict)  # connections of which only one end is known
     pipe: Pipe | None = None
     pipe_bytes: int = 0
     shared: dict[int, tuple[int, int]] = field(default_factory=dict)  # objref -> bytes, end of the pages so far

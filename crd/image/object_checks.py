@@ -20,6 +20,7 @@ from crd.image.objects import (
     UNNAMED_MEMORY,
     Epoll,
     EventFd,
+    InetConnection,
     InetMessage,
     InetSocket,
     Inotify,
@@ -236,10 +237,22 @@ def _check_inet_socket(record: InetSocket, image: ImageState) -> None:
     need_flag(record.listening, "listening")
     need(not record.listening or (record.kind == STREAMS and record.local_port), "listens, but at no port of TCP")
     need(record.backlog <= BACKLOG_MAX, f"has the backlog {record.backlog}")
-    need(not record.remote_port or record.kind == DATAGRAMS, "is a connection of TCP")
+    need_flag(record.shutdown, "shutdown")
+    if record.remote_port and record.kind == STREAMS:
+        need(record.local_port and not record.listening, "is a connection without a port of its own, or listens")
+        image.streams[record.objref] = record
     for address, port in ((record.local_address, record.local_port), (record.remote_address, record.remote_port)):
         _need_address(address if port else "", port, record.family)
     _need_options(record.options)
+
+
+@check.register(InetConnection)
+def _check_inet_connection(record: InetConnection, image: ImageState) -> None:
+    one, other = image.streams.pop(record.one, None), image.streams.pop(record.other, None)
+    need(one and other and one.family == other.family
+         and (one.local_address, one.local_port) == (other.remote_address, other.remote_port)
+         and (one.remote_address, one.remote_port) == (other.local_address, other.local_port),
+         f"connects objects {record.one} and {record.other}, which are no ends of one connection")
 
 
 @check.register(InetMessage)

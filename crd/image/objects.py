@@ -238,7 +238,7 @@ class UnixMessage(Record, type=0x4352004B):
 
 
 class InetSocket(Record, type=0x4352004C):
-    """A socket of TCP or UDP without a connection of TCP."""
+    """A socket of TCP or UDP."""
 
     objref: U32
     flags: U32  # F_GETFL
@@ -246,20 +246,28 @@ class InetSocket(Record, type=0x4352004C):
     family: U32  # AF_INET or AF_INET6
     kind: U32  # SOCK_STREAM or SOCK_DGRAM
     listening: U8
+    shutdown: U8  # its own direction is closed
     backlog: U32
     local_address: Text
     local_port: U32  # 0 = none
     scope: U32  # of a local IPv6 address
-    remote_address: Text  # where datagrams go
+    remote_address: Text
     remote_port: U32  # 0 = not connected
     options: Items[SocketOption]
 
 
+class InetConnection(Record, type=0x43520050):
+    """Two sockets of TCP that are connected."""
+
+    one: U32  # objref
+    other: U32  # objref
+
+
 class InetMessage(Record, type=0x4352004D):
-    """A datagram that waits in a socket of UDP, in order."""
+    """What waits in a socket, in order: a datagram, or a piece of the stream of a connection."""
 
     socket: U32  # objref
-    address: Text  # of the sender
+    address: Text  # of the sender of a datagram
     port: U32
     data: Bytes
 
@@ -307,5 +315,5 @@ DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
 PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify}
 """What stands behind the object that it is in, and the kind of that."""
 
-BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetMessage)
+BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, InetMessage)
 """What has no objref of its own, and refers to objects before it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
 from crd.target import procfs
-from crd.target.holders import description_holders
+from crd.target.holders import description_holders, links_inside
 from crd.target.sock_diag import LISTENING, socket_inode
 from crd.target.wording import process_names
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from crd.target.nameless import Look
 
-CONNECTED = ("is a TCP connection, which crd cannot save yet",
+CONNECTED = ("is a TCP connection to a process outside, which crd cannot save yet",
              "Close it before the checkpoint, or have the program make it again when it is lost.")
 _SAVED = {b"TCP", b"TCPv6", b"UDP", b"UDPv6"}
 _TABLES = {socket.SOCK_STREAM: ("tcp", "tcp6"), socket.SOCK_DGRAM: ("udp", "udp6")}
@@ -28,6 +28,11 @@ _TABLES = {socket.SOCK_STREAM: ("tcp", "tcp6"), socket.SOCK_DGRAM: ("udp", "udp6
 def unsent(sock: socket.socket) -> int:
     """Return how many bytes have not been sent yet (SIOCOUTQ)."""
     return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), "little")
+
+
+def unread(sock: socket.socket) -> int:
+    """Return how many bytes have been received and not been read (SIOCINQ)."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), "little")
 
 
 def inet_sockets(look: Look) -> set[int]:
@@ -58,7 +63,7 @@ def obstacles(look: Look, fds: set[int]) -> Iterator[Obstacle]:
     """Find connections of TCP, in the order of their descriptors, and what others have too."""
     if not fds:
         return
-    connected = {int(words[9]) for words in _lines(socket.SOCK_STREAM) if int(words[3], 16) != LISTENING}
+    connected = _connected_elsewhere({socket_inode(link) for link in links_inside(look.inside)})
     links = {entry.fd: entry.link for entry in look.table if entry.fd in fds}
     shared = description_holders(look.pid, links, look.inside, look.kcmp) if look.kcmp else {}
     for entry in look.table:
@@ -67,3 +72,10 @@ def obstacles(look: Look, fds: set[int]) -> Iterator[Obstacle]:
         elif entry.fd in shared:
             yield Obstacle("fd.shared", entry.name, f"is open elsewhere too, in {process_names(shared[entry.fd])}",
                            "Start the program without the other one, or checkpoint it when that has ended.")
+
+
+def _connected_elsewhere(ours: set[int | None]) -> set[int]:
+    """Return the inodes among these whose connection has its other end not among these."""
+    ends = {(words[1], words[2]): int(words[9]) for words in _lines(socket.SOCK_STREAM)
+            if int(words[3], 16) != LISTENING and int(words[9]) in ours}
+    return {inode for (local, remote), inode in ends.items() if (remote, local) not in ends}

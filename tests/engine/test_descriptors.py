@@ -18,9 +18,9 @@ from crd.engine.userspace import threads
 from crd.engine.userspace.fds import socket_options
 from crd.errors import ResourceChanged, RestartError, RestartUnsupported, TargetUnsupported
 from crd.image.objects import SocketOption
-from tests.engine.images import restarted, taken
+from tests.engine.images import restarted, restarted_elsewhere, taken
 from tests.engine.programs import interpreted
-from tests.support.victims import until
+from tests.support.victims import Victim, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -202,6 +202,14 @@ def test_an_option_that_crd_does_not_save_is_not_set() -> None:
     attach_filter = SocketOption(level=socket.SOL_SOCKET, name=26, bytes=16, low=1, high=0)
     with socket.socket(socket.AF_UNIX) as sock, pytest.raises(RestartError, match="option 26"):
         socket_options.restart(sock, [attach_filter])
+
+
+@pytest.mark.parametrize("name", ["events", "epolls", "watches", "unnamed", "fifos", "locks", "unixes", "inets",
+                                  "terminals", "connections"])
+def test_they_are_the_same_in_a_namespace_of_their_own(tmp_path: Path, name: str) -> None:
+    with Victim(name, tmp_path) as victim:
+        assert restarted_elsewhere(taken(victim), victim, "--pidns")["notes"] == []
+        victim.verify()
 
 
 def test_a_port_that_somebody_else_has(tmp_path: Path) -> None:

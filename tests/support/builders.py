@@ -13,6 +13,7 @@ from crd.image.objects import (
     UNNAMED_MEMORY,
     Epoll,
     EventFd,
+    InetConnection,
     InetMessage,
     InetSocket,
     Inotify,
@@ -115,6 +116,12 @@ def make_unix_socket(objref: int, **values) -> UnixSocket:
         "peer_uid": 0, "peer_gid": 0, "options": [], **values})
 
 
+def make_stream(objref: int, local_port: int, remote_port: int) -> InetSocket:
+    return InetSocket(objref=objref, flags=2, owner=NOBODY, family=2, kind=1, listening=0, shutdown=0, backlog=0,
+                      local_address="127.0.0.1", local_port=local_port, scope=0, remote_address="127.0.0.1",
+                      remote_port=remote_port, options=[])
+
+
 def make_special_files() -> list[Record]:
     """Objects from 10 on: at least one description of every kind that has no name."""
     common = {"flags": 2, "owner": NOBODY}
@@ -133,8 +140,9 @@ def make_special_files() -> list[Record]:
         make_unix_socket(18), make_unix_socket(19),
         make_unix_socket(20, state=UNIX_LISTENING, name=b"\0name", backlog=5,
                          options=[SocketOption(level=1, name=16, bytes=4, low=1, high=0)]),
-        InetSocket(objref=21, **common, family=2, kind=2, listening=0, backlog=0, local_address="127.0.0.1",
+        InetSocket(objref=21, **common, family=2, kind=2, listening=0, shutdown=0, backlog=0, local_address="127.0.0.1",
                    local_port=4000, scope=0, remote_address="127.0.0.2", remote_port=53, options=[]),
+        make_stream(24, 5000, 80), make_stream(25, 80, 5000), InetConnection(one=24, other=25),
         InetMessage(socket=21, address="127.0.0.2", port=53, data=b"hello"),
         Terminal(objref=22, index=3, settings=bytes(TERMIOS_BYTES), rows=24, columns=80, width=0, height=0, locked=0,
                  packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5),

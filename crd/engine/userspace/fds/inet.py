@@ -1,4 +1,4 @@
-"""Network sockets without a connection: TCP that listens or does nothing yet, and UDP (tcp(7), udp(7))."""
+"""Sockets of TCP and UDP: tcp(7), udp(7)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import socket_options, socket_queue
+from crd.engine.userspace.fds import lingering, socket_options, socket_queue, tcp
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
 from crd.engine.userspace.fds.unix import domain, opened
-from crd.errors import Obstacle, ResourceChanged, RestartUnsupported, TargetUnsupported
+from crd.errors import Obstacle, ResourceChanged, RestartUnsupported
 from crd.image.objects import InetMessage, InetSocket
 from crd.target import inet_obstacles, procfs
 from crd.target.holders import link_holders
@@ -31,12 +31,13 @@ _SO_PROTOCOL = 38
 _PROTOCOLS = {(socket.SOCK_STREAM, socket.IPPROTO_TCP), (socket.SOCK_DGRAM, socket.IPPROTO_UDP)}
 _INFO_BYTES, _BACKLOG_AT = 104, 28  # struct tcp_info; of a listening socket tcpi_sacked is its backlog
 _CLOSED = 7
+_SAVED = {LISTENING, _CLOSED, tcp.ESTABLISHED, tcp.FIN_WAIT_2, tcp.CLOSE_WAIT}
 _TRANSPARENT = {socket.AF_INET: (socket.IPPROTO_IP, 19), socket.AF_INET6: (socket.IPPROTO_IPV6, 75)}
 _CAP_NET_BIND_SERVICE = 10
 
 
 class InetSockets(Kind):
-    """An INET_SOCKET each, and an INET_MESSAGE for each datagram that waits."""
+    """An INET_SOCKET each, an INET_CONNECTION for two that are connected, INET_MESSAGEs for what waits in them."""
 
     def recognises(self, one: Description) -> bool:
         """By its domain and protocol, which only a duplicate tells."""
@@ -49,23 +50,35 @@ class InetSockets(Kind):
         """Note names and options, and copy what waits.
 
         Raises:
-            TargetUnsupported: one is connected by TCP.
-            TryLaterError: a datagram is being put together (UDP_CORK, MSG_MORE).
+            TargetUnsupported: one is connected by TCP to another process.
+            TryLaterError: something is on its way.
         """
+        records = {}
         for one in found:
             with opened(one) as sock:
-                yield _dump(one, sock)
-                if sock.type == socket.SOCK_DGRAM:
+                if sock.type == socket.SOCK_STREAM:
+                    tcp.acknowledge(sock)
+        for one in found:
+            with opened(one) as sock:
+                records[one.objref] = _dump(one, sock)
+                yield records[one.objref]
+                if records[one.objref].remote_port and sock.type == socket.SOCK_STREAM:
+                    table.late_records += tcp.waiting(one, sock)
+                elif sock.type == socket.SOCK_DGRAM:
                     for message in socket_queue.look(sock, one.name, receives=True):
                         source: tuple[str, int] = message.source or ("", 0)  # type: ignore[assignment]
                         table.late_records.append(InetMessage(
                             socket=one.objref, address=_bare(source[0]), port=source[1], data=message.data))
+        yield from tcp.connections(found, records)
 
     def make(self, making: Making) -> None:
         """Make the sockets and give them their names; raises RestartError."""
         for record in making.wanted(InetSocket):
             fd = socket.socket(record.family, record.kind).detach()
             making.add(record.objref, fd)
+            if _is_connection(record):
+                _check_port(record, making)
+                continue
             with socket.socket(fileno=os.dup(fd)) as sock:
                 socket_options.restart(sock, record.options)
                 if record.local_port:
@@ -74,20 +87,36 @@ class InetSockets(Kind):
                     sock.listen(record.backlog)
 
     def connect(self, making: Making) -> None:
-        """Put back the datagrams; then connect: a connected socket takes them from its peer only."""
+        """Connect TCP; put back datagrams, and connect UDP then: it takes them from its peer only."""
         records = making.wanted(InetSocket)
+        tcp.restart(making)
         for message in making.plan.of(InetMessage):
-            if message.socket in making.ours:
+            if message.socket in making.ours and not _is_connection(making.plan.objects[message.socket]):
                 _put_back(message, making)
         for record in records:
             with socket.socket(fileno=os.dup(making.ours[record.objref])) as sock:
-                if record.remote_port:
+                if record.remote_port and not _is_connection(record):
                     try:
                         sock.connect((record.remote_address, record.remote_port))
                     except OSError as error:
                         making.notes.append(f"a UDP socket sends nowhere any more: {record.remote_address}: "
                                             f"{error.strerror}")
             making.set_flags(record.objref, record.flags)
+
+
+def _is_connection(record: InetSocket) -> bool:
+    return record.kind == socket.SOCK_STREAM and bool(record.remote_port)
+
+
+def _peer(sock: socket.socket) -> tuple[str, int]:
+    """Return where a socket is connected to, or ("", 0)."""
+    try:
+        name = sock.getpeername()
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return "", 0
+    return name[0], name[1]
 
 
 def _bare(address: str) -> str:
@@ -97,27 +126,35 @@ def _bare(address: str) -> str:
 
 def _dump(one: Description, sock: socket.socket) -> InetSocket:
     name = sock.getsockname()
-    remote, listening, backlog = ("", 0), False, 0
+    state, backlog = _CLOSED, 0
     if sock.type == socket.SOCK_STREAM:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-        listening = info[0] == LISTENING
-        backlog = struct.unpack_from("<I", info, _BACKLOG_AT)[0] if listening else 0
-        if info[0] not in {LISTENING, _CLOSED}:
-            raise TargetUnsupported(reasons=[Obstacle("fd.tcp", one.name, *inet_obstacles.CONNECTED)])
-    else:
-        if inet_obstacles.unsent(sock):
-            raise TryLaterError(Obstacle("fd.udp", one.name, "has a datagram that is not complete yet",
-                                         "Try again when it has been sent."))
-        try:
-            remote = sock.getpeername()
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                raise
+        state = info[0]
+        backlog = struct.unpack_from("<I", info, _BACKLOG_AT)[0] if state == LISTENING else 0
+        if state not in _SAVED:
+            raise TryLaterError(Obstacle("fd.tcp", one.name, "is a connection that is just being made or closed",
+                                         "Try again when it is."))
+    elif inet_obstacles.unsent(sock):
+        raise TryLaterError(Obstacle("fd.udp", one.name, "has a datagram that is not complete yet",
+                                     "Try again when it has been sent."))
+    remote = _peer(sock)
+    options = [option for option in socket_options.dump(sock)
+               if sock.type == socket.SOCK_DGRAM or not remote[1]
+               or (option.level, option.name) not in tcp.OF_THE_CONNECTION]
     return InetSocket(
         objref=one.objref, flags=one.flags, owner=one.owner, family=sock.family, kind=sock.type,
-        listening=listening, backlog=backlog, local_address=_bare(name[0]), local_port=name[1],
-        scope=name[3] if sock.family == socket.AF_INET6 else 0, remote_address=_bare(remote[0]) if remote[1] else "",
-        remote_port=remote[1], options=socket_options.dump(sock))
+        listening=state == LISTENING, shutdown=state == tcp.FIN_WAIT_2, backlog=backlog,
+        local_address=_bare(name[0]), local_port=name[1], scope=name[3] if sock.family == socket.AF_INET6 else 0,
+        remote_address=_bare(remote[0]), remote_port=remote[1], options=options)
+
+
+def _check_port(record: InetSocket, making: Making) -> None:
+    """Refuse a port that the task could not have got by itself; raises RestartUnsupported."""
+    if record.local_port < procfs.number("sys", "net/ipv4/ip_unprivileged_port_start"):
+        leader = making.plan.shared.opened[record.objref].leader
+        if leader.uids[1] and not leader.capabilities.permitted >> _CAP_NET_BIND_SERVICE & 1:
+            raise RestartUnsupported(f"port {record.local_port} is not for the user of the task (uid {leader.uids[1]})",
+                                     hint="Lower net.ipv4.ip_unprivileged_port_start.")
 
 
 def _bind(sock: socket.socket, record: InetSocket, making: Making) -> None:
@@ -127,17 +164,19 @@ def _bind(sock: socket.socket, record: InetSocket, making: Making) -> None:
         RestartUnsupported: the port is for privileged programs, and the task is none.
         ResourceChanged: another process has it, or the address is not ours any more.
     """
-    if record.local_port < procfs.number("sys", "net/ipv4/ip_unprivileged_port_start"):
-        leader = making.plan.threads[0]
-        if leader.uids[1] and not leader.capabilities.permitted >> _CAP_NET_BIND_SERVICE & 1:
-            raise RestartUnsupported(f"port {record.local_port} is not for the user of the task (uid {leader.uids[1]})",
-                                     hint="Lower net.ipv4.ip_unprivileged_port_start.")
+    _check_port(record, making)
     reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
     where = (record.local_address, record.local_port)
+    name = where if record.family == socket.AF_INET else (*where, 0, record.scope)
     try:
-        if record.kind == socket.SOCK_STREAM:  # beside connections that linger (TIME_WAIT)
+        if record.kind == socket.SOCK_STREAM:  # beside connections that linger
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where if record.family == socket.AF_INET else (*where, 0, record.scope))
+        try:
+            sock.bind(name)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not lingering.remove(record.local_port):
+                raise
+            sock.bind(name)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
     except OSError as error:
         raise ResourceChanged(f"{where[0]} port {where[1]}: {error.strerror}{_by_whom(record)}", path="",

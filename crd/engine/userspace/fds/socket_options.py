@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -13,23 +14,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 SO_PEEK_OFF = 42
+_SO_BUF_LOCK = 72
 _SNDBUF, _RCVBUF, _SNDBUFFORCE, _RCVBUFFORCE = 7, 8, 32, 33
 _FORCED = {(socket.SOL_SOCKET, _SNDBUF): _SNDBUFFORCE, (socket.SOL_SOCKET, _RCVBUF): _RCVBUFFORCE}
 _SOCKET = (2, 5, 6, _SNDBUF, _RCVBUF, 9, 10, 11, 12, 13, 15, 16, 18, 20, 21, 29, 34, 35, 36, 37, 40, SO_PEEK_OFF, 43,
            45, 46, 47, 60, 61, 62, 64, 69, 70, 72, 74, 75, 76, 82, 83)
-_IP = (1, 2, 3, 6, 8, 10, 11, 12, 13, 15, 19, 21, 24, 32, 33, 34, 50, 51)
-_IPV6 = (16, 17, 18, 19, 23, 25, 26, 49, 51, 66, 67, 75, 78)
+_IP = (1, 2, 3, 6, 8, 10, 11, 12, 13, 15, 19, 21, 24, 50, 51)
+_IP_MULTICAST = (32, 33, 34)
+_IPV6_MULTICAST = (17, 18, 19)
+_IPV6 = (16, 23, 25, 26, 49, 51, 66, 67, 75, 78)
 _TCP = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 18, 23, 25, 36)
 _BYTES_MAX = 16
 
 
 def _wanted(family: int, kind: int) -> Iterator[tuple[int, int]]:
     yield from ((socket.SOL_SOCKET, name) for name in _SOCKET)
+    streams = kind == socket.SOCK_STREAM
     if family == socket.AF_INET:
-        yield from ((socket.IPPROTO_IP, name) for name in _IP)
+        yield from ((socket.IPPROTO_IP, name) for name in (_IP if streams else _IP + _IP_MULTICAST))
     if family == socket.AF_INET6:
-        yield from ((socket.IPPROTO_IPV6, name) for name in _IPV6)
-    if family in {socket.AF_INET, socket.AF_INET6} and kind == socket.SOCK_STREAM:
+        yield from ((socket.IPPROTO_IPV6, name) for name in (_IPV6 if streams else _IPV6 + _IPV6_MULTICAST))
+    if family in {socket.AF_INET, socket.AF_INET6} and streams:
         yield from ((socket.IPPROTO_TCP, name) for name in _TCP)
 
 
@@ -83,3 +88,6 @@ def restart(sock: socket.socket, options: Sequence[SocketOption]) -> None:
         except OSError as error:
             raise RestartError(f"option {name} of level {option.level} of a socket: {error.strerror}",
                                errno=error.errno) from error
+    locked = next((one.low for one in options if (one.level, one.name) == (socket.SOL_SOCKET, _SO_BUF_LOCK)), 0)
+    with suppress(OSError):  # a kernel before 5.14
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, locked)  # setting a size has kept the kernel from changing it
