@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
 from crd.target import procfs
-from crd.target.holders import description_holders
+from crd.target.holders import description_holders, links_inside
 from crd.target.sock_diag import LISTENING, socket_inode
 from crd.target.wording import process_names
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from crd.target.nameless import Look
 
-CONNECTED = ("is a TCP connection to another process, which crd cannot save yet",
+CONNECTED = ("is a TCP connection to a process outside, which crd cannot save yet",
              "Close it before the checkpoint, or have the program make it again when it is lost.")
 _SAVED = {b"TCP", b"TCPv6", b"UDP", b"UDPv6"}
 _TABLES = {socket.SOCK_STREAM: ("tcp", "tcp6"), socket.SOCK_DGRAM: ("udp", "udp6")}
@@ -63,7 +63,7 @@ def obstacles(look: Look, fds: set[int]) -> Iterator[Obstacle]:
     """Find connections of TCP, in the order of their descriptors, and what others have too."""
     if not fds:
         return
-    connected = _connected_elsewhere({socket_inode(entry.link) for entry in look.table if entry.fd in fds})
+    connected = _connected_elsewhere({socket_inode(link) for link in links_inside(look.inside)})
     links = {entry.fd: entry.link for entry in look.table if entry.fd in fds}
     shared = description_holders(look.pid, links, look.inside, look.kcmp) if look.kcmp else {}
     for entry in look.table:

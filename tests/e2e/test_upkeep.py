@@ -321,5 +321,5 @@ def test_a_user_has_no_way_to_a_child_that_is_somebody_elses(daemon: RunningDaem
         assert as_nobody(daemon, "Checkpoint", **parameters) == "api.access-denied"
         assert as_nobody(daemon, "Check", pid=program.pid) == "api.access-denied"
         crid = daemon.crctl("checkpoint", "--pid", str(program.pid))["crid"]
-        assert daemon.crctl("show", str(crid))["image"]["tasks"] == 2
+        assert daemon.crctl("show", str(crid))["tasks"] == 2
         assert as_nobody(daemon, "GetImage", reference=str(crid)) == "catalog.image-not-found"

@@ -262,8 +262,12 @@ ours, theirs = socket.socketpair()
 listener = socket.socket(socket.AF_UNIX)
 listener.bind("listener")
 listener.listen(4)
+server = socket.create_server(("127.0.0.1", 0))
+tcp = socket.create_connection(server.getsockname())
+served = server.accept()[0]
 child = os.fork()
 if not child:
+    tcp.close()
     poll.unregister(event)
     poll.register(theirs, select.EPOLLIN)
     while True:
@@ -271,6 +275,9 @@ if not child:
             asked = theirs.recv(100)
             got = os.eventfd_read(event)
             theirs.send(b"%d %d %s" % (os.getpid(), got, bytes(area[:asked[0]])))
+            served.send(served.recv(100).upper())
+served.close()
+tcp.send(b"tcp")
 pidfd = os.pidfd_open(child)
 ours.setblocking(True)
 open("ready", "w").close()
@@ -282,7 +289,7 @@ answer = ours.recv(100)
 client = socket.socket(socket.AF_UNIX)
 client.connect("listener")
 about = open(f"/proc/self/fdinfo/{pidfd}").read()
-alive = f"Pid:\\t{child}\\n" in about
+alive = f"Pid:\\t{child}\\n" in about and tcp.recv(100) == b"TCP"
 with open("new", "w") as file: file.write(f"{answer == b'%d 7 hello' % child} {alive}")
 os.rename("new", "answer")
 while True: time.sleep(0.01)
@@ -290,7 +297,7 @@ while True: time.sleep(0.01)
 
 
 def test_whatever_two_processes_share_is_shared_again(tmp_path: Path) -> None:
-    """An epoll set that the child has changed, an eventfd, a mapped memory file, connected sockets, a pidfd."""
+    """An epoll set that the child has changed, an eventfd, a mapped memory file, sockets, a pidfd."""
     with python_script(tmp_path, EVERYTHING_SHARED) as program:
         until("ready", (tmp_path / "ready").exists)
         for _ in range(2):

@@ -151,7 +151,7 @@ def _dump(one: Description, sock: socket.socket) -> InetSocket:
 def _check_port(record: InetSocket, making: Making) -> None:
     """Refuse a port that the task could not have got by itself; raises RestartUnsupported."""
     if record.local_port < procfs.number("sys", "net/ipv4/ip_unprivileged_port_start"):
-        leader = making.plan.threads[0]
+        leader = making.plan.shared.opened[record.objref].leader
         if leader.uids[1] and not leader.capabilities.permitted >> _CAP_NET_BIND_SERVICE & 1:
             raise RestartUnsupported(f"port {record.local_port} is not for the user of the task (uid {leader.uids[1]})",
                                      hint="Lower net.ipv4.ip_unprivileged_port_start.")
