@@ -1,9 +1,10 @@
-"""The daemon's handle on engine workers: warm ones kept ready, each used once, killed when it is late."""
+"""The daemon's handle on engine workers: each used once, and killed when it is late."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from contextlib import asynccontextmanager, suppress
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
+_PID_BYTES_MAX = 16
 ProcessKey = tuple[int, int]
 """Pid and start time: together they name a process for ever."""
 
@@ -39,9 +41,10 @@ class HeldNotes:
 class Worker:
     """One worker process, good for one call."""
 
-    def __init__(self, process: Process, channel: socket.socket) -> None:
-        """Hold a started worker; ``WorkerPool.lease`` gives them out."""
-        self._process = process
+    def __init__(self, pid: int, pidfd: int, channel: socket.socket) -> None:
+        """Hold a worker, its pidfd and channel; ``WorkerPool.lease`` gives them out."""
+        self.pid = pid
+        self._pidfd = pidfd
         self._channel = channel
         self._notes: dict[ProcessKey, int] = {}
 
@@ -114,8 +117,9 @@ class Worker:
             os.close(fd)
         self._channel.close()
         with suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await _readable(self._pidfd)
+        os.close(self._pidfd)
 
     async def _send(self, message: dict[str, Any], *fds: int) -> None:
         try:
@@ -139,63 +143,105 @@ class Worker:
         return message["result"], fds
 
     def _died(self) -> WorkerDied:
-        return WorkerDied(f"the engine worker {self._process.pid} ended before it was done",
+        return WorkerDied(f"the engine worker {self.pid} ended before it was done",
                           hint="The daemon's log has what it said last.")
 
 
-async def _readable(channel: socket.socket) -> None:
+async def _readable(file: socket.socket | int) -> None:
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(channel, ready.set)
+    loop.add_reader(file, ready.set)
     try:
         await ready.wait()
     finally:
-        loop.remove_reader(channel)
+        loop.remove_reader(file)
+
+
+def _discard(asking: asyncio.Future[tuple[int, int]]) -> None:
+    if not asking.cancelled() and not asking.exception():
+        os.close(asking.result()[1])
 
 
 class WorkerPool:
-    """Keeps workers ready, since starting one costs the time of its imports.  An async context manager."""
+    """Gives out workers, which are forked by a process that has loaded all they need.  An async context manager."""
 
-    def __init__(self, ready: int = 1) -> None:
-        """Keep that many ready."""
-        self._wanted = ready
-        self._warm: list[asyncio.Task[Worker]] = []
+    def __init__(self) -> None:
+        """Have no such process yet."""
+        self._nursery: Process | None = None
+        self._control: socket.socket | None = None
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        self._refill()
+        await self._begin()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
-        self._wanted = 0
-        for worker in await asyncio.gather(*self._warm, return_exceptions=True):
-            if isinstance(worker, Worker):
-                await worker.end()
+        await self._end()
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[Worker]:
-        """Give out a worker, which does not outlive the context; the next one is started after it."""
-        worker = await (self._warm.pop(0) if self._warm else _start())
+        """Give out a worker, which does not outlive the context.
+
+        Raises:
+            WorkerDied: none can be started.
+        """
+        worker = await self._worker()
         try:
             yield worker
         finally:
             await asyncio.shield(worker.end())
-            self._refill()
 
-    def _refill(self) -> None:
-        while len(self._warm) < self._wanted:
-            self._warm.append(asyncio.create_task(_start()))
+    async def _worker(self) -> Worker:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        asking = asyncio.ensure_future(self._ask_in_turn(theirs))
+        try:
+            pid, pidfd = await asyncio.shield(asking)
+        except BaseException:
+            ours.close()  # which ends a worker that comes too late
+            asking.add_done_callback(_discard)
+            raise
+        return Worker(pid, pidfd, ours)
 
+    async def _ask_in_turn(self, theirs: socket.socket) -> tuple[int, int]:
+        with theirs:
+            async with self._turn:
+                return await self._ask(theirs)
 
-async def _start() -> Worker:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "crd.engine.worker", str(theirs.fileno()), pass_fds=[theirs.fileno()],
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, start_new_session=True)
-    except OSError as error:
-        ours.close()
-        raise WorkerDied(f"no engine worker can be started: {error.strerror}") from error
-    finally:
-        theirs.close()
-    return Worker(process, ours)
+    async def _ask(self, theirs: socket.socket) -> tuple[int, int]:
+        """Have a worker made, by another nursery if the one there was has ended."""
+        for _ in range(2):
+            if not self._control:
+                await self._begin()
+            assert self._control  # noqa: S101
+            try:
+                socket.send_fds(self._control, [b"+"], [theirs.fileno()])
+                await _readable(self._control)
+                data, fds, _flags, _address = socket.recv_fds(self._control, _PID_BYTES_MAX, 1)
+            except OSError:
+                data = b""
+            if data:
+                return int(data), fds[0]
+            await self._end()
+        raise WorkerDied("no engine worker can be started", hint="The daemon's log says why.")
+
+    async def _begin(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._nursery = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "crd.engine.nursery", str(theirs.fileno()), pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, start_new_session=True)
+        except OSError as error:
+            ours.close()
+            raise WorkerDied(f"no engine worker can be started: {error.strerror}") from error
+        finally:
+            theirs.close()
+        self._control = ours
+
+    async def _end(self) -> None:
+        if self._control:
+            self._control.close()
+            self._control = None
+        if self._nursery:
+            await self._nursery.wait()
+            self._nursery = None

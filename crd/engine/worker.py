@@ -1,4 +1,4 @@
-"""The worker: a disposable process in which an engine runs for the daemon, ``python -m crd.engine.worker FD``.
+"""The worker: a disposable process in which an engine runs for the daemon; ``crd.engine.nursery`` makes them.
 
 It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, descriptors beside it (SCM_RIGHTS)::
 
@@ -18,14 +18,11 @@ commit, the worker takes everything back: a target runs on, half-made tasks die.
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
-import sys
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +104,7 @@ def _restart(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> A
 CALLS = {"checkpoint": _checkpoint, "restart": _restart}
 
 
-def serve(channel: Channel, calls: dict[str, Any]) -> None:
+def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:
     """Answer one call."""
     try:
         message, fds = channel.receive()
@@ -122,21 +119,3 @@ def serve(channel: Channel, calls: dict[str, Any]) -> None:
         answer = {"error": EngineError(f"the engine failed: {error!r}").to_json()}
     with suppress(OSError):  # the daemon is gone; what had to be undone is undone
         channel.send(answer)
-
-
-def _warm_up() -> None:
-    """Load what a call needs while nobody waits for it yet; the collector need not look through all that again."""
-    for module in ("crd.engine.userspace.dump", "crd.engine.userspace.restart", "crd.target.preflight"):
-        import_module(module)
-    gc.freeze()
-
-
-def main() -> None:
-    """Serve the call that comes over the descriptor named on the command line."""
-    os.umask(0o077)
-    _warm_up()
-    serve(Channel(int(sys.argv[1])), CALLS)
-
-
-if __name__ == "__main__":
-    main()

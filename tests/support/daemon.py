@@ -88,7 +88,7 @@ class RunningDaemon:
 
     def _is_worker(self, process: Path) -> bool:
         with suppress(OSError):  # it has ended
-            return (b"crd.engine.worker" in (process / "cmdline").read_bytes()
+            return (b"crd.engine.nursery" in (process / "cmdline").read_bytes()
                     and f"CRD_DAEMON__STATE_DIR={self.state}\0".encode() in (process / "environ").read_bytes())
         return False
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -16,7 +19,10 @@ import pytest
 from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions
 from crd.engine.client import WorkerPool
 from crd.errors import ImageTruncated, TargetNotFound, WorkerDied
-from tests.support.victims import sleep
+from tests.support.victims import sleep, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
 NOBODY = 2**22 - 1
@@ -59,7 +65,7 @@ async def test_a_worker_that_is_killed_is_noticed_and_another_takes_its_place(tm
     async with WorkerPool() as pool:
         async with pool.lease() as worker:
             await worker.begin_restart(read_end, RestartOptions())
-            os.kill(worker._process.pid, signal.SIGKILL)
+            os.kill(worker.pid, signal.SIGKILL)
             with pytest.raises(WorkerDied):
                 await worker.ready()
         async with pool.lease() as other:
@@ -73,8 +79,8 @@ async def test_no_worker_outlives_its_lease(tmp_path: Path) -> None:
     async with WorkerPool() as pool:
         async with pool.lease() as worker:
             await worker.begin_restart(read_end, RestartOptions())
-            pid = worker._process.pid
-        assert not Path(f"/proc/{pid}").exists()
+            pid = worker.pid
+        until("end", lambda: not Path(f"/proc/{pid}").exists())
     os.close(read_end)
     os.close(write_end)
 
@@ -85,7 +91,7 @@ async def test_a_cancelled_job_ends_its_worker() -> None:
 
     async def job(pool: WorkerPool) -> None:
         async with pool.lease() as worker:
-            seen.append(worker._process.pid)
+            seen.append(worker.pid)
             await worker.begin_restart(read_end, RestartOptions())
             await worker.ready()
 
@@ -96,32 +102,59 @@ async def test_a_cancelled_job_ends_its_worker() -> None:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert not Path(f"/proc/{seen[0]}").exists()
+        until("end", lambda: not Path(f"/proc/{seen[0]}").exists())
     os.close(read_end)
     os.close(write_end)
 
 
-def test_a_worker_whose_daemon_dies_lets_the_target_run(tmp_path: Path) -> None:
+async def test_another_nursery_takes_the_place_of_one_that_has_ended() -> None:
+    async with WorkerPool() as pool:
+        assert pool._nursery
+        first = pool._nursery.pid
+        os.kill(first, signal.SIGKILL)
+        async with pool.lease() as worker:
+            assert pool._nursery.pid != first
+            os.kill(worker.pid, 0)
+
+
+async def test_many_workers_at_once() -> None:
+    async with WorkerPool() as pool, AsyncExitStack() as stack:
+        workers = await asyncio.gather(*(stack.enter_async_context(pool.lease()) for _ in range(10)))
+        assert len({worker.pid for worker in workers}) == 10
+        until("sessions of their own", lambda: all(os.getsid(worker.pid) == worker.pid for worker in workers))
+
+
+@contextmanager
+def nursery() -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen([sys.executable, "-m", "crd.engine.nursery", str(theirs.fileno())],
+                                   pass_fds=[theirs.fileno()])
+    with ours:
+        yield process, ours
+    assert process.wait(timeout=20) == 0
+
+
+def test_a_worker_whose_daemon_dies_lets_the_target_run(tmp_path: Path) -> None:
     with sleep(tmp_path, 60) as program:
-        worker = subprocess.Popen([sys.executable, "-m", "crd.engine.worker", str(theirs.fileno())],
-                                  pass_fds=[theirs.fileno()])
-        theirs.close()
-        with (tmp_path / "image").open("wb") as file:
-            call = {"call": "checkpoint", "pid": program.pid, "options": {"after": "kill"},
-                    "crid_file": str(tmp_path / "crid")}
-            socket.send_fds(ours, [msgspec.json.encode(call)], [file.fileno()])
-        assert msgspec.json.decode(ours.recv(1 << 20))["event"] == "written"
-        assert program.status()["TracerPid"] == str(worker.pid), "a target to be killed waits for the commit"
+        with nursery() as (_, control):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                socket.send_fds(control, [b"+"], [theirs.fileno()])
+            pid, [pidfd], *_ = socket.recv_fds(control, 16, 1)
+            with (tmp_path / "image").open("wb") as file:
+                call = {"call": "checkpoint", "pid": program.pid, "options": {"after": "kill"}, "notes": None,
+                        "crid_file": str(tmp_path / "crid")}
+                socket.send_fds(ours, [msgspec.json.encode(call)], [file.fileno()])
+            assert msgspec.json.decode(ours.recv(1 << 20))["event"] == "written"
+            assert program.status()["TracerPid"] == pid.decode(), "a target to be killed waits for the commit"
         ours.close()
-        assert worker.wait(timeout=20) == 0
+        assert select.select([pidfd], [], [], 20)[0]
+        os.close(pidfd)
+        until("end of the tracing", lambda: program.status()["TracerPid"] == "0")
         program.assert_unharmed()
 
 
-def test_a_worker_that_nobody_calls_ends_with_the_daemon() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    worker = subprocess.Popen([sys.executable, "-m", "crd.engine.worker", str(theirs.fileno())],
-                              pass_fds=[theirs.fileno()])
-    theirs.close()
-    ours.close()
-    assert worker.wait(timeout=20) == 0
+def test_a_nursery_that_nobody_wants_ends_with_the_daemon() -> None:
+    with nursery():
+        pass
