@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Iterator[Program]:
-    """A process with a child and an eventfd."""
-    source = ("import os, subprocess, time\nchild = subprocess.Popen(['/bin/sleep', '1000']); fd = os.eventfd(0)\n"
-              "open('ready', 'w').close()\ntime.sleep(1000)")
+    """A process with a child and a namespace."""
+    source = ("import os, subprocess, time\nchild = subprocess.Popen(['/bin/sleep', '1000'])\n"
+              "fd = os.open('/proc/self/ns/net', 0)\nopen('ready', 'w').close()\ntime.sleep(1000)")
     with victims.python_script(tmp_path, source) as program:
         until("readiness", (tmp_path / "ready").exists)
         yield program
@@ -51,7 +51,7 @@ def test_obstacles_for_programs(parent: Program) -> None:
     result = CliRunner().invoke(check, [str(parent.pid), "--json"])
     assert result.exit_code == 13
     obstacles = json.loads(result.output)["obstacles"]
-    assert [obstacle["code"] for obstacle in obstacles] == ["task.children", "fd.eventfd"]
+    assert [obstacle["code"] for obstacle in obstacles] == ["task.children", "fd.special"]
     assert all(set(obstacle) == {"code", "object", "reason", "remedy"} for obstacle in obstacles)
 
 

@@ -108,8 +108,6 @@ def number(making: Making, numbers: Mapping[int, int]) -> None:
         kind.number(making, numbers)
     for objref, fd in making.ours.items():
         owner: Owner = making.plan.objects[objref].owner
-        if not owner.pid and not owner.signal:
-            continue
         pid = 0
         if owner.kind != _F_OWNER_PGRP:
             pid = numbers.get(owner.pid, 0)
