@@ -92,8 +92,10 @@ class Description:
 
 def restart_owner(fd: int, owner: Owner) -> None:
     """Set the owner again, which is there by now."""
-    fcntl.fcntl(fd, F_SETSIG, owner.signal)
-    fcntl.fcntl(fd, F_SETOWN_EX, _OWNER.pack(owner.kind, owner.pid))
+    if owner.signal:
+        fcntl.fcntl(fd, F_SETSIG, owner.signal)
+    if owner.pid:
+        fcntl.fcntl(fd, F_SETOWN_EX, _OWNER.pack(owner.kind, owner.pid))
 
 
 Entry = tuple[int, int]

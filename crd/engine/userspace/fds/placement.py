@@ -119,8 +119,6 @@ def number(making: Making, numbers: Mapping[int, int]) -> None:
         kind.number(making, numbers)
     for objref, fd in making.ours.items():
         owner: Owner = making.plan.objects[objref].owner
-        if not owner.pid and not owner.signal:
-            continue
         pid = numbers.get(owner.pid, 0)
         if owner.pid and not pid:
             making.notes.append(f"nobody gets SIGIO for a descriptor: it went to pid {owner.pid}, which is not in the "
