@@ -84,9 +84,12 @@ def description_holders(pid: int, links: Mapping[int, str], inside: Family,
         kcmp: kcmp(2).
     """
     holders: dict[int, list[int]] = defaultdict(list)
+    fds: dict[str, list[int]] = defaultdict(list)
+    for fd, link in links.items():
+        fds[link].append(fd)
     for other in _others(inside):
         for theirs, link in _links(other).items():
-            for fd in [fd for fd, ours in links.items() if ours == link]:
+            for fd in fds.get(link, ()):
                 with suppress(NativeError):  # gone, or not ours to look at
                     if kcmp(pid, other, _KCMP_FILE, fd, theirs) == 0 and inside.lacks(other):
                         holders[fd].append(other)

@@ -63,9 +63,12 @@ def dump(sock: socket.socket) -> list[SocketOption]:
             if value != defaults.get((level, name))]
 
 
-def default(sock: socket.socket, name: int) -> int:
-    """Return what an option of SOL_SOCKET is in a new socket of its kind."""
-    return int.from_bytes(_defaults(sock.family, sock.type)[socket.SOL_SOCKET, name], "little")
+def _reset_room(sock: socket.socket) -> None:
+    """Size the buffers as those of a new socket: they may have been made larger for what waits in them."""
+    for (level, name), forced in _FORCED.items():
+        default = int.from_bytes(_defaults(sock.family, sock.type)[level, name], "little")
+        if sock.getsockopt(level, name) != default:
+            sock.setsockopt(level, forced, default // 2)  # the kernel doubles what is set
 
 
 def restart(sock: socket.socket, options: Sequence[SocketOption]) -> None:
@@ -75,13 +78,14 @@ def restart(sock: socket.socket, options: Sequence[SocketOption]) -> None:
         RestartError: the kernel refuses one.
     """
     known = set(_wanted(sock.family, sock.type))
+    _reset_room(sock)
     for option in options:
         if (option.level, option.name) not in known:
             raise RestartError(f"option {option.name} of level {option.level} of a socket is none that crd saves")
         value = option.low.to_bytes(8, "little") + option.high.to_bytes(8, "little")
         name = option.name
         try:
-            if forced := _FORCED.get((option.level, name)):  # the kernel doubles what is set
+            if forced := _FORCED.get((option.level, name)):
                 sock.setsockopt(option.level, forced, option.low // 2)
             else:
                 sock.setsockopt(option.level, name, value[:option.bytes])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOOK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 _CREDENTIALS = struct.Struct("<iII")
+_SCM_PIDFD = 4
 _RIGHTS_MAX = 253
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * _RIGHTS_MAX) + socket.CMSG_SPACE(_CREDENTIALS.size) + 256
 NOBODY = (0, 0xFFFF_FFFF, 0xFFFF_FFFF)
@@ -117,6 +118,8 @@ def _with_ancillary(message: Message, ancillary: list[tuple[int, int, bytes]]) -
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             message.rights += array.array("i", data[:len(data) // 4 * 4])
+        elif (level, kind) == (socket.SOL_SOCKET, _SCM_PIDFD):  # of the sender: made anew for each reader
+            os.close(int.from_bytes(data, "little"))
         elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
             message.credentials = _CREDENTIALS.unpack(data)
     return message

@@ -134,7 +134,7 @@ def _dump(one: Description, info: UnixSocketInfo, inodes: dict[int, Description]
             target = _raw(sock.getpeername())
             if not target and state != UNIX_CONNECTED:
                 raise _unsupported(one, "sends to a socket without a name, which is another process's")
-        path, file = _bound_file(sock) if name and name[0] else ("", None)
+        path, file = _bound_file(one, sock) if name and name[0] else ("", None)
         pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         return UnixSocket(
             objref=one.objref, flags=one.flags, owner=one.owner, kind=info.kind, state=state, name=name,
@@ -181,8 +181,12 @@ def _raw(name: str | bytes | None) -> bytes:
     return os.fsencode(name) if isinstance(name, str) else name or b""
 
 
-def _bound_file(sock: socket.socket) -> tuple[str, os.stat_result]:
-    fd = fcntl.ioctl(sock, _SIOCUNIXFILE)
+def _bound_file(one: Description, sock: socket.socket) -> tuple[str, os.stat_result]:
+    try:
+        fd = fcntl.ioctl(sock, _SIOCUNIXFILE)
+    except PermissionError as error:
+        raise TargetUnsupported(reasons=[Obstacle("fd.unix", one.name, "has a name whose file only root may ask for",
+                                                  "Run crd as root.")]) from error
     try:
         return os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd)
     finally:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.plan import Plan
 
 _CLOSED = {UNIX_HUNG_UP, UNIX_RESET}
-_SNDBUF, _SNDBUFFORCE = 7, 32
+_SNDBUFFORCE = 32
 _SIOCUNIXFILE = 0x89E0
 _ROOM_BYTES = 16 << 20
 
@@ -248,7 +248,6 @@ def _connect_datagrams(record: UnixSocket, by_name: dict[bytes, int], making: Ma
 def _finish(record: UnixSocket, making: Making) -> None:
     fd = making.ours[record.objref]
     with socket.socket(fileno=os.dup(fd)) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, socket_options.default(sock, _SNDBUF) // 2)
         socket_options.restart(sock, record.options)
         if record.state in _CLOSED:
             if record.state == UNIX_RESET:

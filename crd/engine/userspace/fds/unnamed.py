@@ -62,8 +62,7 @@ class UnnamedFiles(Kind):
     def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
         """Copy the content of each file once."""
         for one in found:
-            temporary = one.flags & os.O_TMPFILE == os.O_TMPFILE
-            objref = _add(table, f"/proc/{one.pid}/fd/{one.fd}", one.link, one.stat, temporary=temporary)
+            objref = _add(table, f"/proc/{one.pid}/fd/{one.fd}", one.link, one.stat)
             table.object_records.append(UnnamedOpen(objref=one.objref, file=objref, flags=one.flags, owner=one.owner,
                                                     position=one.info.position))
         yield from ()
@@ -111,18 +110,19 @@ def dump_directory(table: FileTable, path: str) -> int:
     return 0 if found.st_nlink else _add(table, path, os.readlink(path), found)
 
 
-def _add(table: FileTable, path: str, link: str, found: os.stat_result, *, temporary: bool = False) -> int:
+def _add(table: FileTable, path: str, link: str, found: os.stat_result) -> int:
     """Describe a file, unless it has been already, and copy it; return its objref."""
     identity = found.st_dev, found.st_ino
     if identity not in table.contents:
-        content = _dump(table.objects.new(), path, link, found, temporary=temporary)
+        content = _dump(table.objects.new(), path, link, found)
         table.contents[identity] = content
         table.object_records.append(content.record)
     return table.contents[identity].record.objref
 
 
-def _dump(objref: int, path: str, link: str, found: os.stat_result, *, temporary: bool) -> Content:
+def _dump(objref: int, path: str, link: str, found: os.stat_result) -> Content:
     name = link.removesuffix(DELETED)
+    temporary = Path(name).name == f"#{found.st_ino}"  # what d_tmpfile of fs/dcache.c calls it
     kind, seals, copied = UNNAMED_TEMPORARY if temporary else UNNAMED_FILE, 0, _WITHOUT_CONTENT
     if stat.S_ISDIR(found.st_mode):
         kind = UNNAMED_DIRECTORY
