@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -308,3 +309,62 @@ def test_whatever_two_processes_share_is_shared_again(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         until("an answer", lambda: (tmp_path / "answer").exists() or not program.is_running())
         assert (tmp_path / "answer").read_text() == "True True", program.stderr()
+
+
+ECHO = """
+import os, time
+ask, answer = os.pipe(), os.pipe()
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    while True: os.write(answer[1], os.read(ask[0], 100))
+number = 0
+open("ready", "w").close()
+while True:
+    os.write(ask[1], b"%d" % number)
+    wrong = os.read(answer[0], 100) != b"%d" % number
+    number += 1
+    with open(f"new{os.getpid()}", "w") as file: print(number, int(wrong), file=file)
+    os.rename(f"new{os.getpid()}", "counts")
+    time.sleep(0.002)
+"""
+
+
+def test_new_numbers(tmp_path: Path) -> None:
+    with python_script(tmp_path, ECHO) as program:
+        until("counts", (tmp_path / "counts").exists)
+        before = relations(program)
+        image, _ = take(program)
+        result = restarted(image, pids="new")
+        original, program.pid = program.pid, result.root_pid
+        assert result.pids.keys() == before.keys()
+        assert not {*result.pids.values()} & before.keys()
+        now = result.pids
+        renamed = {now[pid]: (state, now.get(parent, 0), now[group], now[session], exit_signal)
+                   for pid, (state, parent, group, session, exit_signal) in before.items()}
+        assert relations(program) == renamed
+        program.pid = original
+        program.kill_tree()
+        program.restarted_as(result.root_pid)
+        goes_on(program)
+
+
+def test_a_tree_whose_session_is_led_from_outside(tmp_path: Path) -> None:
+    script = tmp_path / "echo.py"
+    script.write_text(ECHO)
+    with Program(["/bin/bash", "-c", f"{sys.executable} {script} & wait"], tmp_path) as shell:
+        until("counts", (tmp_path / "counts").exists)
+        outer = shell.pid
+        shell.pid = root = procfs.children(outer)[0]
+        before = relations(shell)
+        image, result = take(shell)
+        assert result.tasks == 2
+        shell.kill_tree()
+        os.kill(outer, signal.SIGKILL)
+        result = restarted(image, shell)
+        assert [note for note in result.notes if f"group {outer}" in note]
+        assert [note for note in result.notes if f"session {outer}" in note]
+        ours = os.getsid(0)
+        led = {pid: (state, parent, root if group == outer else group, ours, number)
+               for pid, (state, parent, group, _, number) in before.items()}
+        until("all", lambda: relations(shell) == led)
+        goes_on(shell)
