@@ -22,7 +22,7 @@ RUNS_PER_RECORD_MAX = 255
 KEPT_RUNS_MAX = RUNS_PER_RECORD_MAX + 1
 
 
-class PagesSince(Record, type=0x43520007):
+class PagesSince(Record, type=0x435200FF):
     """Memory of one process: runs that are as they were, and runs with their bytes; both ascend, and never overlap.
 
     Of the former those pages hold something that held something then.

@@ -41,6 +41,7 @@ def restart(pipe: Pipe, ends: Sequence[PipeEnd], making: Making) -> None:
         ResourceChanged: it is missing, or its user may not open it.
         RestartUnsupported: see ``pipe_data.fill``.
     """
+    making.act_for(ends[0].objref)
     place = making.broker.hold(_made_again(pipe, making.broker) if pipe.deleted else _found(pipe, ends, making.broker))
     anchor = _opened(place, os.O_RDWR)
     reader = _opened(place, os.O_RDONLY)

@@ -78,8 +78,9 @@ class Making:
         self.vessel = self.vessels.get(pid, self.vessels[self.plan.pid])
 
     def act_for(self, objref: int) -> None:
-        """Have the broker open files with the rights of the first process that has a description."""
-        self.broker.act_for(self.plan.shared.opened[objref].leader)
+        """Have the broker open files with the rights of the first process that has a description, if one has."""
+        if plan := self.plan.shared.opened.get(objref):
+            self.broker.act_for(plan.leader)
 
     def add(self, objref: int, fd: int, flags: int | None = None) -> None:
         """Take over our descriptor of a description, and give it these flags."""

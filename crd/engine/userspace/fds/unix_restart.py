@@ -109,6 +109,7 @@ def _make_single(record: UnixSocket, making: Making) -> None:
 
 def _bind(fd: int, record: UnixSocket, making: Making) -> None:
     """Give a socket its name as it was said, from where a relative one began; a file that is left over goes."""
+    making.act_for(record.objref)
     name = record.name if record.name[0] == 0 else os.fsdecode(record.name)
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -234,6 +235,7 @@ def _file_of(fd: int, making: Making) -> int:
 
 def _connect_datagrams(record: UnixSocket, by_name: dict[bytes, int], making: Making) -> None:
     """Say again where datagrams go; if nobody is there, the program is told so when it sends."""
+    making.act_for(record.objref)
     name = record.target if record.target[0] == 0 else os.fsdecode(record.target)
     target = by_name.get(record.target)
     if target is not None and isinstance(name, str):

@@ -151,6 +151,7 @@ def _make(record: UnnamedFile, making: Making) -> int:
         RestartError: there is no room.
     """
     broker = making.broker
+    making.act_for(record.objref)
     try:
         fd = broker.hold(_create(record, making))
         with broker.as_the_task():
