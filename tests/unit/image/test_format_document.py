@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import crd.image
-from crd.image import objects, profile, records
+from crd.image import objects, profile, records, since
 from crd.image.codec import Record, Struct
 from crd.image.framing import FRAME, FrameReader
 from crd.image.header import read_header
@@ -38,6 +38,13 @@ def test_the_tables_are_the_declared_records():
     assert documented == declared()
     assert {title: list(fields) for title, fields in documented.items()} == {
         title: list(fields) for title, fields in declared().items()}
+
+
+def test_every_record_has_a_number_of_its_own():
+    kinds = {kind for module in (records, profile, objects, since) for kind in vars(module).values()
+             if isinstance(kind, type) and issubclass(kind, Record) and kind is not Record}
+    numbers = [kind.record_type for kind in kinds]
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_version_and_bounds():
