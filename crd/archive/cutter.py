@@ -244,7 +244,6 @@ class StreamCutter:
             raise ArchiveError(f"the stream is damaged: {error.message}") from error
         if len(head) + sum(run.pages for run in record.runs) * PAGE_BYTES != length:
             raise ArchiveError("the stream is damaged: its pages are not those it tells of")
-        self._followed.learn(record, self._index)
         return self._followed.expanded(record)
 
     def _receive(self, length: int) -> bytearray:

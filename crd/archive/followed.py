@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from array import array
     from collections.abc import Iterator, Sequence
 
-    from crd.native.pages import PageIndex
-
 Stretch = tuple[int, int | None]
 """Pages one after the other: how many, and which of the followed image's the first is (None: they are told)."""
 
@@ -77,13 +75,6 @@ class Followed:
     memory: MemoryMap
     numbers: array[int]
     hashes: bytes | bytearray
-
-    def learn(self, record: PagesSince, index: PageIndex) -> None:
-        """Have an index know what was where there are other pages now: some may be as they were, or lie elsewhere."""
-        for run in record.runs:
-            for _, n, first in self.memory.within(record.pid, run):
-                numbers, hashes = self.pages(first, n)
-                index.learn(hashes, numbers)
 
     def pages(self, first: int, n: int) -> tuple[array[int], bytes | bytearray]:
         """Return numbers and hashes of pages of the stream."""

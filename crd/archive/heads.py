@@ -63,6 +63,7 @@ class Head:
             known.sizes.append(self.sizes[place])
         numbers = self.manifest.pages[:]
         replace_places(numbers, places)
+        known.index.learn(self.hashes, numbers)
         known.followed = Followed(MemoryMap(self.manifest.literals), numbers, self.hashes)
         return known
 

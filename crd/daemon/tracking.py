@@ -43,7 +43,7 @@ class Track:
         """Go on from an image that is durable now, with these descriptors, which are ours from here on."""
         useless = not fds and bool(self.fds)
         self.close()
-        self.fds, self.base = fds, base
+        self.fds, self.base = fds, base if fds else None
         self.rest = _REST if useless else max(0, self.rest - 1)
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | 1
 
 _CAPACITY = 16384
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
-_LISTS = ("written", "swapped", "others")
+_LISTS = ("written", "swapped", "others", "others_swapped")
 
 
 def begin(userfaultfd: int) -> None:
@@ -112,15 +112,25 @@ class Found:
     unknown: set[Run] = field(default_factory=set)
     _chunks: list[Any] = field(default_factory=list)
     _memory: list[Any] = field(default_factory=list)
+    _readable: dict[str, list[Run]] = field(default_factory=dict)
 
-    def written(self, pagemap: PageMap) -> list[Run]:
-        """Return the runs of pages that were written, in ascending order."""
-        swapped = (run for start, length in self._runs("swapped") for run in pagemap.own_pages(start, start + length))
-        return sorted(chain(self._runs("written"), ((run.start, run.end - run.start) for run in swapped)))
+    def changed(self) -> list[Run]:
+        """Return the runs of pages that are not as they were, in ascending order; some may hold nothing now."""
+        return sorted(chain(self._runs("written"), self._runs("swapped")))
+
+    def written(self) -> list[Run]:
+        """Return the runs of pages that are not as they were and can be read, in ascending order."""
+        return sorted(chain(self._runs("written"), self._readable["swapped"]))
 
     def others(self) -> list[Run]:
-        """Return the runs of pages that were not written, in ascending order."""
-        return list(self._runs("others"))
+        """Return the runs of pages that were not written and can be read, in ascending order."""
+        return sorted(chain(self._runs("others"), self._readable["others_swapped"]))
+
+    def _resolve(self, pagemap: PageMap) -> None:
+        """Tell pages that are swapped out from guard pages (madvise(2)), while they are what they were found as."""
+        for name in ("swapped", "others_swapped"):
+            self._readable[name] = [(run.start, run.end - run.start) for start, length in self._runs(name)
+                                    for run in pagemap.own_pages(start, start + length)]
 
     def written_bytes(self) -> int:
         """Return how much was written, be it swapped out now."""
@@ -156,5 +166,6 @@ def find(pagemap: PageMap, areas: Sequence[Run], *, noted: bool) -> Found:
             found._memory.append(runs)
         found._chunks.append(pages)
         call(lib.crd_pages_find, pagemap.fd, noted, wanted, len(areas), errors, pages, area, address)
+    found._resolve(pagemap)
     found.unknown = {run for run, error in zip(areas, errors[0:len(areas)], strict=True) if error}
     return found

@@ -66,6 +66,7 @@ def step():
         write(at, pages, 1 + pages // 100)
     elif what == 4:
         libc.madvise(at + page * PAGE, min(8, pages - page) * PAGE, 4)  # MADV_DONTNEED
+        ctypes.string_at(at + page * PAGE, 1)  # so that a page of zeros is there
     elif what == 5 and len(areas) < 40:
         write(new(random.choice([1, 30, 700])), 1, 1)
     elif what == 6 and len(areas) > 5:

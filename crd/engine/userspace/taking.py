@@ -17,7 +17,6 @@ from crd.engine.userspace.mem.runs import total
 from crd.engine.userspace.questions import TargetAsker
 from crd.engine.userspace.snapshot import snapshot
 from crd.errors import InjectionInterrupted, NativeError, Obstacle, TargetGone, TargetUnsupported
-from crd.native.pagemap import PageMap
 from crd.target import procfs
 
 if TYPE_CHECKING:
@@ -192,8 +191,7 @@ def _precopied(state: Frozen, stubs: Injector, captured: Capture, notes: Trackin
     """Copy what was written since it was looked at last."""
     stubs.unmap_area(state.pid, state.registers)
     assert notes.last  # noqa: S101
-    with PageMap(state.pid) as pagemap:
-        runs = notes.last.written(pagemap)
+    runs = notes.last.written()
     copied = [(runs, pages.copy(state.memory, runs))] if runs else []
     return Taken(captured, Changes(notes, copied), "precopy",
                  f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "

@@ -7,8 +7,9 @@ struct crd_runs {
 /* Pages of a process that hold anything. */
 struct crd_pages {
     struct crd_runs written;
-    struct crd_runs swapped; /* written too, and swapped out now; or none at all, but guard pages (madvise(2)) */
+    struct crd_runs swapped; /* written too, and swapped out now, or guard pages now (madvise(2)) */
     struct crd_runs others;  /* not written */
+    struct crd_runs others_swapped; /* not written, and swapped out or guard pages */
     size_t capacity;         /* of each */
 };
 

@@ -46,16 +46,20 @@ static size_t room(const struct crd_pages *pages)
         used = pages->swapped.n;
     if (used < pages->others.n)
         used = pages->others.n;
+    if (used < pages->others_swapped.n)
+        used = pages->others_swapped.n;
     return pages->capacity - used;
 }
 
 static void sort_in(const struct crd_page_region *region, bool noted, struct crd_pages *pages)
 {
-    if (noted && !(region->categories & IS_WRITTEN))
+    bool written = !noted || region->categories & IS_WRITTEN;
+
+    if (region->categories & IS_SWAPPED)
+        add(written ? &pages->swapped : &pages->others_swapped, region->start, region->end);
+    else if (!written)
         add(&pages->others, region->start, region->end);
-    else if (region->categories & IS_SWAPPED)
-        add(&pages->swapped, region->start, region->end);
-    else if (!(region->categories & IS_ZERO))
+    else if (noted || !(region->categories & IS_ZERO)) /* what is noted may have held something else before */
         add(&pages->written, region->start, region->end);
 }
 

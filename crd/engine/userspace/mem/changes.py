@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.runs import common, joined, without
 from crd.image.since import records
-from crd.native.pagemap import PageMap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,8 +46,7 @@ class Changes:
         assert last  # noqa: S101
         there = last.noted.others()
         if self.child:
-            with PageMap(self.child.pid) as pagemap:
-                written = last.written(pagemap)
+            written = last.written()
             source = Source(self.child.memory, self.copied)
         else:
             written = joined(chain.from_iterable(runs for runs, _ in self.copied))

@@ -54,9 +54,9 @@ class Look:
         """Return how much has to be read now or later."""
         return self.noted.written_bytes() + self.others.written_bytes()
 
-    def written(self, pagemap: PageMap) -> list[Run]:
+    def written(self) -> list[Run]:
         """Return the pages that have to be."""
-        return joined(chain(self.noted.written(pagemap), self.others.written(pagemap)))
+        return joined(chain(self.noted.written(), self.others.written()))
 
 
 @dataclass(slots=True)
@@ -100,14 +100,14 @@ class Tracking:
             found = tracking.find(pagemap, areas, noted=True)
             new = [area for area in found.unknown if tracking.watch(self.userfaultfd, area)]
             fresh = tracking.find(pagemap, new, noted=True)
-            runs = joined(chain(found.written(pagemap), fresh.written(pagemap), fresh.others()))
             if self.since:
-                self._copy_in_rounds(pagemap, memory, areas, runs)
+                self.written.append(joined(chain(found.changed(), fresh.changed(), fresh.others())))
+                self._copy_in_rounds(pagemap, memory, areas, joined(chain(
+                    found.written(), fresh.written(), fresh.others())))
 
     def _copy_in_rounds(self, pagemap: PageMap, memory: Memory, areas: Sequence[Run], runs: list[Run]) -> None:
         for _ in range(_ROUNDS_MAX):
             size = total(runs)
-            self.written.append(runs)
             if size > _ROUND_BYTES_MAX:
                 self.unread = True
                 return
@@ -118,11 +118,13 @@ class Tracking:
                 return
             if size <= _ROUND_BYTES_FEW:
                 return
-            runs = joined(tracking.find(pagemap, areas, noted=True).written(pagemap))
+            found = tracking.find(pagemap, areas, noted=True)
+            self.written.append(joined(found.changed()))
+            runs = joined(found.written())
             if total(runs) > size // 2:  # it is written as fast as we copy
-                self.written.append(runs)
                 self.unread = True
                 return
+        self.unread = True
 
     def look(self, entries: Sequence[MapEntry]) -> Look:
         """Look for the last time, while the process is stopped, and begin the notes of the next image.
@@ -134,7 +136,7 @@ class Tracking:
         """
         with PageMap(self.pid) as pagemap:
             if self.last and self.since:
-                self.written.append(joined(self.last.noted.written(pagemap)))
+                self.written.append(joined(self.last.noted.changed()))
                 self.unread = True
             noted = tracking.find(pagemap, self._areas(entries), noted=True)
             rest = [(entry.start, entry.end - entry.start) for entry in entries
