@@ -180,10 +180,10 @@ rest()
 def users_of(number: int) -> list[str]:
     """Return who has the number as process, process group or session."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):
-            name, _, fields = path.read_text().rpartition(")")
-            if str(number) in {path.parent.name, *fields.split()[2:4]}:
+            name, _, fields = (path / "stat").read_text().rpartition(")")
+            if str(number) in {path.name, *fields.split()[2:4]}:
                 found.append(name)
     return found
 

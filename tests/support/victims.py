@@ -160,20 +160,20 @@ class Program:
     def _in_directory(self) -> list[int]:
         """Return the processes that work in its directory."""
         found = []
-        for entry in Path("/proc").glob("[0-9]*/cwd"):
+        for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if entry.readlink().is_relative_to(self.directory) and int(entry.parent.name) != os.getpid():
-                    found.append(int(entry.parent.name))
+                if (entry / "cwd").readlink().is_relative_to(self.directory) and int(entry.name) != os.getpid():
+                    found.append(int(entry.name))
         return found
 
     def _session(self) -> list[int]:
         """Return the members of the session it was started in."""
         found = []
-        for entry in Path("/proc").glob("[0-9]*/stat"):
+        for entry in Path("/proc").glob("[0-9]*"):
             with suppress(FileNotFoundError, ProcessLookupError):
-                session = entry.read_bytes().rpartition(b")")[2].split()[3]
-                if int(session) == self._child.pid and int(entry.parent.name) != self._child.pid:
-                    found.append(int(entry.parent.name))
+                session = (entry / "stat").read_bytes().rpartition(b")")[2].split()[3]
+                if int(session) == self._child.pid and int(entry.name) != self._child.pid:
+                    found.append(int(entry.name))
         return found
 
     def __enter__(self) -> Self:
