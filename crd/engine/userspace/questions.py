@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from crd.native.inject import Injector, ScriptResult
     from crd.native.tracee import Registers
 
-_OUT = 128
-"""Behind the results of 16 questions."""
+_QUESTIONS_MAX = 128
+_OUT = 8 * _QUESTIONS_MAX
+"""Behind the results of so many questions."""
 _OUT_BYTES = 128
 
 
@@ -72,7 +73,9 @@ class TargetAsker:
 
 
 def calls(questions: Sequence[Question]) -> list[Call]:
-    """Return the questions as calls of a stub, whose scratch area has ``scratch_bytes``."""
+    """Return up to 128 questions as calls of a stub, whose scratch area has ``scratch_bytes``."""
+    if len(questions) > _QUESTIONS_MAX:
+        raise ValueError("too many questions at once")
     return [Call(question.number, tuple(Scratch(_OUT + index * _OUT_BYTES) if isinstance(argument, Out) else argument
                                         for argument in question.arguments))
             for index, question in enumerate(questions)]
