@@ -12,7 +12,7 @@ import pytest
 from crd.engine.api import After, CheckpointOptions, CheckpointResult, checkpoint
 from crd.engine.crid import CridCounter
 from crd.engine.userspace.tree import frozen
-from crd.errors import AccessDenied
+from crd.errors import AccessDenied, TargetGone
 from crd.target import procfs
 from tests.engine.images import restarted, restarted_elsewhere
 from tests.engine.programs import FORKS_STORM, SPAWNS_STORM, compiled, interpreted
@@ -36,7 +36,10 @@ def relations(program: Program) -> dict[int, tuple[str, int, int, int, int]]:
     """Return what each member of the family is, and to whom."""
     found = {}
     for pid in program.family():
-        stat = procfs.stat(pid)
+        try:
+            stat = procfs.stat(pid)
+        except TargetGone:  # what crd had made
+            continue
         parent = stat.parent_pid if pid != program.pid else 0
         state = stat.state if stat.state in "TZ" else "running"
         found[pid] = (state, parent, stat.process_group, stat.session, stat.exit_signal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from crd.engine.userspace import capture as capturing
@@ -73,7 +74,7 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
     """
     look, patience = True, _LATER_ATTEMPTS
     written: dict[int, Tracking] = {}
-    for _ in range(_ATTEMPTS):
+    for _ in _attempts(options.freeze_seconds):
         before = _know(pid, options) if look else {}
         if notes and not written:
             written = notes.prepare(before, options.freeze_seconds)
@@ -98,6 +99,15 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
                 raise TargetGone(f"process {pid} ended while it was being checkpointed", pid=pid) from error
             look = False
     raise FreezeTimeout(f"process {pid} was never free of signals long enough to be captured", pid=pid)
+
+
+def _attempts(seconds: float) -> Iterator[int]:
+    """Count attempts: a good number of them, and more until the time is over."""
+    deadline = time.monotonic() + seconds
+    for attempt in count():
+        if attempt >= _ATTEMPTS and time.monotonic() > deadline:
+            return
+        yield attempt
 
 
 def _know(pid: int, options: CheckpointOptions) -> dict[int, Known]:
