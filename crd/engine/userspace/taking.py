@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,6 +18,7 @@ from crd.engine.userspace.mem.runs import total
 from crd.engine.userspace.questions import TargetAsker
 from crd.engine.userspace.snapshot import snapshot
 from crd.errors import InjectionInterrupted, NativeError, Obstacle, TargetGone, TargetUnsupported
+from crd.native import tracee
 from crd.target import procfs
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from crd.native.inject import Injector
     from crd.target.procfs import MapEntry
 
+_WAY_HOME_SECONDS = 0.001
 _DROPPED_BY_FORK = {"lo", "lf"}
 """VmFlags of mlock(2) and MLOCK_ONFAULT."""
 
@@ -130,7 +133,8 @@ def taken(state: Frozen, before: Known | None, whole: Whole) -> Iterator[Taken]:
     maps = procfs.read(state.pid, "maps")
     entries = before.areas(state.pid, maps) if before else procfs.parsed_maps(state.pid, maps)
     stubs = capturing.injector(state, entries)
-    if any(map(stubs.inside, state.group.addresses())):
+    if inside := [tid for tid, at in zip(state.group.tids, state.group.addresses(), strict=True) if stubs.inside(at)]:
+        _see_home(state, inside)
         raise TryAgainError
     if stubs.remove_leftover(state.pid, state.registers, [(entry.start, entry.end, entry.permissions)
                                                           for entry in entries if not entry.path]):
@@ -161,6 +165,16 @@ def taken(state: Frozen, before: Known | None, whole: Whole) -> Iterator[Taken]:
                 "memory.no-room", f"pid {state.pid}", f"cannot map a page for crd: {error.message}",
                 "Raise its limit of address space (prlimit --as).")], pid=state.pid) from error
         yield found
+
+
+def _see_home(state: Frozen, tids: list[int]) -> None:
+    """Let threads out of a dead tracer's stubs if a job-control stop keeps them there; the others go alone."""
+    for tid in tids:
+        if state.threads[tid].stop.is_group_stop:
+            tracee.cont(tid)
+            time.sleep(_WAY_HOME_SECONDS)
+            tracee.interrupt(tid)
+            tracee.wait(tid)
 
 
 def _tidy_up(state: Frozen, stubs: Injector) -> None:
