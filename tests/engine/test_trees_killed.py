@@ -56,7 +56,7 @@ def test_a_checkpoint_that_is_killed_at_any_moment(tmp_path: Path, arguments: li
             assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "a checkpoint failed by itself"
             until("tracing to end", lambda: untraced(victim))
             with suppress(AssertionError):
-                until("all to be as before", lambda: relations(victim) == before, seconds=5)
+                until("all to be as before", lambda: relations(victim) == before)
             assert relations(victim) == before
         victim.verify()
 
