@@ -67,6 +67,12 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     return ("kept: " if verdict["keep"] else "to be forgotten: ") + "; ".join(verdict["reasons"])
 
 
+def sharing_text(sharing: Mapping[str, Any]) -> str:
+    """Return which pages of an image go with it, and which others need, too."""
+    return (f"{sharing['own_pages']} in {sharing['own_packs']} packs of its own, {sharing['shared_pages']} in "
+            f"{sharing['shared_packs']} packs that others need, too")
+
+
 def target_row(target: Mapping[str, Any]) -> tuple[object, ...]:
     """Return a target as a row of ``TARGET_COLUMNS``."""
     what = next((f"{kind} {target[kind]}" for kind in ("pid", "pidfile", "comm") if target.get(kind) is not None), None)

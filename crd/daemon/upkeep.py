@@ -48,7 +48,8 @@ class UpkeepHandlers:
         if image.target in self._app.scheduler.targets:
             verdict = next((verdict for verdict in await self._app.retention.verdicts(str(image.target))
                             if verdict.crid == image.crid), None)
-        return {"image": image_json(image), "retention": verdict_json(verdict) if verdict else None}
+        return {"image": image_json(image), "retention": verdict_json(verdict) if verdict else None,
+                "sharing": asdict(self._app.archive.sharing(image.crid))}
 
     async def _on_Pin(self, *, peer: Peer, more: More | None, reference: str, pinned: bool) -> dict[str, Any]:  # noqa: ARG002, N802
         image = await self._find(peer, reference)

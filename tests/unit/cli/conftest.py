@@ -31,6 +31,7 @@ IMAGE = {
     "pinned": True, "verified_at": None, "damage": None}
 VERDICT = {"crid": 42, "target": "web", "taken_at": "2026-11-23T10:00:00.5+00:00", "stored_bytes": 1536, "keep": True,
            "reasons": ["last 1 of 3", "daily 1 of 7"], "error": None}
+SHARING = {"own_pages": 12, "own_packs": 1, "shared_pages": 3000, "shared_packs": 2}
 SCRUBBED = {"images": 2, "checked": 2, "bytes": 4096, "damaged": []}
 REQUEST = {
     "number": 7, "crid": 42, "state": "queued", "pids": "original", "files": "keep", "uid": 0,
@@ -61,7 +62,7 @@ class Daemon:
             "GetStatus": [STATUS], "ListTargets": [{"targets": [TARGET]}], "AddTarget": [{"target": TARGET}],
             "RemoveTarget": [{}], "HoldTarget": [{}], "ResumeTarget": [{}],
             "Checkpoint": [{"stage": "memory", "bytes": 4096}, {"image": IMAGE}], "ListImages": [{"images": [IMAGE]}],
-            "GetImage": [{"image": IMAGE, "retention": VERDICT}], "Pin": [{"image": IMAGE}],
+            "GetImage": [{"image": IMAGE, "retention": VERDICT, "sharing": SHARING}], "Pin": [{"image": IMAGE}],
             "Forget": [{"verdicts": [VERDICT]}], "Verify": [{"image": IMAGE}],
             "Scrub": [{**SCRUBBED, "checked": 1}, SCRUBBED], "Restart": [{"request": REQUEST}],
             "GetRequest": [{"request": {**REQUEST, "state": "running"}},
