@@ -102,6 +102,7 @@ def request_fields(request: Mapping[str, Any]) -> dict[str, object]:
     return {
         "number": request["number"],
         "crid": request["crid"],
+        "host": request["host"],
         "state": request["state"],
         "pids": request["pids"],
         "files": request["files"],
@@ -132,6 +133,7 @@ def status_fields(status: Mapping[str, Any]) -> dict[str, object]:
         **({"spool": _spool_text(archive["spool"])} if archive.get("spool") else {}),
         "queue": f"{queue['queued']} queued{oldest}, {queue['running']} running",
         "metrics": status.get("metrics"),
+        "hosts": ", ".join(f"{host['name']} ({units.age(host['seen_at'])})" for host in status["hosts"]) or None,
     }
 
 

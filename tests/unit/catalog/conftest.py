@@ -1,22 +1,50 @@
-"""A catalog in a file of its own."""
+"""A catalog in a database of its own, of each kind."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
 
 from crd.catalog.catalog import Catalog
+from tests.support.postgres import PostgresServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+NUMBERS = count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.fixture
-async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
-    async with await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db") as opened:
+def database_url(postgres: PostgresServer) -> str:
+    return postgres.database(f"catalog{next(NUMBERS)}")
+
+
+@pytest.fixture
+async def sqlite_catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
+    async with await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db", "here") as opened:
+        yield opened
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/catalog.db"
+    url: str = request.getfixturevalue("database_url")
+    return url
+
+
+@pytest.fixture
+async def catalog(catalog_url: str) -> AsyncIterator[Catalog]:
+    async with await Catalog.open(catalog_url, "here") as opened:
         yield opened

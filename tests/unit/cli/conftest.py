@@ -34,7 +34,7 @@ VERDICT = {"crid": 42, "target": "web", "taken_at": "2026-11-23T10:00:00.5+00:00
 SHARING = {"own_pages": 12, "own_packs": 1, "shared_pages": 3000, "shared_packs": 2}
 SCRUBBED = {"images": 2, "checked": 2, "bytes": 4096, "damaged": []}
 REQUEST = {
-    "number": 7, "crid": 42, "state": "queued", "pids": "original", "files": "keep", "uid": 0,
+    "number": 7, "host": "db1", "crid": 42, "state": "queued", "pids": "original", "files": "keep", "uid": 0,
     "requested_at": "2026-11-23T10:00:00+00:00", "started_at": None, "ended_at": None, "root_pid": None, "error": None,
     "message": None, "hint": None}
 ATTEMPT = {"number": 1, "target": "web", "pid": 1, "state": "failed", "crid": None,
@@ -48,7 +48,8 @@ STATUS = {"version": "0.1.0", "host": "db1", "pid": 99, "started_at": "2026-11-2
           "archive": {"path": "/var/lib/crd/archive", "bytes": 2048, "images": 3,
                       "spool": {"objects": 3, "bytes": 4096, "error": "s3://bucket: no answer"}},
           "queue": {"queued": 2, "running": 1, "oldest_at": "2026-11-23T10:00:00+00:00"}, "next_target": "web",
-          "next_at": "2126-11-23T10:00:00+00:00", "metrics": "127.0.0.1:9643"}
+          "next_at": "2126-11-23T10:00:00+00:00", "metrics": "127.0.0.1:9643",
+          "hosts": [{"name": "db1", "seen_at": "2026-11-23T10:00:00+00:00"}]}
 OBSTACLE = {"code": "fd.terminal", "object": "fd 0 (/dev/pts/1)", "reason": "is a terminal", "remedy": "redirect it"}
 
 
