@@ -16,8 +16,9 @@ from crd.archive.archive import Archive
 from crd.catalog.catalog import Catalog
 from crd.clock import Clock, SystemClock
 from crd.daemon.handlers import Handlers
+from crd.daemon.health import Health
 from crd.daemon.jobs import Checkpoints, Restarts, measure
-from crd.daemon.notify import notify, watchdog_seconds
+from crd.daemon.notify import notify, passed_fds
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.readers import Readers
 from crd.daemon.retention import Retention
@@ -28,7 +29,6 @@ from crd.daemon.tracking import Tracks
 from crd.engine.api import After, CheckpointOptions
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
-from crd.engine.userspace.features import features
 from crd.errors import BlobCorrupt, BlobMissing, CrdError, SettingsError, StateInUse
 from crd.metrics.exporter import Exporter
 from crd.metrics.names import Metrics
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MEASURE_SECONDS = 30.0
-_FIRST_PASSED_FD = 3
 
 
 class App:
@@ -92,21 +91,24 @@ class App:
                 Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads))
             await self._settle()
             self.tracks = stack.enter_context(Tracks(enabled=settings.engine.note_writes))
-            workers = await stack.enter_async_context(WorkerPool())
+            workers = await stack.enter_async_context(WorkerPool(settings.engine_socket))
             self._assemble(workers)
+            async with workers.lease() as worker:
+                self._offer(await worker.features())
             exporter = stack.enter_context(Exporter(settings.metrics.listen, self.metrics.registry))
             self.metrics_url = exporter.url
             await self.restarts.recover()
             await self._add_targets()
             self.start(self.retention.apply_all())
-            server = Server(_listening_socket() or settings.api.socket, Handlers(self).handle,
+            server = Server(passed_fds().get("api", settings.api.socket), Handlers(self).handle,
                             public=settings.api.public, group=settings.api.group)
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("measure", self._measure()),
-                ("scrub", self.scrub.run()), ("watchdog", _watchdog()),
-                *((("spool", self.spool.run()),) if self.spool else ()))]
-            notify("READY=1", f"STATUS={len(self.scheduler.targets)} targets")
+                ("scrub", self.scrub.run()), *((("spool", self.spool.run()),) if self.spool else ()))]
+            health = Health(self.scheduler, workers, self.catalog, self._status)
+            background.append(asyncio.create_task(health.run(tuple(background)), name="health"))
+            notify("READY=1", f"STATUS={self._status()}")
             logger.info("ready", extra={"event": "daemon.ready"})
             await _either(stop.wait(), opened.lease)
             notify("STOPPING=1")
@@ -159,9 +161,14 @@ class App:
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
         self.metrics.build.info({"version": self.version, "engine": "userspace"})
-        for feature in features():
-            self.features[feature.name] = feature.available
-            self.metrics.feature.labels(feature.name).set(feature.available)
+
+    def _offer(self, features: dict[str, bool]) -> None:
+        self.features = features
+        for name, available in features.items():
+            self.metrics.feature.labels(name).set(available)
+
+    def _status(self) -> str:
+        return f"{len(self.scheduler.targets)} targets, {self.checkpoints.running} checkpoints under way"
 
     async def _settle(self) -> None:
         """Bring catalog, archive and crid counter together after whatever ended the daemon before us."""
@@ -259,18 +266,3 @@ def _state_directory(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def _listening_socket() -> int | None:
-    """Return the socket that systemd hands over, if it does (sd_listen_fds(3))."""
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and int(os.environ.get("LISTEN_FDS", "0")) >= 1:
-        return _FIRST_PASSED_FD
-    return None
-
-
-async def _watchdog() -> None:
-    """Tell systemd that the loop turns."""
-    interval = watchdog_seconds()
-    while interval:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(interval)

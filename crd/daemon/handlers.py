@@ -26,9 +26,8 @@ from crd.errors import (
     TargetGone,
 )
 from crd.ids import parse_target_name
-from crd.native.syscall import kcmp
 from crd.settings.load import check_target
-from crd.target import preflight, procfs, select
+from crd.target import procfs, select
 from crd.target.tree import Family
 
 if TYPE_CHECKING:
@@ -189,7 +188,8 @@ class Handlers(UpkeepHandlers):
 
     async def _on_Check(self, *, peer: Peer, more: More | None, pid: int) -> dict[str, Any]:  # noqa: ARG002, N802
         await self._need_owner(peer, pid)
-        report = await asyncio.to_thread(preflight.check, pid, kcmp=kcmp)
+        async with self._checking:
+            report = await self._app.pipeline.check(pid)
         return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles]}
 
     async def _need_owner(self, peer: Peer, pid: int) -> None:

@@ -21,12 +21,11 @@ logger = logging.getLogger(__name__)
 @click.command("run")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file (default: /etc/crd/crd.toml).")
 def run(config: Path | None) -> None:
-    r"""Run the daemon in the foreground.
+    """Run the daemon in the foreground.
 
     SIGTERM and SIGINT stop it: running checkpoints end, no target is left stopped, queued requests stay queued.  SIGHUP
     reads targets, schedules, retention and limits again.
 
-    \b
     Exit status: 0 stopped, 1 failed, 2 wrong settings, 14 another daemon works on the same state.
     """
     settings = load(config)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from crd.daemon.tracking import Tracks
     from crd.engine.api import CheckpointOptions, CheckpointResult, RestartResult
     from crd.engine.client import Worker, WorkerPool
+    from crd.target.model import CheckReport
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
@@ -70,6 +71,15 @@ class Pipeline:
                     track.follow(worker.take_notes(), image.crid)
                 await worker.commit()
                 return image
+
+    async def check(self, pid: int) -> CheckReport:
+        """Have a worker look what would keep a process from being checkpointed.
+
+        Raises:
+            TargetNotFound, TargetGone: there is no such process.
+        """
+        async with _in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease() as worker:
+            return await worker.check(pid)
 
     async def keep(self, sink: ImageSink, image: Image) -> Image:
         """Make what was drained durable as an image, and return its row.

@@ -50,6 +50,7 @@ class EngineSettings(Section):
     restart_timeout: Seconds = 600.0
     method: Literal["auto", "snapshot", "copy"] = "auto"
     note_writes: bool = True
+    socket: str = ""
     crid_file: Path = Path("/var/lib/crd/crid")
 
 
@@ -193,6 +194,11 @@ class Settings(BaseSettings):
     def archive_path(self) -> Path:
         """Where the local archive is."""
         return Path(self.archive.path) if self.archive.path else self.daemon.state_dir / "archive"
+
+    @property
+    def engine_socket(self) -> Path | None:
+        """Where engine workers come from; None: from the daemon itself."""
+        return Path(self.engine.socket) if self.engine.socket else None
 
     @property
     def spool_path(self) -> Path:
