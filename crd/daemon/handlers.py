@@ -71,6 +71,10 @@ class Handlers(UpkeepHandlers):
             "next_target": following.name if following else None,
             "next_at": time_json(following.next_at) if following else None, "metrics": app.metrics_url or None}
 
+    async def _on_Reload(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
+        need_admin(peer)
+        return {"waiting": await self._app.reload(), "targets": len(self._app.scheduler.targets)}
+
     async def _on_ListTargets(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
         last = await self._app.catalog.checkpoints.last()
         return {"targets": [target_json(target, last.get(name))

@@ -1,4 +1,4 @@
-"""What systemd and its services tell each other: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3)."""
+"""What systemd and its services tell each other: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3) ..."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 _FIRST_PASSED_FD = 3
 _SIGNS_IN_TIME = 3
 """Signs of life in the time that systemd waits for one: two may be late."""
+
+
+def is_booted() -> bool:
+    """Return whether systemd runs this machine (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
 
 
 def notify(*assignments: str, fds: Sequence[int] = ()) -> None:
