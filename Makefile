@@ -51,3 +51,72 @@ victims: setup
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info var
+
+# --- installation ----------------------------------------------------------------------------------------------
+# `make install` as root puts everything in place and starts nothing; again, it upgrades, under a daemon that runs.
+# Packagers: make install DESTDIR=... PREFIX=/usr
+PREFIX := /usr/local
+PYTHON := python3
+DESTDIR :=
+
+HOME_DIR := $(PREFIX)/lib/crd
+UNITS := crd.service crd.socket crd-engine.socket crd-engine@.service
+PROGRAMS := crd crctl
+INSTALLED := $(PROGRAMS:%=$(PREFIX)/bin/%) $(UNITS:%=$(PREFIX)/lib/systemd/system/%) \
+	$(PREFIX)/lib/sysusers.d/crd.conf $(PREFIX)/lib/tmpfiles.d/crd.conf \
+	$(PREFIX)/share/man/man8/crd.8 $(PREFIX)/share/man/man1/crctl.1 $(PREFIX)/share/man/man5/crd.toml.5 \
+	$(PROGRAMS:%=$(PREFIX)/share/bash-completion/completions/%) \
+	$(PROGRAMS:%=$(PREFIX)/share/zsh/site-functions/_%) \
+	$(PROGRAMS:%=$(PREFIX)/share/fish/vendor_completions.d/%.fish)
+SHARED_DIRS := $(PREFIX)/share/doc/crd
+MANUAL := $(BIN)/python -m crd.console.manual
+
+.PHONY: install uninstall install-programs install-units install-documents
+
+install: install-programs install-units install-documents
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
+		systemd-sysusers crd.conf && systemd-tmpfiles --create crd.conf && systemctl daemon-reload && \
+		systemctl try-restart crd.service; fi
+	@echo "Installed.  To start: systemctl enable --now crd.service"
+
+# The new programs are complete before the old ones go.
+install-programs: setup
+	rm -rf build/wheel $(DESTDIR)$(HOME_DIR).new $(DESTDIR)$(HOME_DIR).old
+	$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir build/wheel .
+	install -d $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/bin
+	$(BIN)/uv venv --quiet --relocatable --no-project --python $(PYTHON) $(DESTDIR)$(HOME_DIR).new
+	$(BIN)/uv pip install --quiet --compile-bytecode --link-mode copy --python $(DESTDIR)$(HOME_DIR).new/bin/python \
+		build/wheel/*.whl
+	if [ -e $(DESTDIR)$(HOME_DIR) ]; then mv $(DESTDIR)$(HOME_DIR) $(DESTDIR)$(HOME_DIR).old; fi
+	mv $(DESTDIR)$(HOME_DIR).new $(DESTDIR)$(HOME_DIR)
+	rm -rf $(DESTDIR)$(HOME_DIR).old
+	for program in $(PROGRAMS); do ln -sfn ../lib/crd/bin/$$program $(DESTDIR)$(PREFIX)/bin/$$program; done
+
+install-units:
+	install -d $(DESTDIR)$(PREFIX)/lib/{systemd/system,sysusers.d,tmpfiles.d} $(DESTDIR)/etc/crd
+	for unit in $(UNITS); do \
+		sed 's|=/usr/|=$(PREFIX)/|' systemd/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit; done
+	install -m 0644 systemd/crd.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/crd.conf
+	install -m 0644 systemd/crd.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/crd.conf
+	[ -e $(DESTDIR)/etc/crd/crd.toml ] || install -m 0644 config/crd.toml $(DESTDIR)/etc/crd/crd.toml
+
+install-documents: setup
+	install -d $(DESTDIR)$(PREFIX)/share/{man/man{1,5,8},bash-completion/completions,doc/crd} \
+		$(DESTDIR)$(PREFIX)/share/{zsh/site-functions,fish/vendor_completions.d}
+	$(MANUAL) crd.__main__:crd 8 >$(DESTDIR)$(PREFIX)/share/man/man8/crd.8
+	$(MANUAL) crd.cli.main:crctl 1 >$(DESTDIR)$(PREFIX)/share/man/man1/crctl.1
+	$(MANUAL) config/crd.toml 5 >$(DESTDIR)$(PREFIX)/share/man/man5/crd.toml.5
+	for program in $(PROGRAMS); do variable=_$${program^^}_COMPLETE; share=$(DESTDIR)$(PREFIX)/share; \
+		env $$variable=bash_source $(BIN)/$$program >$$share/bash-completion/completions/$$program; \
+		env $$variable=zsh_source $(BIN)/$$program >$$share/zsh/site-functions/_$$program; \
+		env $$variable=fish_source $(BIN)/$$program >$$share/fish/vendor_completions.d/$$program.fish; done
+	install -m 0644 README.md CHANGELOG.md LICENSE config/crd.toml $(DESTDIR)$(PREFIX)/share/doc/crd/
+
+# What was configured (/etc/crd) and taken (/var/lib/crd) stays.
+uninstall:
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
+		systemctl disable --now crd.service crd.socket crd-engine.socket; fi
+	rm -f $(INSTALLED:%=$(DESTDIR)%)
+	rm -rf $(DESTDIR)$(HOME_DIR) $(SHARED_DIRS:%=$(DESTDIR)%)
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "Uninstalled.  /etc/crd and /var/lib/crd are still there."

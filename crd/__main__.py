@@ -14,6 +14,7 @@ COMMANDS = {
     "restart": Lazy("crd.direct.restart:restart", "Turn an image into running tasks."),
     "check": Lazy("crd.direct.check:check", "Say what keeps a process from being checkpointed."),
     "features": Lazy("crd.direct.features:features", "Say what this kernel and these privileges offer."),
+    "config": Lazy("crd.direct.config:config", "Check the settings file."),
     "key": Lazy("crd.direct.key:key", "Make a key for encryption, or say which one a file holds."),
     "inspect": Lazy("crd.direct.inspect:inspect", "Show what an image holds."),
 }

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what make cannot do without and what is missing here: a compiler, Python's venv and headers, and the programs
-# that tests checkpoint.  Asks nothing; does nothing where all is there.
+# that tests checkpoint, or run crd under.  Asks nothing; does nothing where all is there.
 set -euo pipefail
 
 missing=()
@@ -18,6 +18,11 @@ need musl-tools command -v musl-gcc
 need sqlite3 command -v sqlite3
 need strace command -v strace
 need postgresql sh -c 'ls /usr/lib/postgresql/*/bin/initdb'
+need systemd test -x /lib/systemd/systemd
+need systemd-container command -v systemd-nspawn
+need dbus command -v dbus-daemon
+need man-db command -v man
+need groff-base command -v groff
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

@@ -32,6 +32,8 @@ _name_argument = click.argument("name", callback=_name)
 @click.option("--pid", type=click.IntRange(min=1), help="A process.")
 @click.option("--pidfile", type=click.Path(path_type=Path), help="The process that this file names each time.")
 @click.option("--comm", metavar="RE", help="The process with a name that this regular expression fits.")
+@click.option("--unit", metavar="UNIT", help="The process that this systemd unit runs, with those it has started.")
+@click.option("--cgroup", metavar="PATH", help="The same of a control group: /system.slice/web.service.")
 @click.option("--every", metavar="DURATION", help="30s, 5min, 1h ...")
 @click.option("--on-calendar", metavar="EXPR", help="As systemd.time(7) has it: *-*-* 02:00, Mon..Fri 10:00 ...")
 @click.option("--cron", metavar="EXPR", help="As crontab(5) has it.")
@@ -46,7 +48,7 @@ def add(name: TargetName, *, pidfile: Path | None, as_json: bool, **given: Any) 
     Exit status: 0 done, 2 usage, 10 daemon unavailable, 12 denied, 14 the name is taken.
     """
     wanted = {"name": name, "held": False, "pidfile": str(pidfile.absolute()) if pidfile else None, **given}
-    _exactly_one(wanted, "pid", "pidfile", "comm")
+    _exactly_one(wanted, "pid", "pidfile", "comm", "unit", "cgroup")
     _exactly_one(wanted, "every", "on_calendar", "cron")
     with connect() as daemon:
         added = daemon.call("AddTarget", target=wanted)["target"]

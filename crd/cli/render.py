@@ -75,7 +75,8 @@ def sharing_text(sharing: Mapping[str, Any]) -> str:
 
 def target_row(target: Mapping[str, Any]) -> tuple[object, ...]:
     """Return a target as a row of ``TARGET_COLUMNS``."""
-    what = next((f"{kind} {target[kind]}" for kind in ("pid", "pidfile", "comm") if target.get(kind) is not None), None)
+    what = next((f"{kind} {target[kind]}" for kind in ("pid", "pidfile", "comm", "unit", "cgroup")
+                 if target.get(kind) is not None), None)
     schedule = next((f"{words} {target[kind]}" for kind, words in (("every", "every"), ("on_calendar", "on"),
                                                                ("cron", "cron")) if target.get(kind)), None)
     upcoming = "held" if target.get("held") else units.age(target.get("next_at"))

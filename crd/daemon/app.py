@@ -16,23 +16,24 @@ from crd.archive.archive import Archive
 from crd.catalog.catalog import Catalog
 from crd.clock import Clock, SystemClock
 from crd.daemon.handlers import Handlers
+from crd.daemon.health import Health
 from crd.daemon.jobs import Checkpoints, Restarts, measure
-from crd.daemon.notify import notify, watchdog_seconds
+from crd.daemon.notify import notify, passed_fds
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.readers import Readers
 from crd.daemon.retention import Retention
 from crd.daemon.scheduler import ScheduledTarget, Scheduler
 from crd.daemon.scrub import Scrub
 from crd.daemon.stores import open_store
+from crd.daemon.targets import wanted_targets
 from crd.daemon.tracking import Tracks
 from crd.engine.api import After, CheckpointOptions
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
-from crd.engine.userspace.features import features
 from crd.errors import BlobCorrupt, BlobMissing, CrdError, SettingsError, StateInUse
 from crd.metrics.exporter import Exporter
 from crd.metrics.names import Metrics
-from crd.settings.load import check_target
+from crd.settings.load import changed_keys, load
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -45,15 +46,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MEASURE_SECONDS = 30.0
-_FIRST_PASSED_FD = 3
 
 
 class App:
     """Everything the daemon is made of.  ``serve`` runs it until it is told to stop."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
-        """Make a daemon; nothing happens before ``serve``."""
-        self.settings = settings
+    def __init__(self, settings: Settings, config: Path | None = None, clock: Clock | None = None) -> None:
+        """Make a daemon of settings that were read from a file; nothing happens before ``serve``."""
+        self.settings = self._launched_with = settings
+        self._config = config
         self.clock: Clock = clock or SystemClock()
         self.started_at = self.clock.now()
         self.version = version("crd")
@@ -94,43 +95,65 @@ class App:
                 Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads))
             await self._settle()
             self.tracks = stack.enter_context(Tracks(enabled=settings.engine.note_writes))
-            workers = await stack.enter_async_context(WorkerPool())
+            workers = await stack.enter_async_context(WorkerPool(settings.engine_socket))
             self._assemble(workers)
+            async with workers.lease() as worker:
+                self._offer(await worker.features())
             exporter = stack.enter_context(Exporter(settings.metrics.listen, self.metrics.registry))
             self.metrics_url = exporter.url
             await self.restarts.recover()
             await self._add_targets()
             self.start(self.retention.apply_all())
-            server = Server(_listening_socket() or settings.api.socket, Handlers(self).handle,
+            server = Server(passed_fds().get("api", settings.api.socket), Handlers(self).handle,
                             public=settings.api.public, group=settings.api.group)
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("measure", self._measure()),
-                ("scrub", self.scrub.run()), ("watchdog", _watchdog()),
-                ("hearing", self._hear()), *((("spool", self.spool.run()),) if self.spool else ()))]
-            notify("READY=1", f"STATUS={len(self.scheduler.targets)} targets")
+                ("scrub", self.scrub.run()), ("hearing", self._hear()),
+                *((("spool", self.spool.run()),) if self.spool else ()))]
+            health = Health(self.scheduler, workers, self.catalog, self._status)
+            background.append(asyncio.create_task(health.run(tuple(background)), name="health"))
+            notify("READY=1", f"STATUS={self._status()}")
             logger.info("ready", extra={"event": "daemon.ready"})
             await _either(stop.wait(), opened.lease, lost)
             notify("STOPPING=1")
             logger.info("stopping", extra={"event": "daemon.stopping"})
             await self._stop(server, background)
 
-    async def reload(self, settings: Settings) -> None:
-        """Take over targets, schedules, retention and limits of new settings; the rest waits for a new start."""
-        wanted = settings.targets
+    async def reload(self) -> list[str]:
+        """Read the settings again, and take over targets, schedules, retention and limits: all, or nothing.
+
+        Returns:
+            what has changed beside these, and waits for a new start.
+
+        Raises:
+            SettingsError: they are wrong.
+            CatalogError: the catalog cannot be read.
+        """
+        settings = load(self._config)
+        stored, held = await self.catalog.targets.all(), await self.catalog.targets.held()
+        # From here on nothing waits and nothing fails.
+        wanted = wanted_targets(settings, stored, held)
         for name, target in list(self.scheduler.targets.items()):
-            if target.source == "settings" and wanted.get(name) != target.settings:
-                self.scheduler.remove(name)
-                self.tracks.drop(name)
-                if name not in wanted:
-                    self.metrics.remove_target(name)
-        held = await self.catalog.targets.held()
-        for name, definition in wanted.items():
-            if name not in self.scheduler.targets:
-                self.scheduler.add(name, definition, source="settings", held=held.get(name, definition.held))
+            if target.source == "settings" or name in settings.targets:
+                now = wanted.get(name)
+                if now is None or (now.settings, now.source) != (target.settings, target.source):
+                    self.scheduler.remove(name)
+                    self.tracks.drop(name)
+                    if now is None:
+                        self.metrics.remove_target(name)
+        for name, now in wanted.items():
+            if name not in self.scheduler.targets and (now.source == "settings" or name in self.settings.targets):
+                self.scheduler.add(name, now.settings, source=now.source, held=now.held)
         self.settings = settings
+        self.checkpoints.limit(settings.engine.workers)
+        self.pipeline.checkpoint_seconds = settings.engine.checkpoint_timeout
+        self.pipeline.restart_seconds = settings.engine.restart_timeout
         self.start(self.retention.apply_all())
-        logger.info("settings reloaded", extra={"event": "daemon.reloaded"})
+        waiting = changed_keys(self._launched_with, settings)
+        logger.info("settings reloaded%s", f"; a new start is needed for {', '.join(waiting)}" if waiting else "",
+                    extra={"event": "daemon.reloaded"})
+        return waiting
 
     def checkpoint_options(self, after: After = After.RUN) -> CheckpointOptions:
         """Return how images are taken by the settings."""
@@ -161,9 +184,14 @@ class App:
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
         self.metrics.build.info({"version": self.version, "engine": "userspace"})
-        for feature in features():
-            self.features[feature.name] = feature.available
-            self.metrics.feature.labels(feature.name).set(feature.available)
+
+    def _offer(self, features: dict[str, bool]) -> None:
+        self.features = features
+        for name, available in features.items():
+            self.metrics.feature.labels(name).set(available)
+
+    def _status(self) -> str:
+        return f"{len(self.scheduler.targets)} targets, {self.checkpoints.running} checkpoints under way"
 
     async def _settle(self) -> None:
         """Bring catalog, archive and crid counter together after whatever ended the daemon before us."""
@@ -189,19 +217,9 @@ class App:
         await asyncio.to_thread(counter.raise_to, await self.catalog.images.max_crid())
 
     async def _add_targets(self) -> None:
-        held = await self.catalog.targets.held()
-        for name, settings in self.settings.targets.items():
-            self.scheduler.add(name, settings, source="settings", held=held.get(name, settings.held))
-        for name, definition in (await self.catalog.targets.all()).items():
-            if name in self.scheduler.targets:
-                logger.warning("target %s is in the settings too: that one counts", name)
-                continue
-            try:
-                settings = check_target(name, definition)
-            except SettingsError as error:
-                logger.warning("target %s of the catalog: %s", name, error.message)
-                continue
-            self.scheduler.add(name, settings, source="catalog", held=held.get(name, settings.held))
+        stored, held = await self.catalog.targets.all(), await self.catalog.targets.held()
+        for name, wanted in wanted_targets(self.settings, stored, held).items():
+            self.scheduler.add(name, wanted.settings, source=wanted.source, held=wanted.held)
 
     async def _due(self, target: ScheduledTarget, late_seconds: float) -> None:
         await self.checkpoints.take_due(target, self.checkpoint_options(), late_seconds)
@@ -269,18 +287,3 @@ def _state_directory(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def _listening_socket() -> int | None:
-    """Return the socket that systemd hands over, if it does (sd_listen_fds(3))."""
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and int(os.environ.get("LISTEN_FDS", "0")) >= 1:
-        return _FIRST_PASSED_FD
-    return None
-
-
-async def _watchdog() -> None:
-    """Tell systemd that the loop turns."""
-    interval = watchdog_seconds()
-    while interval:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(interval)

@@ -26,9 +26,8 @@ from crd.errors import (
     TargetGone,
 )
 from crd.ids import parse_target_name
-from crd.native.syscall import kcmp
 from crd.settings.load import check_target
-from crd.target import preflight, procfs, select
+from crd.target import procfs, select
 from crd.target.tree import Family
 
 if TYPE_CHECKING:
@@ -73,6 +72,10 @@ class Handlers(UpkeepHandlers):
             "next_at": time_json(following.next_at) if following else None, "metrics": app.metrics_url or None,
             "hosts": [{"name": name, "seen_at": time_json(seen_at)}
                       for name, seen_at in (await app.catalog.hosts()).items()]}
+
+    async def _on_Reload(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
+        need_admin(peer)
+        return {"waiting": await self._app.reload(), "targets": len(self._app.scheduler.targets)}
 
     async def _on_ListTargets(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
         last = await self._app.catalog.checkpoints.last()
@@ -194,7 +197,8 @@ class Handlers(UpkeepHandlers):
 
     async def _on_Check(self, *, peer: Peer, more: More | None, pid: int) -> dict[str, Any]:  # noqa: ARG002, N802
         await self._need_owner(peer, pid)
-        report = await asyncio.to_thread(preflight.check, pid, kcmp=kcmp)
+        async with self._checking:
+            report = await self._app.pipeline.check(pid)
         return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles]}
 
     async def _need_owner(self, peer: Peer, pid: int) -> None:

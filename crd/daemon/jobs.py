@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from crd.daemon.scopes import Scope
 from crd.daemon.targets import resolve
 from crd.engine.api import CheckpointOptions, Files, Pids, RestartOptions
 from crd.errors import CrdError, TargetUnsupported
@@ -45,8 +46,20 @@ class Checkpoints:
         self._clock = clock
         self._store = pipeline.archive.describe()
         self._free = asyncio.Semaphore(workers)
+        self._workers = workers
         self._taken = taken
+        self._withdrawn: set[asyncio.Task[object]] = set()
         self.running = 0
+
+    def limit(self, workers: int) -> None:
+        """Take so many images at once from now on; those under way go on."""
+        for _ in range(workers - self._workers):
+            self._free.release()
+        for _ in range(self._workers - workers):
+            turn = asyncio.create_task(self._free.acquire())  # and nobody gives it back
+            self._withdrawn.add(turn)
+            turn.add_done_callback(self._withdrawn.discard)
+        self._workers = workers
 
     async def take(self, options: CheckpointOptions, *, pid: int | None = None, target: ScheduledTarget | None = None,
                    tags: tuple[str, ...] = (), progress: Callable[[int], None] | None = None) -> Image:
@@ -160,8 +173,9 @@ class Restarts:
             made.append(result)
 
         options = RestartOptions(pids=Pids(request.pids), files=Files(request.files))
+        scope = Scope(f"crd-{request.crid}-{request.number}.scope", f"Restarted by crd from image {request.crid}")
         try:
-            await self._pipeline.restart(request.crid, options, note)
+            await self._pipeline.restart(request.crid, options, note, scope)
         except CrdError as error:
             if made and _runs(made[0].root_pid, made[0].start_time):
                 await self._done(request, made[0])  # the worker died after the last step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ import click
 
 from crd import log
 from crd.daemon.app import App
-from crd.errors import SettingsError
+from crd.errors import CrdError
 from crd.settings.load import load
 
 logger = logging.getLogger(__name__)
@@ -21,32 +22,30 @@ logger = logging.getLogger(__name__)
 @click.command("run")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file (default: /etc/crd/crd.toml).")
 def run(config: Path | None) -> None:
-    r"""Run the daemon in the foreground.
+    """Run the daemon in the foreground.
 
     SIGTERM and SIGINT stop it: running checkpoints end, no target is left stopped, queued requests stay queued.  SIGHUP
     reads targets, schedules, retention and limits again.
 
-    \b
     Exit status: 0 stopped, 1 failed, 2 wrong settings, 14 another daemon works on the same state.
     """
     settings = load(config)
     log.set_up(settings.daemon.log_level, settings.daemon.log_format)
     os.umask(0o077)
-    asyncio.run(_serve(App(settings), config))
+    faulthandler.enable()  # says where it hangs when the watchdog ends it
+    asyncio.run(_serve(App(settings, config)))
 
 
-async def _serve(app: App, config: Path | None) -> None:
+async def _serve(app: App) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     reloads: set[asyncio.Task[None]] = set()
 
     async def reload() -> None:
         try:
-            settings = load(config)
-        except SettingsError as error:
+            await app.reload()
+        except CrdError as error:
             logger.error("the old settings stay: %s", error.message, extra={"event": "daemon.reload-refused"})  # noqa: TRY400
-        else:
-            await app.reload(settings)
 
     def reload_soon() -> None:
         task = asyncio.create_task(reload())

@@ -1,24 +1,53 @@
-"""sd_notify(3), for systemd."""
+"""What systemd and its services tell each other: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3) ..."""
 
 from __future__ import annotations
 
 import os
 import socket
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FIRST_PASSED_FD = 3
+_SIGNS_IN_TIME = 3
+"""Signs of life in the time that systemd waits for one: two may be late."""
 
 
-def notify(*assignments: str) -> None:
-    """Tell systemd, if it listens: ``READY=1``, ``STATUS=...``, ``STOPPING=1``, ``WATCHDOG=1``."""
+def is_booted() -> bool:
+    """Return whether systemd runs this machine (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def notify(*assignments: str, fds: Sequence[int] = ()) -> None:
+    """Tell systemd, if it wants to know: ``READY=1``, ``STATUS=...``, ``STOPPING=1``, ``WATCHDOG=1``, ``FDSTORE=1``.
+
+    Args:
+        assignments: what is told.
+        fds: go with ``FDSTORE=1``.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.connect("\0" + address[1:] if address.startswith("@") else address)
-        sender.send("\n".join(assignments).encode())
+        socket.send_fds(sender, ["\n".join(assignments).encode()], fds)
 
 
 def watchdog_seconds() -> float:
-    """Return how often systemd wants a sign of life, 0 = never (sd_watchdog_enabled(3))."""
+    """Return how often systemd is to get a sign of life, 0 = never."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
-    return int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+    return int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 / _SIGNS_IN_TIME
+
+
+def passed_fds() -> dict[str, int]:
+    """Return the descriptors that systemd passes, from socket units and its store, by name; the last of each name."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    fds = {name: fd for fd, name in enumerate(names[:int(os.environ.get("LISTEN_FDS", "0"))], _FIRST_PASSED_FD)}
+    for fd in fds.values():
+        os.set_inheritable(fd, False)
+    return fds

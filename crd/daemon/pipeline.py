@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from crd.archive.sink import ImageSink
     from crd.archive.source import ImageSource
     from crd.catalog.catalog import Catalog
+    from crd.daemon.scopes import Scope
     from crd.daemon.tracking import Tracks
     from crd.engine.api import CheckpointOptions, CheckpointResult, RestartResult
     from crd.engine.client import Worker, WorkerPool
+    from crd.target.model import CheckReport
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Pipeline:
-    """What images flow through."""
+    """What images flow through; the times that a job may take can be changed."""
 
     workers: WorkerPool
     archive: Archive
@@ -71,6 +74,15 @@ class Pipeline:
                 await worker.commit()
                 return image
 
+    async def check(self, pid: int) -> CheckReport:
+        """Have a worker look what would keep a process from being checkpointed.
+
+        Raises:
+            TargetNotFound, TargetGone: there is no such process.
+        """
+        async with _in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease() as worker:
+            return await worker.check(pid)
+
     async def keep(self, sink: ImageSink, image: Image) -> Image:
         """Make what was drained durable as an image, and return its row.
 
@@ -86,18 +98,19 @@ class Pipeline:
         return await self.catalog.images.finish(image.crid, stored.stored_bytes)
 
     async def restart(self, crid: Crid, options: RestartOptions,
-                      note: Callable[[RestartResult], Awaitable[None]]) -> RestartResult:
+                      note: Callable[[RestartResult], Awaitable[None]], scope: Scope | None = None) -> RestartResult:
         """Restart an image: everything stored is checked before the first task is made.
 
         Args:
             crid: of the image.
             options: how.
             note: makes durable which tasks are about to run; if it raises, none does.
+            scope: which they are to live in.
 
         Raises:
             CrdError: no task of it runs.
         """
-        async with _in_time(self.restart_seconds, "restart"), self._made(crid, options) as (worker, result):
+        async with _in_time(self.restart_seconds, "restart"), self._made(crid, options, scope) as (worker, result):
             await note(result)
             await worker.commit()
             return result
@@ -115,10 +128,13 @@ class Pipeline:
             return result
 
     @asynccontextmanager
-    async def _made(self, crid: Crid, options: RestartOptions) -> AsyncIterator[tuple[Worker, RestartResult]]:
+    async def _made(self, crid: Crid, options: RestartOptions,
+                    scope: Scope | None = None) -> AsyncIterator[tuple[Worker, RestartResult]]:
         """Make the tasks of an image; unless the worker is told to commit, they end with the context."""
         source = await self.verify(usable(await self.catalog.images.get(crid)))
         async with self.workers.lease() as worker:
+            if scope:
+                await scope.take_in(worker.pid)
             with Pipe() as pipe:
                 await worker.begin_restart(pipe.read_end, options)
                 pipe.close_read_end()

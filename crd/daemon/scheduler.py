@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from crd.daemon.schedule import Schedule
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _NAP_SECONDS = 20.0
 """Longest sleep: the time of day may jump, and the machine may have been asleep."""
+_STUCK = timedelta(seconds=5 * _NAP_SECONDS)
 
 
 @dataclass(slots=True)
@@ -68,6 +70,12 @@ class Scheduler:
         target = self.targets.pop(name)
         if target.loop:
             target.loop.cancel()
+
+    def stuck(self) -> list[str]:
+        """Return the names of targets whose time has long come while nothing happens."""
+        long_ago = self._clock.now() - _STUCK
+        return [name for name, target in self.targets.items()
+                if target.next_at and (target.next_at < long_ago or not target.loop or target.loop.done())]
 
     async def close(self) -> None:
         """Stop all loops; jobs go on."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from crd.errors import SettingsError
+from crd.settings.load import check_target
 from crd.target import select
 
 if TYPE_CHECKING:
-    from crd.settings.models import TargetSettings
+    from crd.settings.models import Settings, TargetSettings
     from crd.target.model import Process
 
-SELECTORS = ("pid", "pidfile", "comm")
-TIMES = ("every", "on_calendar", "cron")
+logger = logging.getLogger(__name__)
 
 
 def resolve(settings: TargetSettings) -> Process:
@@ -24,6 +26,10 @@ def resolve(settings: TargetSettings) -> Process:
         return select.by_pid(settings.pid)
     if settings.pidfile is not None:
         return select.by_pid_file(settings.pidfile)
+    if settings.unit is not None:
+        return select.by_unit(settings.unit)
+    if settings.cgroup is not None:
+        return select.by_cgroup(settings.cgroup)
     return select.by_comm(settings.comm or "")
 
 
@@ -33,3 +39,28 @@ def definition(settings: TargetSettings) -> dict[str, Any]:
     if not written["jitter"] or written["jitter"] == "0s":
         del written["jitter"]
     return written
+
+
+class Wanted(NamedTuple):
+    """A target that there is to be; ``source`` is "settings" or "catalog"."""
+
+    settings: TargetSettings
+    source: str
+    held: bool
+
+
+def wanted_targets(settings: Settings, stored: dict[str, dict[str, Any]], held: dict[str, bool]) -> dict[str, Wanted]:
+    """Return the targets of the settings, and those of the catalog that are not there, too."""
+    wanted = {name: Wanted(target, "settings", held.get(name, target.held))
+              for name, target in settings.targets.items()}
+    for name, definition in stored.items():
+        if name in wanted:
+            logger.warning("target %s is in the settings too: that one counts", name)
+            continue
+        try:
+            target = check_target(name, definition)
+        except SettingsError as error:
+            logger.warning("target %s of the catalog: %s", name, error.message)
+        else:
+            wanted[name] = Wanted(target, "catalog", held.get(name, target.held))
+    return wanted

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _VERIFIED_AT_ONCE = 2
 """Images verified at once because somebody, maybe no administrator, asked for it: it costs more than asking."""
+_CHECKED_AT_ONCE = 4
+"""Processes checked at once: each takes a worker."""
 _NAMED = "named to be forgotten"
 
 
@@ -49,6 +51,7 @@ class UpkeepHandlers:
         """Answer for a daemon."""
         self._app = app
         self._verifying = asyncio.Semaphore(_VERIFIED_AT_ONCE)
+        self._checking = asyncio.Semaphore(_CHECKED_AT_ONCE)
 
     async def _on_GetImage(self, *, peer: Peer, more: More | None, reference: str) -> dict[str, Any]:  # noqa: ARG002, N802
         image = await self._find(peer, reference)

@@ -16,6 +16,7 @@ import msgspec
 from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult
 from crd.engine.worker import FDS_MAX, MESSAGE_BYTES_MAX
 from crd.errors import CrdError, WorkerDied
+from crd.target.model import CheckReport
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -101,6 +102,27 @@ class Worker:
         found, _ = await self._receive("ready")
         return msgspec.convert(found, RestartResult, str_keys=True)
 
+    async def check(self, pid: int) -> CheckReport:
+        """Return all that stands in the way of a checkpoint (``crd.target.preflight.check``).
+
+        Raises:
+            TargetNotFound, TargetGone: there is no such process.
+            WorkerDied: the worker ended.
+        """
+        await self._send({"call": "check", "pid": pid})
+        found, _ = await self._receive("")
+        return msgspec.convert(found, CheckReport)
+
+    async def features(self) -> dict[str, bool]:
+        """Return what this kernel and the worker's privileges offer, by name (``crd.engine.userspace.features``).
+
+        Raises:
+            WorkerDied: the worker ended.
+        """
+        await self._send({"call": "features"})
+        found, _ = await self._receive("")
+        return {feature["name"]: feature["available"] for feature in found}
+
     async def commit(self) -> None:
         """Give the word to finish: the image is durable, or the restart is noted.
 
@@ -156,6 +178,17 @@ async def _readable(file: socket.socket | int) -> None:
         loop.remove_reader(file)
 
 
+def _connect(path: Path) -> socket.socket:
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        control.connect(str(path))
+    except OSError as error:
+        control.close()
+        raise WorkerDied(f"no engine worker can be started: {path}: {error.strerror}",
+                         hint="Does crd-engine.socket run?  An empty engine.socket does without it.") from error
+    return control
+
+
 def _discard(asking: asyncio.Future[tuple[int, int]]) -> None:
     if not asking.cancelled() and not asking.exception():
         os.close(asking.result()[1])
@@ -164,8 +197,14 @@ def _discard(asking: asyncio.Future[tuple[int, int]]) -> None:
 class WorkerPool:
     """Gives out workers, which are forked by a process that has loaded all they need.  An async context manager."""
 
-    def __init__(self) -> None:
-        """Have no such process yet."""
+    def __init__(self, nursery: Path | None = None) -> None:
+        """Have no such process yet.
+
+        Args:
+            nursery: a socket; who connects to it gets a nursery of its own (``systemd/crd-engine.socket``).  None: it
+                is a child of ours.
+        """
+        self._where = nursery
         self._nursery: Process | None = None
         self._control: socket.socket | None = None
         self._turn = asyncio.Lock()
@@ -226,6 +265,12 @@ class WorkerPool:
         raise WorkerDied("no engine worker can be started", hint="The daemon's log says why.")
 
     async def _begin(self) -> None:
+        if self._where:
+            self._control = _connect(self._where)
+        else:
+            await self._spawn()
+
+    async def _spawn(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._nursery = await asyncio.create_subprocess_exec(

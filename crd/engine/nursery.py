@@ -20,7 +20,7 @@ from crd.engine.worker import Channel, serve
 if TYPE_CHECKING:
     from types import FrameType
 
-_MODULES = ("crd.engine.userspace.dump", "crd.engine.userspace.restart", "crd.target.preflight")
+_MODULES = ("crd.engine.userspace.dump", "crd.engine.userspace.restart")
 _ENDED = {signal.SIGCHLD}
 
 

@@ -12,6 +12,12 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
     -> {"commit": true}                             it is noted: let the tasks go
     <- {"result": {...}}
 
+    -> {"call": "check", "pid": 42}                 what stands in the way of a checkpoint
+    <- {"result": {...}}
+
+    -> {"call": "features"}                         what there is, tried out
+    <- {"result": [...]}
+
 or, at any point, ``<- {"error": CrdError.to_json()}``.  If the daemon dies or sends anything else instead of the
 commit, the worker takes everything back: a target runs on, half-made tasks die.
 """
@@ -22,7 +28,7 @@ import os
 import socket
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +36,11 @@ import msgspec
 
 from crd.engine import api
 from crd.engine.crid import CridCounter
+from crd.engine.userspace.features import features
 from crd.engine.userspace.notes import WriteNotes
 from crd.errors import CrdError, EngineError
+from crd.native.syscall import kcmp
+from crd.target import preflight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +74,7 @@ class Channel:
         Raises:
             EngineError: the daemon calls it off, or is gone.
         """
-        self.send({"event": event, "result": asdict(result)}, fds)
+        self.send({"event": event, "result": result}, fds)
         try:
             answer, _ = self.receive()
         except (EOFError, OSError):
@@ -101,7 +110,15 @@ def _restart(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> A
     return api.restart(fd, options=options, confirm=lambda result: channel.await_commit("ready", result))
 
 
-CALLS = {"checkpoint": _checkpoint, "restart": _restart}
+def _check(message: dict[str, Any], _fds: Sequence[int], _channel: Channel) -> Any:
+    return preflight.check(message["pid"], kcmp=kcmp)
+
+
+def _features(_message: dict[str, Any], _fds: Sequence[int], _channel: Channel) -> Any:
+    return features()
+
+
+CALLS = {"checkpoint": _checkpoint, "restart": _restart, "check": _check, "features": _features}
 
 
 def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:
@@ -111,7 +128,7 @@ def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:
     except (EOFError, OSError):
         return  # the daemon has no use for us
     try:
-        answer = {"result": asdict(calls[message["call"]](message, fds, channel))}
+        answer = {"result": calls[message["call"]](message, fds, channel)}
     except CrdError as error:
         answer = {"error": error.to_json()}
     except Exception as error:  # noqa: BLE001  the outermost loop

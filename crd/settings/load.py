@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 DEFAULT_PATH = Path("/etc/crd/crd.toml")
+_RELOADED = {"workers", "freeze_timeout", "checkpoint_timeout", "restart_timeout", "method"}
+"""Keys of the engine that count at once."""
 
 
 def load(path: Path | None = None) -> Settings:
@@ -56,6 +58,14 @@ def check_target(name: str, definition: dict[str, Any]) -> TargetSettings:
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(f"target {name}: {_what(first, TargetSettings)}") from error
+
+
+def changed_keys(old: Settings, new: Settings) -> list[str]:
+    """Return the keys that differ of those that count when the daemon starts, as section.key."""
+    before, after = (settings.model_dump(exclude={"targets": True, "retention": True, "engine": _RELOADED})
+                     for settings in (old, new))
+    return [f"{section}.{key}" for section, keys in after.items() for key in keys
+            if keys[key] != before[section][key]]
 
 
 def _validated(data: dict[str, Any], text: str, path: str) -> Settings:

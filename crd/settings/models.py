@@ -50,6 +50,7 @@ class EngineSettings(Section):
     restart_timeout: Seconds = 600.0
     method: Literal["auto", "snapshot", "copy"] = "auto"
     note_writes: bool = True
+    socket: str = ""
     crid_file: Path = Path("/var/lib/crd/crid")
 
 
@@ -129,6 +130,24 @@ def _check_cron(expression: str | None) -> str | None:
     return expression
 
 
+def _check_unit(name: str | None) -> str | None:
+    if name is None:
+        return None
+    whole = name if name.endswith((".service", ".scope", ".slice")) else f"{name}.service"
+    if not re.fullmatch(r"[A-Za-z0-9:_.\\@-]{1,255}", whole):
+        raise ValueError(f"{name!r} is no name of a unit; see systemd.unit(5)")
+    return whole
+
+
+def _check_cgroup(path: str | None) -> str | None:
+    if path is None:
+        return None
+    found = path.removeprefix("/sys/fs/cgroup").rstrip("/")
+    if not found.startswith("/") or {".", "..", ""} & {*found.split("/")[1:]}:
+        raise ValueError(f"{path!r} is no path of a control group, such as /system.slice/web.service; see cgroups(7)")
+    return found
+
+
 class RetentionSettings(Section):
     """Which images stay, of targets that do not say so themselves, and how often what is stored is checked."""
 
@@ -144,6 +163,8 @@ class TargetSettings(Section):
     pid: Annotated[int, Field(gt=0)] | None = None
     pidfile: Path | None = None
     comm: str | None = None
+    unit: Annotated[str | None, AfterValidator(_check_unit)] = None
+    cgroup: Annotated[str | None, AfterValidator(_check_cgroup)] = None
     every: Annotated[Seconds, Field(ge=1)] | None = None
     on_calendar: Annotated[str | None, AfterValidator(_check_calendar)] = None
     cron: Annotated[str | None, AfterValidator(_check_cron)] = None
@@ -153,7 +174,7 @@ class TargetSettings(Section):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
-        for what, keys in (("what to checkpoint", ("pid", "pidfile", "comm")),
+        for what, keys in (("what to checkpoint", ("pid", "pidfile", "comm", "unit", "cgroup")),
                            ("when", ("every", "on_calendar", "cron"))):
             given = [key for key in keys if getattr(self, key) is not None]
             if len(given) != 1:
@@ -197,6 +218,11 @@ class Settings(BaseSettings):
     def archive_path(self) -> Path:
         """Where the local archive is."""
         return Path(self.archive.path) if self.archive.path else self.daemon.state_dir / "archive"
+
+    @property
+    def engine_socket(self) -> Path | None:
+        """Where engine workers come from; None: from the daemon itself."""
+        return Path(self.engine.socket) if self.engine.socket else None
 
     @property
     def spool_path(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crd.errors import BadRequest, TargetAmbiguous, TargetError, TargetGone, TargetNotFound
@@ -13,6 +14,7 @@ from crd.target.model import Process
 from crd.target.wording import printable, process_names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _PID_FILE = re.compile(rb"\s*([1-9][0-9]{0,6})\s*")
@@ -59,6 +61,62 @@ def by_comm(expression: str) -> Process:
         raise TargetAmbiguous(f"{len(found)} processes match {expression!r}: {process_names(pids, 20)}",
                               hint="Name one by its pid or a pid file.", pids=pids)
     return found[0]
+
+
+def by_unit(name: str) -> Process:
+    """Return the process, with all others for descendants, that a unit of the system's manager runs (systemd.unit(5)).
+
+    Raises:
+        TargetNotFound: the unit runs none.
+        TargetAmbiguous: it runs several that do not descend from one of them; the message lists them.
+    """
+    found = _first_process(lambda path: _is_in_unit(path, name), f"unit {name}")
+    if found is None:
+        raise TargetNotFound(f"no process runs in unit {name}", hint=f"systemctl status {name} says what it does.")
+    return found
+
+
+def by_cgroup(path: str) -> Process:
+    """Return the process, with all others for descendants, of a control group and those below it (cgroups(7)).
+
+    Args:
+        path: as /proc/PID/cgroup has it.
+
+    Raises:
+        TargetNotFound: there is none.
+        TargetAmbiguous: there are several that do not descend from one of them; the message lists them.
+    """
+    found = _first_process(lambda other: f"{other}/".startswith(f"{path}/"), f"control group {path}")
+    if found is None:
+        raise TargetNotFound(f"no process runs in control group {path}",
+                             hint="Its path is that from /proc/PID/cgroup; systemd-cgls lists the groups.")
+    return found
+
+
+def _is_in_unit(path: str, name: str) -> bool:
+    """Whether a control group belongs to a unit: those of the system's manager lie in slices and nothing else."""
+    before, found, _ = f"{path}/".partition(f"/{name}/")
+    return bool(found) and all(part.endswith(".slice") for part in before.split("/")[1:])
+
+
+def _first_process(belongs: Callable[[str], bool], where: str) -> Process | None:
+    found: dict[int, Process] = {}
+    for pid in procfs.pids():
+        with suppress(TargetGone):
+            if any(map(belongs, procfs.cgroups(pid).values())) and (process := _process(pid)):
+                found[pid] = process
+    first = [process for process in found.values() if _parent(process.pid) not in found]
+    if len(first) > 1:
+        pids = sorted(process.pid for process in first)
+        raise TargetAmbiguous(f"{len(first)} processes run in {where}, none of them under another: "
+                              f"{process_names(pids, 20)}", hint="Name one by its pid or a pid file.", pids=pids)
+    return first[0] if first else None
+
+
+def _parent(pid: int) -> int:
+    with suppress(TargetGone):
+        return procfs.stat(pid).parent_pid
+    return 0
 
 
 def by_pid_file(path: Path) -> Process:

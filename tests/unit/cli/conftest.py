@@ -40,9 +40,9 @@ REQUEST = {
 ATTEMPT = {"number": 1, "target": "web", "pid": 1, "state": "failed", "crid": None,
            "started_at": "2026-11-23T10:00:00+00:00", "ended_at": None, "error": "target.not-found",
            "message": "no process fits"}
-TARGET = {"name": "web", "pid": None, "pidfile": "/run/web.pid", "comm": None, "every": "30s", "on_calendar": None,
-          "cron": None, "jitter": None, "keep": "last=3", "held": False, "source": "settings", "last": ATTEMPT,
-          "next_at": "2126-11-23T10:00:00+00:00"}
+TARGET = {"name": "web", "pid": None, "pidfile": "/run/web.pid", "comm": None, "unit": None, "cgroup": None,
+          "every": "30s", "on_calendar": None, "cron": None, "jitter": None, "keep": "last=3", "held": False,
+          "source": "settings", "last": ATTEMPT, "next_at": "2126-11-23T10:00:00+00:00"}
 STATUS = {"version": "0.1.0", "host": "db1", "pid": 99, "started_at": "2026-11-23T09:00:00+00:00",
           "engine": "userspace", "features": {"pagemap_scan": True, "clone3": False}, "targets": 1, "running": 0,
           "archive": {"path": "/var/lib/crd/archive", "bytes": 2048, "images": 3,
@@ -60,7 +60,8 @@ class Daemon:
         self.path = path
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.replies: dict[str, list[dict[str, Any]] | CrdError] = {
-            "GetStatus": [STATUS], "ListTargets": [{"targets": [TARGET]}], "AddTarget": [{"target": TARGET}],
+            "GetStatus": [STATUS], "Reload": [{"targets": 3, "waiting": ["archive.level", "api.public"]}],
+            "ListTargets": [{"targets": [TARGET]}], "AddTarget": [{"target": TARGET}],
             "RemoveTarget": [{}], "HoldTarget": [{}], "ResumeTarget": [{}],
             "Checkpoint": [{"stage": "memory", "bytes": 4096}, {"image": IMAGE}], "ListImages": [{"images": [IMAGE]}],
             "GetImage": [{"image": IMAGE, "retention": VERDICT, "sharing": SHARING}], "Pin": [{"image": IMAGE}],

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crd.errors import AccessDenied, BlobCorrupt, Busy, TargetUnsupported
+from crd.errors import AccessDenied, BlobCorrupt, Busy, SettingsError, TargetUnsupported
 from tests.unit.cli.conftest import IMAGE, OBSTACLE, REQUEST, SCRUBBED, SHARING, STATUS, TARGET, VERDICT
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ def test_status(crctl: Crctl) -> None:
     assert "2 queued" in text
 
 
+def test_reload(crctl: Crctl, daemon: Daemon) -> None:
+    assert crctl.json("reload") == {"targets": 3, "waiting": ["archive.level", "api.public"]}
+    assert "archive.level, api.public" in crctl("reload")
+    daemon.replies["Reload"] = SettingsError("crd.toml:4: engine.workers: too many")
+    assert crctl.error("reload", status=2)["message"] == "crd.toml:4: engine.workers: too many"
+
+
 class TestTargets:
     def test_list(self, crctl: Crctl) -> None:
         assert crctl.json("targets") == [TARGET]
@@ -40,7 +47,8 @@ class TestTargets:
         assert crctl.json("target", "add", "web", "--pid", "7", "--every", "30s", "--jitter", "5s") == TARGET
         assert daemon.calls == [("AddTarget", {"target": {
             "name": "web", "held": False, "pid": 7, "every": "30s", "jitter": "5s",
-            **dict.fromkeys(("pidfile", "comm", "on_calendar", "cron", "keep", "source", "last", "next_at"))}})]
+            **dict.fromkeys(("pidfile", "comm", "unit", "cgroup", "on_calendar", "cron", "keep", "source", "last",
+                             "next_at"))}})]
 
     def test_pid_files_are_named_as_the_daemon_finds_them(self, crctl: Crctl, daemon: Daemon, tmp_path: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:

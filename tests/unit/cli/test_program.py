@@ -45,8 +45,8 @@ ALL = dict(commands(crctl))
 
 def test_all_commands_are_there() -> None:
     assert {" ".join(path) for path in ALL} == {
-        "status", "targets", "target", "target add", "target remove", "target hold", "target resume", "checkpoint",
-        "images", "show", "restart", "forget", "pin", "verify", "scrub", "export", "import",
+        "status", "reload", "targets", "target", "target add", "target remove", "target hold", "target resume",
+        "checkpoint", "images", "show", "restart", "forget", "pin", "verify", "scrub", "export", "import",
             "requests", "request", "request show", "request cancel", "check"}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from crd.errors import SettingsError
-from crd.settings.load import check_target, load
+from crd.settings.load import changed_keys, check_target, load
 from crd.settings.models import Settings, TargetSettings
 from crd.settings.units import format_seconds, parse_bytes, parse_seconds
 
@@ -67,6 +67,9 @@ def test_the_example_loads_as_it_is() -> None:
     ('[targets.web]\npid = 1\ncron = "soon"\n', 3, "crontab(5)"),
     ('[targets.web]\npid = 1\non_calendar = "soon"\n', 3, "systemd.time(7)"),
     ('[targets.web]\npid = 1\nevery = "0s"\n', 3, "every"),
+    ('[targets.web]\nunit = "a/b"\nevery = "1s"\n', 2, "systemd.unit(5)"),
+    ('[targets.web]\ncgroup = "/../b"\nevery = "1s"\n', 2, "cgroups(7)"),
+    ('[targets.web]\ncgroup = "b"\nevery = "1s"\n', 2, "cgroups(7)"),
 ])
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:
     path = written(tmp_path, text)
@@ -115,6 +118,21 @@ def test_targets_that_are_added_are_checked_alike() -> None:
     assert check_target("web", {"pid": 1, "every": "90s"}).every == 90
     with pytest.raises(SettingsError):
         check_target("web", {"pid": 1})
+
+
+def test_units_and_control_groups_are_named_as_people_do() -> None:
+    names = ("web", "web.service", "web.scope", r"a\x2db@c")
+    assert [TargetSettings(unit=name, every="1s").unit for name in names] == [
+        "web.service", "web.service", "web.scope", r"a\x2db@c.service"]
+    assert TargetSettings(cgroup="/sys/fs/cgroup/system.slice/web.service/", every="1s").cgroup == (
+        "/system.slice/web.service")
+
+
+def test_what_has_changed_and_counts_at_the_next_start_only() -> None:
+    old = Settings(archive={"level": 1}, engine={"workers": 1})
+    new = Settings(archive={"level": 2}, engine={"workers": 2, "crid_file": "/x"}, retention={"keep": "last=1"})
+    assert changed_keys(old, old) == []
+    assert changed_keys(old, new) == ["engine.crid_file", "archive.level"]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("5min", 300), ("1.5h", 5400), ("250ms", 0.25), (7, 7),

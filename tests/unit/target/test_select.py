@@ -135,3 +135,52 @@ def test_a_user_may_name_a_process_of_their_own(tmp_path: Path) -> None:
         file.write_text(f"{victim.pid}\n")
         os.chown(file, 4201, 4201)
         assert select.by_pid_file(file).uid == 4201
+
+
+@pytest.fixture
+def slice_(victim: Victim) -> Iterator[Path]:
+    """A slice of the hierarchy that systemd would use; what lives in it moves back."""
+    mounted = Path("/sys/fs/cgroup")
+    root = next(path for path in (mounted / "unified", mounted) if (path / "cgroup.procs").exists())
+    made = root / f"crdtest{os.getpid()}.slice"
+    made.mkdir()
+    yield made
+    for path, _, _ in os.walk(made, topdown=False):
+        for pid in (Path(path) / "cgroup.procs").read_text().split():
+            (root / "cgroup.procs").write_text(pid)
+        Path(path).rmdir()
+
+
+def move(victim: Victim, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for pid in victim.family():
+        (directory / "cgroup.procs").write_text(str(pid))
+
+
+@pytest.mark.root
+def test_by_unit_and_by_control_group(victim: Victim, slice_: Path, tmp_path: Path) -> None:
+    path = f"/{slice_.name}/web.service"
+    for missing in (lambda: select.by_unit("web.service"), lambda: select.by_cgroup(path)):
+        with pytest.raises(TargetNotFound):
+            missing()
+    move(victim, slice_ / "web.service/below")
+    assert select.by_unit("web.service").pid == victim.pid
+    assert select.by_unit(slice_.name).pid == victim.pid
+    assert select.by_cgroup(path).pid == victim.pid
+    with pytest.raises(TargetNotFound):
+        select.by_cgroup(f"/{slice_.name}/web.serv")
+    with Victim("tree", tmp_path) as tree:
+        move(tree, slice_ / "web.service")
+        with pytest.raises(TargetAmbiguous) as caught:
+            select.by_unit("web.service")
+        assert caught.value.details["pids"] == sorted([victim.pid, tree.pid]), "and not their children"
+        move(victim, slice_ / "another.service")
+        assert select.by_unit("web.service").pid == tree.pid
+
+
+@pytest.mark.root
+def test_units_of_another_manager_are_not_meant(victim: Victim, slice_: Path) -> None:
+    move(victim, slice_ / "user@1000.service/app.slice/web.service")
+    with pytest.raises(TargetNotFound):
+        select.by_unit("web.service")
+    assert select.by_unit("user@1000.service").pid == victim.pid
