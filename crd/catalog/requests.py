@@ -18,7 +18,7 @@ from crd.catalog.whole import whole
 from crd.errors import CatalogError, ImageNotFound, RequestNotCancellable, RequestNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from crd.errors import CrdError
     from crd.ids import Crid
 
+_UNENDED = ("queued", "running", "releasing")
 _INTERRUPTED = "restart.interrupted"
 _MESSAGES = {"running": "the daemon ended before a task of it ran",
              "releasing": "the daemon ended while the tasks were let go; none of them runs now"}
@@ -123,14 +124,15 @@ class Requests:
             raise RequestNotCancellable(f"request {number} is {request.state}", number=number)
         return request
 
-    async def recover(self, now: datetime, boot_id: str, runs: Callable[[int, int], bool]) -> int:
-        """Settle what was under way when the daemon ended; return how many.
+    async def recover(self, now: datetime, boot_id: str, runs: Callable[[int, int], bool]) -> Sequence[str]:
+        """Settle what was under way when the daemon ended; return the state that each has now.
 
         Args:
             now: the time.
             boot_id: of the running kernel: pids of another boot mean nothing.
             runs: whether a task of that pid and start time runs.
         """
+        settled: list[str] = []
         async with self._database.begin() as connection:
             rows = (await connection.execute(select(requests).where(
                 requests.c.state.in_(["running", "releasing"])))).all()
@@ -142,13 +144,15 @@ class Requests:
                     "message": _MESSAGES[row.state], "hint": _HINTS[row.state]}
                 await connection.execute(update(requests).where(requests.c.number == row.number)
                                          .values(ended_at=now, **values))
-            return len(rows)
+                settled.append(values["state"])
+        return settled
 
     async def queue(self) -> tuple[int, int, datetime | None]:
         """Return how many are queued and running, and when the oldest queued one was asked for."""
         async with self._database.read() as connection:
             counted = {row[0]: row[1] for row in await connection.execute(
-                select(requests.c.state, func.count()).group_by(requests.c.state))}
+                select(requests.c.state, func.count()).where(requests.c.state.in_(_UNENDED))
+                .group_by(requests.c.state))}
             oldest = (await connection.execute(select(requests.c.requested_at).where(
                 requests.c.state == "queued").order_by(requests.c.number).limit(1))).scalar()
         return counted.get("queued", 0), counted.get("running", 0) + counted.get("releasing", 0), oldest

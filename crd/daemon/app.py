@@ -36,11 +36,12 @@ from crd.settings.load import check_target
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
+    from datetime import datetime
     from pathlib import Path
 
     from crd.archive.stores.spooled import SpooledStore
     from crd.ids import Crid
-    from crd.settings.models import Settings
+    from crd.settings.models import Settings, TargetSettings
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class App:
             self.tracks = stack.enter_context(Tracks(enabled=settings.engine.note_writes))
             workers = await stack.enter_async_context(WorkerPool())
             self._assemble(workers)
-            exporter = stack.enter_context(Exporter(settings.metrics.listen, self.metrics.registry))
+            exporter = stack.enter_context(Exporter(settings.metrics.listen, self.metrics.exposition))
             self.metrics_url = exporter.url
             await self.restarts.recover()
             await self._add_targets()
@@ -118,14 +119,8 @@ class App:
         wanted = settings.targets
         for name, target in list(self.scheduler.targets.items()):
             if target.source == "settings" and wanted.get(name) != target.settings:
-                self.scheduler.remove(name)
-                self.tracks.drop(name)
-                if name not in wanted:
-                    self.metrics.remove_target(name)
-        held = await self.catalog.targets.held()
-        for name, definition in wanted.items():
-            if name not in self.scheduler.targets:
-                self.scheduler.add(name, definition, source="settings", held=held.get(name, definition.held))
+                self.remove_target(name, keep_metrics=name in wanted)
+        await self._add_targets_of(settings)
         self.settings = settings
         self.start(self.retention.apply_all())
         logger.info("settings reloaded", extra={"event": "daemon.reloaded"})
@@ -134,6 +129,19 @@ class App:
         """Return how images are taken by the settings."""
         engine = self.settings.engine
         return CheckpointOptions(after=after, method=engine.method, freeze_seconds=engine.freeze_timeout)
+
+    def add_target(self, name: str, settings: TargetSettings, last_taken: datetime | None, *, source: str,
+                   held: bool) -> ScheduledTarget:
+        """Begin with a target, of which there may be images from before."""
+        self.metrics.add_target(name, last_taken)
+        return self.scheduler.add(name, settings, source=source, held=held)
+
+    def remove_target(self, name: str, *, keep_metrics: bool = False) -> None:
+        """End with a target; a checkpoint under way goes on."""
+        self.scheduler.remove(name)
+        self.tracks.drop(name)
+        if not keep_metrics:
+            self.metrics.remove_target(name)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run work that goes on when its caller is gone, and that a stop waits for."""
@@ -183,13 +191,14 @@ class App:
             if crids:
                 logger.warning("images %s: %s", what, ", ".join(map(str, crids[:20])),
                                extra={"event": "archive.unsettled"})
+        if verified_at := await self.catalog.images.last_verified():
+            self.metrics.last_scrub.set(verified_at.timestamp())
         counter = CridCounter(self.settings.engine.crid_file)
         await asyncio.to_thread(counter.raise_to, await self.catalog.images.max_crid())
 
     async def _add_targets(self) -> None:
-        held = await self.catalog.targets.held()
-        for name, settings in self.settings.targets.items():
-            self.scheduler.add(name, settings, source="settings", held=held.get(name, settings.held))
+        await self._add_targets_of(self.settings)
+        held, taken = await self.catalog.targets.held(), await self.catalog.images.last_taken()
         for name, definition in (await self.catalog.targets.all()).items():
             if name in self.scheduler.targets:
                 logger.warning("target %s is in the settings too: that one counts", name)
@@ -199,7 +208,14 @@ class App:
             except SettingsError as error:
                 logger.warning("target %s of the catalog: %s", name, error.message)
                 continue
-            self.scheduler.add(name, settings, source="catalog", held=held.get(name, settings.held))
+            self.add_target(name, settings, taken.get(name), source="catalog", held=held.get(name, settings.held))
+
+    async def _add_targets_of(self, settings: Settings) -> None:
+        """Begin with the targets of settings that are not there yet."""
+        held, taken = await self.catalog.targets.held(), await self.catalog.images.last_taken()
+        for name, target in settings.targets.items():
+            if name not in self.scheduler.targets:
+                self.add_target(name, target, taken.get(name), source="settings", held=held.get(name, target.held))
 
     async def _due(self, target: ScheduledTarget, late_seconds: float) -> None:
         await self.checkpoints.take_due(target, self.checkpoint_options(), late_seconds)
@@ -208,6 +224,7 @@ class App:
         while True:
             with suppress(CrdError):
                 await measure(self.archive, self.spool, self.metrics)
+                await self.restarts.measure()
             await asyncio.sleep(_MEASURE_SECONDS)
 
     async def _stop(self, server: Server, background: list[asyncio.Task[None]]) -> None:

@@ -86,16 +86,15 @@ class Handlers(UpkeepHandlers):
         if name in self._app.scheduler.targets:
             raise TargetExists(f"there is a target {name} already", hint="Remove it first, or use another name.")
         await self._app.catalog.targets.add(name, definition(settings))
-        added = self._app.scheduler.add(name, settings, source="catalog", held=settings.held)
+        last_taken = await self._app.catalog.images.last_taken()
+        added = self._app.add_target(name, settings, last_taken.get(name), source="catalog", held=settings.held)
         return {"target": target_json(added, None)}
 
     async def _on_RemoveTarget(self, *, peer: Peer, more: More | None, name: str) -> dict[str, Any]:  # noqa: ARG002, N802
         need_admin(peer)
         self._known(name)
         await self._app.catalog.targets.remove(name)
-        self._app.scheduler.remove(name)
-        self._app.tracks.drop(name)
-        self._app.metrics.remove_target(name)
+        self._app.remove_target(name)
         return {}
 
     async def _on_HoldTarget(self, *, peer: Peer, more: More | None, name: str) -> dict[str, Any]:  # noqa: ARG002, N802
@@ -109,6 +108,8 @@ class Handlers(UpkeepHandlers):
         target = self._known(name)
         await self._app.catalog.targets.hold(name, held=held)
         target.held = held
+        with self._app.metrics.of(name) as metrics:
+            metrics.due_since = 0.0
         return {}
 
     async def _on_Checkpoint(self, *, peer: Peer, more: More | None, target: str | None, pid: int | None,  # noqa: N802
@@ -162,7 +163,7 @@ class Handlers(UpkeepHandlers):
         image = usable(await self._find(peer, reference))
         request = await self._app.catalog.requests.add(
             image.crid, pids=pids or "original", files=files or "keep", uid=peer.uid, now=self._app.clock.now())
-        self._app.restarts.wake()
+        await self._app.restarts.asked()
         return {"request": request_json(request)}
 
     async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None) -> dict[str, Any]:  # noqa: ARG002, N802

@@ -161,7 +161,7 @@ async def test_what_may_have_run_is_not_said_to_have_failed_to(queue: Catalog) -
     await queue.requests.claim(NOW)
     await queue.requests.claim(NOW)
     await queue.requests.releasing(releasing, 42, 7, BOOT)
-    assert await queue.requests.recover(NOW, BOOT, lambda _pid, _start: False) == 2
+    assert await queue.requests.recover(NOW, BOOT, lambda _pid, _start: False) == ["failed", "failed"]
     assert (await queue.requests.get(running)).hint == "Ask again."
     assert "may have run" in str((await queue.requests.get(releasing)).hint)
 
