@@ -15,10 +15,10 @@ from sqlalchemy import func, insert, select, update
 from crd.catalog.rows import Request
 from crd.catalog.schema import images, requests
 from crd.catalog.whole import whole
-from crd.errors import CatalogError, ImageNotFound, RequestNotCancellable, RequestNotFound
+from crd.errors import CatalogError, ImageNotFound, QueueFull, RequestNotCancellable, RequestNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from crd.errors import CrdError
     from crd.ids import Crid
 
+QUEUED_MAX = 20_000
+QUEUED_MAX_OF_USER = 100
 _UNENDED = ("queued", "running", "releasing")
 _INTERRUPTED = "restart.interrupted"
 _MESSAGES = {"running": "the daemon ended before a task of it ran",
@@ -42,18 +44,30 @@ class Requests:
         """Work on a database."""
         self._database = database
 
-    async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime) -> Request:
+    async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime,
+                  gids: Collection[int] | None = None) -> Request:
         """Queue a request; it is durable when this returns.
+
+        Args:
+            crid: of the image.
+            pids: as of ``RestartOptions``.
+            files: as of ``RestartOptions``.
+            uid: of who asks.
+            now: the time.
+            gids: see ``Request``.
 
         Raises:
             ImageNotFound: the image was forgotten meanwhile.
+            QueueFull: too many are queued, of this user or of all.
         """
         async with self._database.begin() as connection:
+            await _need_room(connection, None if gids is None else uid)
             if not (await connection.execute(select(images.c.crid).where(
                     images.c.crid == crid, images.c.state.in_(["ok", "damaged"])))).first():
                 raise ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
             done = await connection.execute(insert(requests).values(
-                crid=crid, state="queued", pids=pids, files=files, uid=uid, requested_at=now))
+                crid=crid, state="queued", pids=pids, files=files, uid=uid, requested_at=now,
+                gids=None if gids is None else sorted(gids)))
             return await _get(connection, int(done.inserted_primary_key[0]))  # type: ignore[index]
 
     async def get(self, number: int) -> Request:
@@ -164,6 +178,19 @@ class Requests:
             if not done.rowcount:
                 request = await _get(connection, number)
                 raise CatalogError(f"request {number} is {request.state}, and cannot become {values['state']}")
+
+
+async def _need_room(connection: AsyncConnection, uid: int | None) -> None:
+    """Refuse to queue more than can be carried out in a while; ``uid``: of a user who is no administrator."""
+    queued = select(func.count()).where(requests.c.state == "queued")
+    found = (await connection.execute(queued)).scalar_one()
+    if found >= QUEUED_MAX:
+        raise QueueFull(f"{found} restarts are queued already", hint="Try again when some of them are done.")
+    if uid is not None:
+        found = (await connection.execute(queued.where(requests.c.uid == uid))).scalar_one()
+        if found >= QUEUED_MAX_OF_USER:
+            raise QueueFull(f"{found} of your restarts are queued already",
+                            hint="Try again when some of them are done, or cancel some: crctl requests.")
 
 
 async def _get(connection: AsyncConnection, number: int) -> Request:

@@ -29,6 +29,7 @@ from crd.ids import parse_target_name
 from crd.native.syscall import kcmp
 from crd.settings.load import check_target
 from crd.target import preflight, procfs, select
+from crd.target.owner import credentials, owner
 from crd.target.tree import Family
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ class Handlers(UpkeepHandlers):
                           pids: str | None, files: str | None) -> dict[str, Any]:
         image = usable(await self._find(peer, reference))
         request = await self._app.catalog.requests.add(
-            image.crid, pids=pids or "original", files=files or "keep", uid=peer.uid, now=self._app.clock.now())
+            image.crid, pids=pids or "original", files=files or "keep", uid=peer.uid, now=self._app.clock.now(),
+            gids=None if peer.is_admin else peer.groups)
         await self._app.restarts.asked()
         return {"request": request_json(request)}
 
@@ -208,8 +210,8 @@ def _need_family_of(uid: int, pid: int) -> None:
     """Refuse a process that is another user's, or has a descendant that is."""
     for member in Family(select.by_pid(pid).pid):
         with suppress(TargetGone):
-            if {*procfs.status(member).uids} != {uid}:
-                raise AccessDenied(f"process {member} is not yours")
+            if owner([credentials(procfs.status(member))]) != uid:
+                raise AccessDenied(f"process {member} is not yours, or has rights that you do not have")
 
 
 def _parse_time(text: str) -> datetime:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
+from collections import Counter
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from crd.daemon.targets import resolve
 from crd.engine.api import CheckpointOptions, Files, Pids, RestartOptions
-from crd.errors import CatalogError, CrdError, TargetUnsupported
+from crd.errors import Busy, CatalogError, CrdError, TargetUnsupported
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from crd.archive.archive import Archive
     from crd.archive.stores.spooled import SpooledStore
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 5.0
 _SETTLE_SECONDS = 10.0
+_PENDING_MAX = 1000
+_PENDING_MAX_OF_USER = 4
 
 
 class Checkpoints:
@@ -45,6 +48,8 @@ class Checkpoints:
         self._clock = clock
         self._store = pipeline.archive.describe()
         self._free = asyncio.Semaphore(workers)
+        self._free_for_users = asyncio.Semaphore(max(1, workers - 1))
+        self._of_user: Counter[int] = Counter()
         self._taken = taken
         self._running = 0
 
@@ -55,6 +60,33 @@ class Checkpoints:
         Raises:
             CrdError: there is none.
         """
+        async with self._admitted(options.only_uid, is_scheduled=target is not None):
+            return await self._take(options, pid, target, tags, progress)
+
+    @asynccontextmanager
+    async def _admitted(self, uid: int | None, *, is_scheduled: bool) -> AsyncIterator[None]:
+        """Bound what waits for a worker; a user who is no administrator leaves one to the schedule if there are two.
+
+        Raises:
+            Busy: too many wait.
+        """
+        if not is_scheduled and self._running >= _PENDING_MAX:
+            raise Busy(f"{self._running} checkpoints are under way", hint="Try again in a while.")
+        if uid is None:
+            yield
+            return
+        if self._of_user[uid] >= _PENDING_MAX_OF_USER:
+            raise Busy(f"{self._of_user[uid]} checkpoints of yours are under way", hint="Wait for one of them.")
+        self._of_user[uid] += 1
+        try:
+            async with self._free_for_users:
+                yield
+        finally:
+            self._of_user[uid] -= 1
+            self._of_user += Counter()  # those that have any
+
+    async def _take(self, options: CheckpointOptions, pid: int | None, target: ScheduledTarget | None,
+                    tags: tuple[str, ...], progress: Callable[[int], None] | None) -> Image:
         name = target.name if target else None
         number = await self._catalog.checkpoints.start(name, pid, self._clock.now())
         self._count_running(1)
@@ -186,7 +218,9 @@ class Restarts:
             await self._catalog.requests.releasing(request.number, result.root_pid, result.start_time, self.boot_id)
             made.append(result)
 
-        options = RestartOptions(pids=Pids(request.pids), files=Files(request.files))
+        options = RestartOptions(pids=Pids(request.pids), files=Files(request.files),
+                                 only_uid=None if request.gids is None else request.uid,
+                                 only_gids=tuple(request.gids or ()))
         try:
             await self._pipeline.restart(request.crid, options, note)
         except CrdError as error:
