@@ -111,6 +111,10 @@ class Archive:
         """Return what an image has in common with others."""
         return self._references.sharing(crid)
 
+    async def free_bytes(self) -> int | None:
+        """Return how much it has room for, None if nobody knows."""
+        return await self._store.free_bytes()
+
     async def size(self) -> ArchiveSize:
         """Return how much it holds."""
         keys = await self._store.objects()

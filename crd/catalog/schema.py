@@ -136,6 +136,7 @@ requests = Table(
     Column("error", String(64)),
     Column("message", Text),
     Column("hint", Text),
+    Column("gids", JSON(none_as_null=True)),
     ForeignKeyConstraint(["host", "crid"], ["images.host", "images.crid"]),
     Index("ix_requests_state", "host", "state"),
     Index("ix_requests_crid", "host", "crid"),

@@ -38,6 +38,7 @@ from crd.target import procfs
 from tests.bench import s3_throughput, slow_down, workers
 from tests.bench.gaps import longest_gap_ms
 from tests.bench.history import long_history, memory_while_storing, read_seconds
+from tests.bench.scrape import scrape
 from tests.support.victims import Program, Victim, until
 
 if TYPE_CHECKING:
@@ -347,6 +348,7 @@ def main() -> None:
         asyncio.run(workers.compare(home, python, row))
         memory_while_storing(home, row)
         asyncio.run(long_history(home, row))
+    scrape(row, 15)
     s3_throughput.main()
     with tempfile.TemporaryDirectory(prefix="crd-bench-") as name:
         asyncio.run(slow_down.table(Path(name)))

@@ -85,7 +85,7 @@ async def test_a_request_is_for_the_host_of_the_image(hosts: tuple[Catalog, Cata
     claimed = await two.requests.claim(NOW)
     assert claimed
     assert (claimed.number, claimed.host, claimed.state) == (number, "two", "running")
-    assert await one.requests.recover(NOW, "boot", lambda _pid, _start: False) == 0
+    assert await one.requests.recover(NOW, "boot", lambda _pid, _start: False) == []
     assert (await one.requests.get(number)).state == "running"
     assert (await one.requests.queue())[:2] == (0, 0)
     assert (await two.requests.queue())[:2] == (0, 1)
