@@ -17,7 +17,7 @@ from crd.errors import Busy, CatalogError, CrdError, TargetUnsupported
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from crd.archive.archive import Archive
     from crd.archive.stores.spooled import SpooledStore
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 5.0
+_AGAIN_SECONDS = 1.0
 _SETTLE_SECONDS = 10.0
 _PENDING_MAX = 1000
 _PENDING_MAX_OF_USER = 4
@@ -208,9 +209,12 @@ class Restarts:
         """Carry out requests until cancelled; a request under way is finished first."""
         while True:
             self._asked.clear()
-            while request := await self._catalog.requests.claim(self._clock.now()):
-                await self._tell()
-                await asyncio.shield(self._carry_out(request))
+            try:
+                while request := await self._catalog.requests.claim(self._clock.now()):
+                    await self._tell()
+                    await asyncio.shield(self._carry_out(request))
+            except CatalogError as error:  # it may be away for a while
+                logger.warning("the queue: %s", error.message, extra={"event": "queue.failed", "error": error.code})
             try:
                 async with asyncio.timeout(_IDLE_SECONDS):
                     await self._asked.wait()
@@ -243,14 +247,14 @@ class Restarts:
         await self._tell()
 
     async def _done(self, request: Request, result: RestartResult) -> None:
-        await self._catalog.requests.done(request.number, self._clock.now())
+        await _until_noted(lambda: self._catalog.requests.done(request.number, self._clock.now()))
         self._metrics.requests.labels("done").inc()
         self._metrics.restart_seconds.observe(result.duration_seconds)
         logger.info("restarted", extra={"event": "restart.done", "request": request.number, "crid": request.crid,
                                         "pid": result.root_pid})
 
     async def _failed(self, request: Request, error: CrdError) -> None:
-        await self._catalog.requests.failed(request.number, self._clock.now(), error)
+        await _until_noted(lambda: self._catalog.requests.failed(request.number, self._clock.now(), error))
         self._metrics.requests.labels("failed").inc()
         logger.warning("restart failed: %s", error.message,
                        extra={"event": "restart.failed", "request": request.number, "crid": request.crid,
@@ -270,13 +274,26 @@ class Restarts:
 
     async def heard(self) -> None:
         """Take note that requests may have been made or changed elsewhere."""
-        self.wake()
+        self._asked.set()
         await self._tell()
 
     async def cancelled(self) -> None:
         """Count a request that was cancelled."""
         self._metrics.requests.labels("cancelled").inc()
         await self._tell()
+
+
+async def _until_noted(note: Callable[[], Awaitable[None]]) -> None:
+    """Enter what has happened, however long the catalog is away."""
+    while True:
+        try:
+            await note()
+        except CatalogError as error:
+            if not error.retryable:
+                raise
+            await asyncio.sleep(_AGAIN_SECONDS)
+        else:
+            return
 
 
 async def measure(archive: Archive, spool: SpooledStore | None, metrics: Metrics) -> None:
