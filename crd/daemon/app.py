@@ -25,7 +25,7 @@ from crd.daemon.scheduler import ScheduledTarget, Scheduler
 from crd.daemon.scrub import Scrub
 from crd.daemon.stores import open_store
 from crd.daemon.tracking import Tracks
-from crd.engine.api import After, CheckpointOptions
+from crd.engine.api import USERSPACE, After, CheckpointOptions, serving
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
 from crd.engine.userspace.features import features
@@ -91,7 +91,9 @@ class App:
             self.archive = await stack.enter_async_context(
                 Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads))
             await self._settle()
-            self.tracks = stack.enter_context(Tracks(enabled=settings.engine.note_writes))
+            self.engine = serving(self.checkpoint_options())
+            notes_writes = settings.engine.note_writes and self.engine == USERSPACE
+            self.tracks = stack.enter_context(Tracks(enabled=notes_writes))
             workers = await stack.enter_async_context(WorkerPool())
             self._assemble(workers)
             exporter = stack.enter_context(Exporter(settings.metrics.listen, self.metrics.registry))
@@ -133,7 +135,8 @@ class App:
     def checkpoint_options(self, after: After = After.RUN) -> CheckpointOptions:
         """Return how images are taken by the settings."""
         engine = self.settings.engine
-        return CheckpointOptions(after=after, method=engine.method, freeze_seconds=engine.freeze_timeout)
+        return CheckpointOptions(after=after, engine=engine.kind, linux_cr=engine.linux_cr, method=engine.method,
+                                 freeze_seconds=engine.freeze_timeout)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run work that goes on when its caller is gone, and that a stop waits for."""
@@ -150,7 +153,8 @@ class App:
     def _assemble(self, workers: WorkerPool) -> None:
         settings = self.settings
         self.pipeline = Pipeline(workers, self.archive, self.catalog, settings.engine.crid_file, self.host, self.tracks,
-                            settings.engine.checkpoint_timeout, settings.engine.restart_timeout)
+                            settings.engine.checkpoint_timeout, settings.engine.restart_timeout,
+                            settings.engine.linux_cr)
         self.checkpoints = Checkpoints(self.pipeline, self.catalog, self.metrics, self.clock, settings.engine.workers,
                                        lambda target: self.start(self.retention.apply_quietly(target)))
         self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock)
@@ -158,7 +162,7 @@ class App:
         self.retention = Retention(self.catalog, self.archive, self.clock, self.readers,
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
-        self.metrics.build.info({"version": self.version, "engine": "userspace"})
+        self.metrics.build.info({"version": self.version, "engine": self.engine})
         for feature in features():
             self.features[feature.name] = feature.available
             self.metrics.feature.labels(feature.name).set(feature.available)

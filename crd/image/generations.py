@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from crd.errors import ImageTruncated, ImageVersionUnsupported
+from crd.errors import ImageError, ImageTruncated, ImageVersionUnsupported
 from crd.image.profile import RECORD_TYPE_FIRST, Profile
 from crd.image.records import MAGIC_HEAD
 
@@ -82,6 +82,14 @@ def recognise(prefix: bytes) -> Dialect:
         if prefix[4:12] == magic:
             return Dialect(Generation.B, byte_order, "HH")
     raise ImageVersionUnsupported("this is no Linux-CR image: the magic is missing", record="HEAD", errno=errno.EINVAL)
+
+
+def is_of_a_kernel(prefix: bytes) -> bool:
+    """Whether an image that begins like that was written by a Linux-CR kernel; what is no image was not."""
+    try:
+        return recognise(prefix).generation is not Generation.CRD
+    except ImageError:
+        return False
 
 
 def _with_long_frames(prefix: bytes, byte_order: str) -> Dialect:

@@ -146,6 +146,8 @@ class Walker:
             ImageError: there is no whole header.
         """
         head = self.step()
+        if head.name != "HEAD":
+            raise corrupt(f"has type {head.entry.type}", 0, "HEAD")
         dialect = self.dialect
         if dialect.generation is Generation.A:
             header = self._inline_header(head)
