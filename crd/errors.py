@@ -127,6 +127,14 @@ class Obstacle:
     remedy: str = ""
 
 
+class TargetBusy(TargetError):
+    """The target is in use in a way that keeps it from being checkpointed just now."""
+
+    code = "target.busy"
+    retryable = True
+    exit_status = EXIT_CONFLICT
+
+
 class TargetUnsupported(TargetError):
     """The target holds state that crd cannot checkpoint."""
 

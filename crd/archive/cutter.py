@@ -21,7 +21,7 @@ from crd.archive.manifest import LITERAL_BYTES_MAX
 from crd.archive.pack import BLOCK_BYTES, PAGES_MAX, SCATTERED_FRAME_PAGES, entry
 from crd.archive.reader import StreamReader
 from crd.errors import ArchiveError, ImageError
-from crd.image.framing import FRAME
+from crd.image.framing import FRAME, PAYLOAD_BYTES_MAX
 from crd.image.since import KEPT_RUNS_MAX, RUNS_PER_RECORD_MAX, PagesSince
 from crd.native.frames import BLOCK_PAGES, BlockCompressor
 from crd.native.memory import PAGE_BYTES
@@ -150,6 +150,11 @@ class StreamCutter:
         """How much came out of the descriptor so far."""
         return self._reader.received_bytes
 
+    @property
+    def front(self) -> bytes:
+        """The first bytes of the stream, as far as ``crd.image.generations`` needs them."""
+        return bytes(self._reader.front)
+
     def stop(self) -> None:
         """Make ``work`` return soon, in all threads."""
         self._ended = True
@@ -219,6 +224,10 @@ class StreamCutter:
             return
         header = self._receive(FRAME.size)
         kind, length = FRAME.unpack(header) if len(header) == FRAME.size else (0, 0)
+        if (not kind or length > PAYLOAD_BYTES_MAX) and kind != PagesSince.record_type:
+            self.cut.literal(header)  # a kernel's image, of which these are other bytes: the rest is cut as it comes
+            self._ahead.append((PAGES_MAX + 1, None))
+            return
         if kind == PagesSince.record_type:
             self._told = self._expanded(length)
             return

@@ -9,6 +9,7 @@ import stat
 from contextlib import suppress
 
 from crd.errors import ArchiveUnavailable
+from crd.image.generations import PREFIX_BYTES
 
 _F_SETPIPE_SZ, _PIPE_BYTES = 1031, 1 << 20
 
@@ -30,6 +31,7 @@ class StreamReader:
         self._pipe: tuple[int, int] | None = None
         self._moved = 0  # bytes in our pipe
         self.received_bytes = 0
+        self.front = bytearray()
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
             self._pipe = os.pipe2(os.O_CLOEXEC)
             for end in (fd, self._pipe[1]):
@@ -54,6 +56,8 @@ class StreamReader:
         filled = 0
         try:
             while filled < len(buffer) and (length := self._read_some(buffer[filled:])):
+                if len(self.front) < PREFIX_BYTES:
+                    self.front += buffer[filled:filled + min(length, PREFIX_BYTES - len(self.front))]
                 filled += length
                 self.received_bytes += length
         except OSError as error:

@@ -52,6 +52,7 @@ class ImageSink:
     Attributes:
         received_bytes: of the stream.
         image_bytes: of the image, which has more if the stream left out what is as in the one it follows.
+        front: the first bytes of the stream, enough to tell the header.
     """
 
     def __init__(self, store: Store, references: References, upload: Upload, known: Known, heads: Heads, *,
@@ -79,6 +80,7 @@ class ImageSink:
         self._page_hashes = bytearray()
         self._manifest: Manifest | None = None
         self.received_bytes = self.image_bytes = 0
+        self.front = b""
         self.stored_bytes = 0
 
     @property
@@ -118,6 +120,7 @@ class ImageSink:
             if error:
                 raise error
         self.received_bytes, self.image_bytes = cutter.received_bytes, cutter.cut.image_bytes
+        self.front = cutter.front
         self._manifest = await in_thread(self._made, cutter.cut)
         return self.received_bytes
 

@@ -27,7 +27,7 @@ from crd.daemon.scrub import Scrub
 from crd.daemon.stores import open_store
 from crd.daemon.targets import wanted_targets
 from crd.daemon.tracking import Tracks
-from crd.engine.api import After, CheckpointOptions
+from crd.engine.api import USERSPACE, After, CheckpointOptions, serving
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
 from crd.errors import BlobCorrupt, BlobMissing, CrdError, SettingsError, StateInUse
@@ -95,7 +95,9 @@ class App:
             self.archive = await stack.enter_async_context(
                 Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads))
             await self._settle()
-            self.tracks = stack.enter_context(Tracks(enabled=settings.engine.note_writes))
+            self.engine = serving(self.checkpoint_options())
+            notes_writes = settings.engine.note_writes and self.engine == USERSPACE
+            self.tracks = stack.enter_context(Tracks(enabled=notes_writes))
             workers = await stack.enter_async_context(WorkerPool(settings.engine_socket))
             self._assemble(workers)
             async with workers.lease() as worker:
@@ -157,7 +159,8 @@ class App:
     def checkpoint_options(self, after: After = After.RUN) -> CheckpointOptions:
         """Return how images are taken by the settings."""
         engine = self.settings.engine
-        return CheckpointOptions(after=after, method=engine.method, freeze_seconds=engine.freeze_timeout)
+        return CheckpointOptions(after=after, engine=engine.kind, linux_cr=engine.linux_cr, method=engine.method,
+                                 freeze_seconds=engine.freeze_timeout)
 
     def add_target(self, name: str, settings: TargetSettings, last_taken: datetime | None, *, source: str,
                    held: bool) -> ScheduledTarget:
@@ -187,7 +190,8 @@ class App:
     def _assemble(self, workers: WorkerPool) -> None:
         settings = self.settings
         self.pipeline = Pipeline(workers, self.archive, self.catalog, settings.engine.crid_file, self.host, self.tracks,
-                            settings.engine.checkpoint_timeout, settings.engine.restart_timeout)
+                            settings.engine.checkpoint_timeout, settings.engine.restart_timeout,
+                            settings.engine.linux_cr)
         self.checkpoints = Checkpoints(self.pipeline, self.catalog, self.metrics, self.clock, settings.engine.workers,
                                        lambda target: self.start(self.retention.apply_quietly(target)))
         self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock)
@@ -195,7 +199,7 @@ class App:
         self.retention = Retention(self.catalog, self.archive, self.clock, self.readers,
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
-        self.metrics.build.info({"version": self.version, "engine": "userspace"})
+        self.metrics.build.info({"version": self.version, "engine": self.engine})
 
     def _offer(self, features: dict[str, bool]) -> None:
         self.features = features

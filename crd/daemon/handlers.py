@@ -63,7 +63,7 @@ class Handlers(UpkeepHandlers):
         following = min(due, key=lambda target: target.next_at or app.started_at, default=None)
         return {
             "version": app.version, "host": app.host, "pid": app.pid, "started_at": app.started_at.isoformat(),
-            "engine": "userspace", "features": app.features, "targets": len(app.scheduler.targets),
+            "engine": app.engine, "features": app.features, "targets": len(app.scheduler.targets),
             "running": app.checkpoints.running,
             "archive": {"path": app.archive.describe(), "bytes": size.stored_bytes, "images": size.images,
                         "spool": waiting and {"objects": waiting.objects, "bytes": waiting.stored_bytes,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from crd.daemon.streams import Pipe, both
 from crd.engine.api import Pids, RestartOptions
 from crd.errors import ArchiveError, BlobCorrupt, BlobMissing, ImageDamaged, WorkerDied
 from crd.ids import Crid
+from crd.image.inspect import header_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,6 +48,7 @@ class Pipeline:
     tracks: Tracks
     checkpoint_seconds: float
     restart_seconds: float
+    linux_cr: str = ""
 
     async def checkpoint(self, pid: int, options: CheckpointOptions, *, target: str | None = None,
                          tags: tuple[str, ...] = (), progress: Callable[[int], None] | None = None) -> Image:
@@ -65,7 +67,7 @@ class Pipeline:
                                                   track.notes(since=sink.follows) if track else None)
                     pipe.close_write_end()
                     result = await both(worker.written(), sink.drain(pipe.read_end, progress))
-                if sink.received_bytes != result.image_bytes:
+                if result.image_bytes not in {None, sink.received_bytes}:
                     raise ArchiveError(f"{sink.received_bytes} bytes of {result.image_bytes} arrived")
                 image = _row(result, sink, self.host, target, tags)
                 image = await self.keep(sink, image)
@@ -136,7 +138,7 @@ class Pipeline:
             if scope:
                 await scope.take_in(worker.pid)
             with Pipe() as pipe:
-                await worker.begin_restart(pipe.read_end, options)
+                await worker.begin_restart(pipe.read_end, replace(options, linux_cr=self.linux_cr))
                 pipe.close_read_end()
                 result = await both(worker.ready(), feed(source, pipe))
             yield worker, result
@@ -203,4 +205,4 @@ def _row(result: CheckpointResult, sink: ImageSink, host: str, target: str | Non
         method_reason=result.method_reason, tasks=result.tasks, threads=result.threads,
         image_bytes=sink.image_bytes, memory_bytes=result.memory_bytes, stored_bytes=0,
         stop_seconds=result.stop_seconds, duration_seconds=result.duration_seconds, digest=sink.digest,
-        tags=list(tags), header=result.header)
+        tags=list(tags), header=result.header or header_of(sink.front).to_json())

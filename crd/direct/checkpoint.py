@@ -15,6 +15,7 @@ from crd.console import units
 from crd.console.image_file import STANDARD_STREAM, opened_for_writing
 from crd.console.program import json_option
 from crd.console.text import printable
+from crd.direct.linux_cr import linux_cr_option
 
 if TYPE_CHECKING:
     from crd.engine.api import CheckpointResult
@@ -32,8 +33,10 @@ CRID_FILE_VARIABLE = "CRD_ENGINE__CRID_FILE"
               help="Save the process alone, without its descendants.")
 @click.option("--engine", type=click.Choice(["auto", "kernel", "userspace"]), default="auto", show_default=True,
               help="What takes the image: a Linux-CR kernel's system call, or crd itself.")
+@linux_cr_option
 @json_option
-def checkpoint(pid: int, *, output: Path, after: str | None, tree: bool, engine: str, as_json: bool) -> None:
+def checkpoint(pid: int, *, output: Path, after: str | None, tree: bool, engine: str, linux_cr: str,
+               as_json: bool) -> None:
     """Write an image of process PID and all its descendants; they run on.
 
     Prints crid and figures on standard error; with --json as one value on standard output (on standard error if that
@@ -47,7 +50,7 @@ def checkpoint(pid: int, *, output: Path, after: str | None, tree: bool, engine:
     from crd.engine.crid import DEFAULT_PATH, CridCounter
 
     crids = CridCounter(Path(os.environ.get(CRID_FILE_VARIABLE) or DEFAULT_PATH))
-    options = CheckpointOptions(after=After(after or "run"), engine=engine, tree=tree)
+    options = CheckpointOptions(after=After(after or "run"), engine=engine, linux_cr=linux_cr, tree=tree)
     with opened_for_writing(output) as image:
         result = take(pid, image.fd, options=options, crids=crids, commit=lambda _: image.commit())
     if as_json:
@@ -57,7 +60,10 @@ def checkpoint(pid: int, *, output: Path, after: str | None, tree: bool, engine:
 
 
 def _figures(result: CheckpointResult) -> str:
+    from crd.engine.api import KERNEL
+
     tasks = f"{result.tasks} task{'s' * (result.tasks != 1)}, {result.threads} thread{'s' * (result.threads != 1)}"
-    return (f"crid {result.crid}: pid {result.pid} ({printable(result.comm)}), {tasks}, "
-            f"{units.size(result.image_bytes)}, {units.size(result.memory_bytes)} of memory, "
+    size = "" if result.image_bytes is None else f"{units.size(result.image_bytes)}, "
+    memory = f"{units.size(result.memory_bytes)} of memory, " if result.engine != KERNEL else ""
+    return (f"crid {result.crid}: pid {result.pid} ({printable(result.comm)}), {tasks}, {size}{memory}"
             f"stopped for {units.duration(result.stop_seconds)}, took {units.duration(result.duration_seconds)}")

@@ -11,6 +11,7 @@ import click
 
 from crd.console.image_file import opened_for_reading, write_pid_file
 from crd.console.program import json_option
+from crd.direct.linux_cr import linux_cr_option
 
 if TYPE_CHECKING:
     from crd.engine.api import RestartResult
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
               help="Come back when the tasks run, or stay as their parent and exit with the first one's exit status.")
 @click.option("--files", type=click.Choice(["keep", "fail"]), default="keep", show_default=True,
               help="What is done about open files that have changed since: take them as they are, or fail.")
+@linux_cr_option
 @json_option
 @click.pass_context
 def restart(context: click.Context, image: Path, *, pids: str | None, root: Path | None, detach: bool, files: str,
-            as_json: bool) -> None:
+            linux_cr: str, as_json: bool) -> None:
     """Recreate the tasks of an image and let them run on; print the pid of the first.
 
     Exit status: 0 done, 1 failed, 2 usage, 12 denied, 13 this host cannot restart it, 14 conflicting (a pid is in use,
@@ -43,7 +45,8 @@ def restart(context: click.Context, image: Path, *, pids: str | None, root: Path
         if root:
             write_pid_file(root, ready.root_pid)
 
-    options = RestartOptions(pids=Pids(pids or "original"), files=Files(files), reap=not detach)
+    options = RestartOptions(pids=Pids(pids or "original"), files=Files(files), reap=not detach,
+                             linux_cr=linux_cr)
     with opened_for_reading(image) as fd:
         result = recreate(fd, options=options, confirm=confirm)
     for note in () if as_json else result.notes:

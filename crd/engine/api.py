@@ -14,17 +14,21 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from crd.errors import BadRequest, FeatureMissing, TargetGone, TargetUnsupported
+from crd.errors import BadRequest, TargetGone, TargetUnsupported
 from crd.target.owner import credentials, owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crd.engine.crid import CridCounter
+    from crd.engine.kernel.calls import KernelCalls
     from crd.engine.userspace.dump import Dumped
     from crd.engine.userspace.notes import WriteNotes
 
 USERSPACE = "userspace"
+KERNEL = "kernel"
+AUTO = "auto"
+"""The kernel's own calls where they are proven or named, crd's own engine elsewhere."""
 
 
 class After(StrEnum):
@@ -45,6 +49,7 @@ class CheckpointOptions:
             no child).
         freeze_seconds: how long stopping all threads may take.
         engine: "userspace", "kernel" or "auto".
+        linux_cr: the release of Linux-CR whose calls this kernel has (``crd.engine.kernel.table``); "": what it proves.
         tree: the process's descendants are saved with it; else it alone, and whatever it shares with them is an
             obstacle.
         only_uid: refuse processes that are not this user's (``crd.target.owner``); None: whoever they are of.
@@ -53,7 +58,8 @@ class CheckpointOptions:
     after: After = After.RUN
     method: str = "auto"
     freeze_seconds: float = 2.0
-    engine: str = "auto"
+    engine: str = AUTO
+    linux_cr: str = ""
     tree: bool = True
     only_uid: int | None = None
 
@@ -70,10 +76,10 @@ class CheckpointResult:
         method: "snapshot", "precopy" (of a process whose writes are noted: all that was written was copied, most of it
             before the stop), or "copy" if any process had to be copied whole; and why.
         tasks, threads: how many, zombies not counted.
-        image_bytes: of the stream.
-        memory_bytes: pages read.
+        image_bytes: of the stream; None: only who reads the stream can tell, since the kernel wrote it.
+        memory_bytes: pages read; 0 if the kernel read them.
         stop_seconds: from the freeze to the thaw (for kill and stop: until nothing more was needed of the target).
-        header: metadata of the image's header (``crd.image.header.Header.to_json``).
+        header: metadata of the image's header (``crd.image.header.Header.to_json``); empty if ``image_bytes`` is None.
         noted: pid and start time of each process of whose writes since then notes are held.
     """
 
@@ -87,7 +93,7 @@ class CheckpointResult:
     method_reason: str
     tasks: int
     threads: int
-    image_bytes: int
+    image_bytes: int | None
     memory_bytes: int
     stop_seconds: float
     duration_seconds: float
@@ -123,6 +129,7 @@ class RestartOptions:
         reap: the caller stays as their parent (``wait_for_root``), so a parent-death signal makes sense.
         only_uid: refuse images of tasks that are not this user's (``crd.target.owner``); None: whoever they are of.
         only_gids: with ``only_uid``: all the groups that the tasks may have.
+        linux_cr: as of ``CheckpointOptions``; the image itself tells which engine it needs.
     """
 
     pids: Pids = Pids.ORIGINAL
@@ -130,6 +137,7 @@ class RestartOptions:
     reap: bool = False
     only_uid: int | None = None
     only_gids: tuple[int, ...] = ()
+    linux_cr: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +181,7 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
     Raises:
         BadRequest: flags are not 0.
         FeatureMissing: the engine asked for is not there.
+        SettingsError: no such release of Linux-CR was made for this machine.
         TargetUnsupported: there are obstacles (``crd.target.preflight``); the target was not touched.
         CrdError: anything else; the target runs on, and there is no image.
     """
@@ -185,8 +194,10 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
     started = time.monotonic()
     if flags:
         raise BadRequest(f"flags {flags:#x}: only 0 is defined")
-    if options.engine == "kernel":
-        raise FeatureMissing("this kernel has no Linux-CR system calls", hint="Use the userspace engine.")
+    if calls := _kernel_calls(options):
+        from crd.engine.kernel.dump import checkpoint as have_written
+
+        return have_written(pid, fd, calls, options, crids=crids, commit=commit)
     if found := obstacles(pid, kcmp=kcmp, tree=options.tree):
         raise TargetUnsupported(reasons=found, pid=pid)
     crids.check()
@@ -197,6 +208,29 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
         for captured in image.captures if options.after != After.RUN else ():
             _send(captured.pid, signal.SIGKILL if options.after == After.KILL else signal.SIGSTOP)
     return result
+
+
+def serving(options: CheckpointOptions) -> str:
+    """Return which engine would take an image.
+
+    Raises:
+        FeatureMissing: the kernel is to take it, and nothing proves that it can.
+        SettingsError: no such release of Linux-CR was made for this machine.
+    """
+    return KERNEL if _kernel_calls(options) else USERSPACE
+
+
+def _kernel_calls(options: CheckpointOptions) -> KernelCalls | None:
+    """Return the kernel's calls if they are to be used."""
+    if options.engine == USERSPACE:
+        return None
+    from crd.engine.kernel.calls import KernelCalls
+    from crd.engine.kernel.proof import RunningKernel, calls_of, is_proven
+
+    kernel = RunningKernel()
+    if options.engine == AUTO and not options.linux_cr and not is_proven(kernel):
+        return None
+    return KernelCalls(calls_of(kernel, options.linux_cr))
 
 
 def _send(pid: int, number: int) -> None:
@@ -233,11 +267,18 @@ def restart(fd: int, flags: int = 0, *, options: RestartOptions | None = None,
     """
     from crd.engine.stream import DescriptorSource
     from crd.engine.userspace.restart import Restart
+    from crd.image.cursor import Cursor
+    from crd.image.generations import PREFIX_BYTES, is_of_a_kernel
 
     options = options or RestartOptions()
     if flags:
         raise BadRequest(f"flags {flags:#x}: only 0 is defined")
-    return Restart(DescriptorSource(fd), options).run(confirm)
+    source = Cursor(DescriptorSource(fd))
+    if is_of_a_kernel(source.peek(PREFIX_BYTES)):
+        from crd.engine.kernel.restart import Restart as KernelRestart
+
+        return KernelRestart(source, options).run(confirm)
+    return Restart(source, options).run(confirm)
 
 
 def wait_for_root(result: RestartResult) -> int:

@@ -108,7 +108,7 @@ class DescriptorSource:
             except BlockingIOError:
                 _await(self._fd, select.POLLIN)
             except OSError as error:
-                raise EngineError(f"reading the image: {error.strerror}") from error
+                raise EngineError(f"reading the image: {error.strerror}", errno=error.errno) from error
 
 
 def _await(fd: int, event: int) -> None:
@@ -122,4 +122,4 @@ def _write_error(error: OSError) -> CrdError:
         return ImageSinkClosed("nobody reads the image any more")
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return ImageSinkFull(f"writing the image: {error.strerror}", hint="Free some space, or write elsewhere.")
-    return EngineError(f"writing the image: {error.strerror}")
+    return EngineError(f"writing the image: {error.strerror}", errno=error.errno)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from crd.errors import ImageTruncated, ImageVersionUnsupported
+from crd.errors import ImageError, ImageTruncated, ImageVersionUnsupported
 from crd.image.profile import RECORD_TYPE_FIRST, Profile
 from crd.image.records import MAGIC_HEAD
 
@@ -84,6 +84,14 @@ def recognise(prefix: bytes) -> Dialect:
     raise ImageVersionUnsupported("this is no Linux-CR image: the magic is missing", record="HEAD", errno=errno.EINVAL)
 
 
+def is_of_a_kernel(prefix: bytes) -> bool:
+    """Whether an image that begins like that was written by a Linux-CR kernel; what is no image was not."""
+    try:
+        return recognise(prefix).generation is not Generation.CRD
+    except ImageError:
+        return False
+
+
 def _with_long_frames(prefix: bytes, byte_order: str) -> Dialect:
     first, second = struct.unpack_from(byte_order + "HH", prefix)
     if first == 1 and second:
@@ -131,6 +139,7 @@ TASK = Layout("TASK", "state:I exit_state:I exit_code:I exit_signal:I comm_bytes
 TAIL = Layout("TAIL", "magic:Q")
 THREAD = Layout("THREAD", "gdt_entries:H tls_bytes:H ntls:H pad:H")
 CPU = Layout("CPU", "registers:264s uses_debug:I used_math:I")
+CPU_256 = Layout("CPU", "registers:248s uses_debug:I used_math:I")  # without debug registers 4 and 5
 MM = Layout("MM", "objref:I map_count:I start_code:Q end_code:Q start_data:Q end_data:Q start_brk:Q brk:Q "
                   "start_stack:Q arg_start:Q arg_end:Q env_start:Q env_end:Q")
 VMA = Layout("VMA", "kind:I pad:I start:Q end:Q protection:Q flags:Q page_offset:Q")
@@ -163,10 +172,11 @@ _FILES_AND_ON: Layouts = {
 
 V16: Layouts = {
     2: HEAD_ARCH, 3: BUFFER, 4: STRING, 5: Layout("OBJREF", "kind:I objref:i"), 101: TREE, 102: TASK,
-    **_named(103, "TASK_NS TASK_OBJS RESTART_BLOCK THREAD CPU"), **_named(201, "THREAD_TLS CPU_FPU"),
-    **_named(401, "MM VMA PGARR MM_CONTEXT"), **_FILES_AND_ON, 305: Layout("FILE_PIPE"),
+    **_named(103, "TASK_NS TASK_OBJS RESTART_BLOCK"), **_named(201, "THREAD_TLS CPU_FPU"),
+    106: THREAD, 107: CPU_256, **_named(401, "MM VMA"), 403: PGARR,
+    404: Layout("MM_CONTEXT", "vdso:Q entry_bytes:I nldt:I"), **_FILES_AND_ON, 305: Layout("FILE_PIPE"),
 }
-V16_REGISTERS_ONLY: Layouts = {**V16, 101: TASK, 102: Layout("THREAD"), 103: Layout("CPU")}
+V16_REGISTERS_ONLY: Layouts = {**V16, 101: TASK, 102: THREAD, 103: CPU_256}
 """gen-C with its first two patches (recognised by a TASK of number 101)."""
 
 _D_SHARED: Layouts = {

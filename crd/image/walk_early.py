@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from crd.errors import ImageTruncated
 from crd.image.codec import corrupt
 from crd.image.generations import Generation
 from crd.image.inspection import RECORDS_MAX, FileEntry, MemoryEntry, TaskEntry
@@ -22,7 +23,14 @@ PIDS_WITHOUT_REPEAT = 256
 _VM_FLAGS = ((1, "r"), (2, "w"), (4, "x"))
 _VM_SHARED = 8
 _VMA_FILE = 2
-_LDT_ENTRY_BYTES = 8
+_KINDS_WITH_PATH = {1, 2}  # of FD_DATA: a file, a directory
+LDT_ENTRY_BYTES = 8
+_X86_32 = {"", "i386", "i486", "i586", "i686"}
+
+
+def word_bytes(machine: str) -> int:
+    """Return the size of a virtual address in an image of such a machine."""
+    return 4 if machine in _X86_32 or machine in {"s390", "ppc"} or machine.startswith("arm") else 8
 
 
 def walk_early(walker: Walker) -> None:
@@ -31,28 +39,49 @@ def walk_early(walker: Walker) -> None:
     Raises:
         ImageError: the image is broken.
     """
-    _EarlyWalk(walker).walk()
+    walk = _EarlyWalk(walker)
+    try:
+        walk.walk()
+    except ImageTruncated as error:
+        if error.offset == walker.cursor.offset and (reason := walk.reason(error.record)):
+            walker.inspection.notes.append(reason)
+        raise
 
 
 class _EarlyWalk:
     def __init__(self, walker: Walker) -> None:
         self.walker = walker
         self.inspection = walker.inspection
-        self.fpu_bytes = 0
         self.objects: dict[int, tuple[str, dict[str, Any]]] = {}
         self.pid: int | None = None
         header = walker.inspection.header
-        self.word_bytes = 4 if header is None or header.machine in {"", "i386", "i486", "i586", "i686"} else 8
+        machine = header.machine if header else ""
+        self.word_bytes = word_bytes(machine)
+        self.is_x86 = machine in {*_X86_32, "x86_64"}
 
     def walk(self) -> None:
         walker = self.walker
         if walker.next_name() == "HEAD_ARCH":
-            self.fpu_bytes = walker.step().fields.get("xstate_bytes", 0)
+            walker.xstate_bytes = walker.step().fields.get("xstate_bytes", 0)
         tasks = self.tree() if walker.next_name() == "TREE" else [TaskEntry(None, None, None)]
         self.inspection.tasks = tasks
         for task in tasks:
             self.task(task)
         walker.tail()
+
+    def reason(self, missing: str) -> str:
+        """Return why a kernel would have stopped writing in front of this record, "" if it would not (D11, D16)."""
+        match missing:
+            case "FD_DATA":
+                fd = self.inspection.files[-1].fd
+                return (f"the checkpoint failed at descriptor {fd} of task {self.pid}: it is open on something that "
+                        "this kernel does not save, as a terminal, pipe or device (EBADF)")
+            case "VMA":
+                return (f"the checkpoint failed at the memory of task {self.pid}: the area behind the last one is of a "
+                        "kind that this kernel does not save, as shared memory (ENOSYS)")
+            case "pid array":
+                return "the checkpoint failed at the tasks: one of them was a zombie (EAGAIN)"
+        return ""
 
     def tree(self) -> list[TaskEntry]:
         step = self.walker.step()
@@ -95,7 +124,7 @@ class _EarlyWalk:
         for _ in range(mm.fields["map_count"]):
             self.area()
         context = walker.expect("MM_CONTEXT")
-        walker.skip_raw(context.fields.get("nldt", 0) * _LDT_ENTRY_BYTES, "LDT")
+        walker.skip_raw(context.fields.get("nldt", 0) * LDT_ENTRY_BYTES, "LDT")
 
     def area(self) -> None:
         walker = self.walker
@@ -109,6 +138,8 @@ class _EarlyWalk:
         self.inspection.memory.append(entry)
         if vma["kind"] == _VMA_FILE:
             entry.path = walker.expect("FNAME").text
+        else:
+            entry.path = self.path_if_any()  # gen-B has kinds of shared memory, too
         while n_pages := (pages := walker.expect("PGARR")).fields["pages"]:
             if n_pages * PAGE_BYTES > vma["end"] - vma["start"]:
                 raise corrupt(f"counts {n_pages} pages", pages.entry.offset, pages.name)
@@ -123,9 +154,16 @@ class _EarlyWalk:
             self.inspection.files.append(entry)
             if fd["objref"] not in self.objects:
                 data = walker.expect("FD_DATA").fields
-                self.objects[fd["objref"]] = (walker.expect("FNAME").text, data)
+                is_pipe = walker.dialect.generation is Generation.B and data.get("kind") not in _KINDS_WITH_PATH
+                self.objects[fd["objref"]] = (self.path_if_any() if is_pipe else walker.expect("FNAME").text, data)
             entry.path, data = self.objects[fd["objref"]]
-            entry.flags, entry.position = data["flags"], data["position"]
+            entry.flags, entry.position = data.get("flags"), data.get("position")
+
+    def path_if_any(self) -> str:
+        """Return the path that follows, if one does; only gen-B has records of which that is not known."""
+        walker = self.walker
+        is_there = walker.dialect.generation is Generation.B and walker.known_name() == "FNAME"
+        return walker.step().text if is_there else ""
 
     def thread(self) -> None:
         thread = self.walker.step().fields
@@ -136,7 +174,7 @@ class _EarlyWalk:
         step = self.walker.step()
         # gen-B may have dropped two debug registers already: the last word says in both whether the FPU was used
         used_math = self.walker.dialect.unpack("I", step.payload[-4:])[0] if len(step.payload) >= 256 else 0
-        if used_math:
-            self.walker.skip_raw(self.fpu_bytes, "FPU state")
+        if used_math and self.is_x86:
+            self.walker.skip_raw(self.walker.xstate_bytes, "FPU state")
 
 

@@ -12,6 +12,7 @@ from crd.image.codec import corrupt
 from crd.image.generations import TREE, V16, V16_REGISTERS_ONLY, V18, V23
 from crd.image.inspection import RECORDS_MAX, FileEntry, TaskEntry
 from crd.image.pid_array import PID_ENTRY_BYTES, pid_entry, pid_entry_bytes
+from crd.image.walk_early import LDT_ENTRY_BYTES, PAGE_BYTES, word_bytes
 
 if TYPE_CHECKING:
     from crd.image.walker import Step, Walker
@@ -50,8 +51,8 @@ def walk_late(walker: Walker) -> None:
             task.comm = step.text
         elif name == "FILE_NAME":
             inspection.files.append(FileEntry(None, -1, step.text))
-        elif name == "FILE_PIPE":
-            _skip_pipe(walker, step)
+        elif name in _BETWEEN:
+            _BETWEEN[name](walker, step)
         failed = name == "ERROR"
     walker.tail()
 
@@ -84,10 +85,40 @@ def _pids(walker: Walker, array: bytes, entry_bytes: int = PID_ENTRY_BYTES) -> l
             for start in range(0, len(array) - entry_bytes + 1, entry_bytes)]
 
 
-def _skip_pipe(walker: Walker, step: Step) -> None:
+def _pipe(walker: Walker, step: Step) -> None:
     if len(step.payload) < 4:
         raise corrupt(f"has {len(step.payload)} bytes", step.entry.offset, step.name)
-    (pipe_bytes,) = walker.dialect.unpack("i", step.payload)
-    if pipe_bytes < 0:
-        raise corrupt(f"counts {pipe_bytes} bytes", step.entry.offset, step.name)
-    walker.skip_raw(pipe_bytes, "pipe data")
+    (n_bytes,) = walker.dialect.unpack("i", step.payload)
+    if n_bytes < 0:
+        raise corrupt(f"counts {n_bytes} bytes", step.entry.offset, step.name)
+    walker.skip_raw(n_bytes, "pipe data")
+
+
+def _head_arch(walker: Walker, step: Step) -> None:
+    walker.xstate_bytes = step.fields.get("xstate_bytes", 0)
+
+
+def _pages(walker: Walker, step: Step) -> None:
+    header = walker.inspection.header
+    if n_pages := step.fields.get("pages"):
+        walker.block(n_pages * (word_bytes(header.machine if header else "") + PAGE_BYTES), "pages")
+
+
+def _ldt(walker: Walker, step: Step) -> None:
+    if n_entries := step.fields.get("nldt"):
+        walker.block(n_entries * LDT_ENTRY_BYTES, "LDT")
+
+
+def _tls(walker: Walker, step: Step) -> None:
+    if step.fields.get("ntls"):
+        walker.block(step.fields["tls_bytes"], "TLS")
+
+
+def _fpu(walker: Walker, step: Step) -> None:
+    if step.fields.get("used_math") and walker.xstate_bytes:
+        walker.block(walker.xstate_bytes, "FPU state")
+
+
+_BETWEEN = {"HEAD_ARCH": _head_arch, "FILE_PIPE": _pipe, "PGARR": _pages, "MM_CONTEXT": _ldt, "THREAD": _tls,
+            "CPU": _fpu}
+"""What comes between the records of gen-C: which release has framed what is known of v16 only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from crd.image.records import MAGIC_TAIL, UTS_BYTES
 if TYPE_CHECKING:
     from crd.image.cursor import Cursor
 
+_VARYING = {"HEAD_ARCH", "CPU", "THREAD", "MM_CONTEXT", "FD_DATA"}
 TEXT_BYTES_MAX = 64 << 10
 """Payloads up to this are looked into; longer ones (gen-C's pages) are passed over."""
 
@@ -43,6 +45,7 @@ class Walker:
 
     Attributes:
         layouts: names and fields of the records, known after the header.
+        xstate_bytes: of a task's FPU state, known after HEAD_ARCH.
     """
 
     def __init__(self, cursor: Cursor, dialect: Dialect, inspection: Inspection) -> None:
@@ -51,6 +54,7 @@ class Walker:
         self.dialect = dialect
         self.inspection = inspection
         self.layouts: Layouts = {}
+        self.xstate_bytes = 0
 
     def next_name(self) -> str:
         """Return the name of the record that comes next, or "" at the end."""
@@ -86,6 +90,12 @@ class Walker:
         fields = layout.decode(self.dialect, payload) if layout and len(payload) == expected else {}
         return Step(entry, parent[0] if parent else 0, payload, fields)
 
+    def known_name(self) -> str:
+        """Return the name of the next record, past those of gen-B whose numbers nobody knows (spec section 3.1)."""
+        while self.dialect.generation is Generation.B and self.next_name().startswith("RECORD "):
+            self.step()
+        return self.next_name()
+
     def expect(self, name: str) -> Step:
         """Read the next record, which must be a ``name``; gen-B's unknown records before it are passed over.
 
@@ -93,9 +103,7 @@ class Walker:
             ImageTruncated: the image ends here.
             ImageCorrupt: it is another record.
         """
-        while self.dialect.generation is Generation.B and self.next_name().startswith("RECORD "):
-            self.step()
-        if (found := self.next_name()) not in {name, ""}:
+        if (found := self.known_name()) not in {name, ""}:
             raise corrupt(f"stands where {name} must be", self.cursor.offset, found)
         return self.step(name)
 
@@ -115,10 +123,19 @@ class Walker:
         self.cursor.record = name
         self.cursor.skip(n_bytes)
 
+    def block(self, n_bytes: int, name: str) -> None:
+        """Pass over bytes that v14 writes raw and later releases frame: a record of just that length has them, too."""
+        frame = self.cursor.peek(self.dialect.frame_bytes)
+        if len(frame) == self.dialect.frame_bytes:
+            number, length = self.dialect.unpack(self.dialect.frame, frame)
+            if number in self.layouts and length == self.dialect.frame_bytes + n_bytes:
+                self.step()
+                return
+        self.skip_raw(n_bytes, name)
+
     def _fits(self, name: str, expected: int, found: int) -> bool:
-        """Tell whether a record of fixed size may be that long: layouts of gen-C and other processors vary."""
-        return found == expected or (name in {"HEAD_ARCH", "CPU", "THREAD", "MM_CONTEXT"}
-                                     and self.dialect.generation is not Generation.A)
+        """Tell whether a record of fixed size may be that long: layouts of gen-B, gen-C and other processors vary."""
+        return found == expected or (name in _VARYING and self.dialect.generation is not Generation.A)
 
     # --- the header ----------------------------------------------------------------------------
 
@@ -129,12 +146,16 @@ class Walker:
             ImageError: there is no whole header.
         """
         head = self.step()
+        if head.name != "HEAD":
+            raise corrupt(f"has type {head.entry.type}", 0, "HEAD")
         dialect = self.dialect
         if dialect.generation is Generation.A:
             header = self._inline_header(head)
             self.layouts = PATCH_04 if self._next_number() == 101 else FULL_SERIES
             return header
         numbers = _header_numbers(dialect, head)
+        if dialect.length_counts_frame and (note := _architecture(head)):
+            self.inspection.notes.append(note)
         buffer_number = self._next_number()
         self.layouts = _layouts(dialect.generation, buffer_number)
         texts = []
@@ -161,24 +182,37 @@ class Walker:
 
 
 def _header_numbers(dialect: Dialect, head: Step) -> dict[str, int]:
-    """Return the numbers of a HEAD without texts: version, revision, time, flags (spec sections 3.3 and 6.1)."""
+    """Return the numbers of a HEAD without texts: version, revision, time, flags (spec sections 3.3 and 6.1).
+
+    Where the version is, the three uts lengths of 65 behind it tell; gen-D has a table of constants instead.  Time and
+    flags are the last of all layouts.
+    """
     payload = head.payload
     if len(payload) < 40:
         raise corrupt(f"has {len(payload)} bytes", 0, head.name)
-    lengths_at = next((at for at in (16, 18, 20) if dialect.unpack("3H", payload, at) == (UTS_BYTES,) * 3), None)
-    is_d = dialect.generation is Generation.D
-    if is_d:
-        if len(payload) < 64:
-            raise corrupt(f"has {len(payload)} bytes", 0, head.name)
-        version_at, time_at = 10, 48
-    elif lengths_at is None:
+    version_at = 10 if dialect.generation is Generation.D else _version_at(dialect, payload)
+    if version_at is None:
         raise corrupt("has no three uts lengths of 65", 0, head.name)
-    else:
-        version_at, time_at = lengths_at - 8, 24
     magic = dialect.unpack("Q", payload)[0]
     major, minor, patch, rev = dialect.unpack("4H", payload, version_at)
-    time, flags = dialect.unpack("QQ", payload, time_at)
+    time, flags = dialect.unpack("QQ", payload, len(payload) - 16)
     return {"magic": magic, "major": major, "minor": minor, "patch": patch, "rev": rev, "time": time, "flags": flags}
+
+
+def _version_at(dialect: Dialect, payload: bytes) -> int | None:
+    for codes, lengths_at, version_at in (("3H", 16, 8), ("3H", 18, 10), ("3I", 16, 8)):
+        if dialect.unpack(codes, payload, lengths_at) == (UTS_BYTES,) * 3:
+            return version_at
+    return None
+
+
+_ARCHITECTURES = {1: "x86_32", 2: "x86_64", 3: "s390x", 4: "ARM"}
+
+
+def _architecture(head: Step) -> str:
+    """Return what the arch id says, which is little-endian in every image; before v16 there is none (spec 6)."""
+    (number,) = struct.unpack_from("<H", head.payload, 8)
+    return f"architecture {number} ({_ARCHITECTURES.get(number, 'unknown')})" if number else ""
 
 
 def _layouts(generation: Generation, buffer_number: int) -> Layouts:

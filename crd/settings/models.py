@@ -48,6 +48,9 @@ class EngineSettings(Section):
     freeze_timeout: Seconds = 2.0
     checkpoint_timeout: Seconds = 600.0
     restart_timeout: Seconds = 600.0
+    kind: Literal["auto", "userspace", "kernel"] = "auto"
+    linux_cr: Annotated[str, _shaped(r"v1[34689]|v14-rc|v2[13]|3\.0|\d{1,4}/\d{1,4}/[34]",
+                                     "a release of Linux-CR, as v16, or CHECKPOINT/RESTART/ARGUMENTS")] = ""
     method: Literal["auto", "snapshot", "copy"] = "auto"
     note_writes: bool = True
     socket: str = ""

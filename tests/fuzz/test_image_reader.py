@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from crd.image.reader import ImageReader
 from crd.image.self_checkpoint import SelfCheckpoint
 from crd.image.verify import verified
 from tests.support.builders import make_image
-from tests.unit.image.test_inspect import GenB
+from tests.support.linux_cr import IMAGES, WRITERS, GenB
 from tests.unit.image.test_self_checkpoint import EXAMPLE
 
 ROUNDS = int(os.environ.get("CRD_FUZZ_ROUNDS", "1"))
@@ -107,8 +108,9 @@ def test_random_bytes(read):
 
 
 SEEDS = {
-    "crd": IMAGE, "gen-b": GenB().image(), "gen-b-big-endian": GenB(">").image(),
-    "gen-b-short": GenB("<", "HH").image(),
+    "crd": IMAGE,
+    **{name: IMAGES[f"{name}-{order}"] for name, order in zip(WRITERS, itertools.cycle(("big", "little")))},
+    "gen-B-short": GenB("<", "HH").image(), "gen-B-wide": GenB(">").image(layout="wide"),
     **{name: (GOLDEN / f"{name}.img").read_bytes()
        for name in ("v13-self-full", "v13-ext-tree2", "v16p06-self-tlsfpu")},
 }

@@ -18,6 +18,8 @@ from crd.image.verify import verified
 from tests.support.builders import make_header, make_records
 
 IMAGES = Path(__file__).parent / "images"
+ROOT = Path(__file__).parents[2]
+REASONS = {"FD_DATA": "EBADF", "VMA": "ENOSYS", "pid array": "EAGAIN"}
 
 # name: (records, tasks, areas, pages, descriptors, bytes)
 WHOLE = {
@@ -73,6 +75,28 @@ def test_partial_image(name):
     end, record = PARTIAL[name]
     assert (found.broken.error, found.broken.record, found.broken.offset, found.broken.end) == (
         "image.truncated", record, end, end)
+    [reason] = found.notes
+    assert reason.startswith("the checkpoint failed at ")
+    assert REASONS[record] in reason
+
+
+@pytest.mark.beside
+def test_the_images_beside_the_project():
+    """Those of the specification, where it lies beside the checkout: whole, or told why not."""
+    folder = next((found for parent in ROOT.parents if (found := parent / "shared" / "spec" / "images").is_dir()), None)
+    if folder is None:
+        pytest.skip("no folder shared/spec/images beside this checkout or above it; tests/golden/images has copies")
+    for path in sorted(folder.glob("*.img*")):
+        name = path.name.partition(".")[0]
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        found = inspect(io.BytesIO(data))
+        if name in PARTIAL:
+            assert (found.broken.end, found.broken.record) == PARTIAL[name], name
+            assert found.notes, name
+        else:
+            assert found.broken is None, name
+            assert found.image_bytes + found.trailing_bytes == len(data), name
+        assert not [entry for entry in found.records if entry.name.startswith("RECORD")], name
 
 
 def test_two_images_in_one_file():

@@ -115,7 +115,7 @@ class TestCheckpoint:
         assert not os.listdir(tmp_path)
         assert engine.options is None
 
-    def test_the_kernel_engine_is_not_there_yet(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_kernel_without_the_calls(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["checkpoint", str(os.getpid()), "-o", str(tmp_path / "image"), "--engine", "kernel", "--json"]
         assert status_of(crd, words) == 13
         assert json.loads(capsys.readouterr().err)["error"] == "engine.feature-missing"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,66 +13,15 @@ from crd.image.generations import Generation, recognise
 from crd.image.inspect import inspect
 from crd.image.profile import Vma
 from tests.support.builders import PID, make_image, make_records, make_vma, write_image
-from tests.unit.image.test_self_checkpoint import EXAMPLE, FULL_SERIES, frame, uts
+from tests.support.linux_cr import GenB, GenC, GenD
+from tests.unit.image.test_self_checkpoint import EXAMPLE, FULL_SERIES, frame
 
 if TYPE_CHECKING:
     from crd.image.inspection import Inspection
 
-MAGIC_HEAD = 0x00FEED0CC0A2D200
-MAGIC_TAIL = 0x002D2A0CC0DEEF00
-
 
 def look(image: bytes) -> Inspection:
     return inspect(io.BytesIO(image))
-
-
-class GenB:
-    """Writes the pieces of a gen-B image in either byte order and with either frame."""
-
-    def __init__(self, order: str = "<", frame_codes: str = "II") -> None:
-        self.order = order
-        self.frame_codes = frame_codes
-
-    def pack(self, codes: str, *values) -> bytes:
-        return struct.pack(self.order + codes, *values)
-
-    def record(self, kind: int, codes: str = "", *values) -> bytes:
-        return self.raw(kind, self.pack(codes, *values))
-
-    def raw(self, kind: int, payload: bytes) -> bytes:
-        return self.pack(self.frame_codes, kind, len(payload)) + payload
-
-    def head(self, layout: str = "A") -> bytes:
-        numbers = (2, 6, 29, 1, 65, 65, 65)
-        middle = (*numbers, 0) if layout == "A" else (0, *numbers)
-        return self.record(1, "Q8HQQ", MAGIC_HEAD, *middle, 0x49D0ECC0, 1) + b"".join(
-            self.raw(3, uts(text)) for text in (b"2.6.29-rc8-cr", b"#1", b"i686"))
-
-    def tree(self, *entries: tuple[int, ...]) -> bytes:
-        array = b"".join(self.pack(f"{len(entry)}i", *entry) for entry in entries)
-        return self.record(101, "II", len(entries), 0) + array
-
-    def task(self, *, objects_known: bool = False) -> bytes:
-        """Spec section 7.3: one VMA with a page, two files, TLS and FPU state."""
-        data = b"" if objects_known else self.record(303, "HHIQQ", 1, 1, 0, 7, 0)
-        names = [b"" if objects_known else self.raw(5, name) for name in (b"/tmp/in_0\0", b"/tmp/out0\0")]
-        return b"".join([
-            self.record(102, "6I", 2, 0, 0, 17, 16, 0), self.raw(4, b"self".ljust(16, b"\0")),
-            self.record(201, "II11Q", 0, 1, *range(11)),
-            self.record(202, "IIQQQQQ", 1, 0, 0x8000, 0xA000, 0x25, 3, 0),
-            self.record(203, "Q", 1), self.pack("I", 0x8000), bytes(4096), self.record(203, "Q", 0),
-            self.record(204, "HHI", 8, 0, 0),
-            self.record(301, "II", 0, 2),
-            self.record(302, "IiII", 1, 0, 0, 0), data, names[0], self.record(302, "IiII", 2, 1, 1, 0), data, names[1],
-            self.record(103, "HHHH", 3, 24, 1, 0), bytes(24), self.raw(104, bytes(264) + self.pack("II", 0, 1)),
-            bytes(512)])
-
-    def tail(self) -> bytes:
-        return self.record(5001, "Q", MAGIC_TAIL)
-
-    def image(self, entries=((2754, 2754, 2700, 0), (2755, 2755, 2754, 0))) -> bytes:
-        return b"".join([self.head(), self.record(2, "HHHH", 1, 0, 512, 0), self.tree(*entries), self.task(),
-                         self.task(objects_known=True), self.tail()])
 
 
 class TestRecognise:
@@ -161,58 +109,19 @@ class TestGenB:
 
 
 class TestGenD:
-    @staticmethod
-    def record(kind: int, payload: bytes) -> bytes:
-        return struct.pack("<II", kind, 8 + len(payload)) + payload
-
-    def head(self) -> bytes:
-        constants = struct.pack("<12H", 16, 44, 64, 65, 65, 65, 65, 65, 65, 16, 4096, 19)
-        front = struct.pack("<Q5HHI", MAGIC_HEAD, 2, 2, 6, 32, 6, 0, 0)
-        head = self.record(1, front + constants + struct.pack("<QQ", 1_260_000_000, 0))
-        return head + b"".join(self.record(4, uts(text)) for text in (b"2.6.32", b"#1", b"x86_64"))
-
-    def tail(self) -> bytes:
-        return self.record(9001, struct.pack("<Q", MAGIC_TAIL))
-
-    def test_v18(self):
-        pids = struct.pack("<6i6i", 5, 1, 5, 5, 5, 0, 6, 5, 6, 5, 5, 1)
-        image = b"".join([
-            self.head(), self.record(2, bytes(8)), self.record(101, struct.pack("<II", 2, 0)), self.record(4, pids),
-            self.record(102, bytes(24)), self.record(5, b"init\0"), self.record(303, b"/tmp/a\0"),
-            self.record(102, bytes(24)), self.record(5, b"child\0"), self.tail()])
-        found = look(image)
-        assert (found.generation, found.whole, found.header.kernel, found.header.time) == (
-            "gen-D", True, "2.6.32", 1_260_000_000)
-        assert [(task.pid, task.parent_pid, task.comm) for task in found.tasks] == [(5, 1, "init"), (6, 5, "child")]
-        assert [file.path for file in found.files] == ["/tmp/a"]
-
-    def test_v23(self):
-        image = b"".join([
-            self.head(), self.record(3, b""), self.record(101, struct.pack("<6i", 5, 1, 5, 5, 5, 0)),
-            self.record(102, bytes(8)), self.record(103, bytes(32)), self.record(5, b"init\0"), self.tail()])
-        found = look(image)
-        assert found.whole
-        assert [entry.name for entry in found.records[4:]] == ["CONTAINER", "PIDS", "TREE", "TASK", "STRING", "TAIL"]
-        assert [(task.pid, task.comm) for task in found.tasks] == [(5, "init")]
-
     def test_an_error_record_ends_the_image(self):
-        image = self.head() + self.record(9999, b"") + self.record(5, b"\0[err -16] leak\0")
-        found = look(image)
+        writer = GenD()
+        found = look(writer.head() + writer.raw(9999, b"") + writer.raw(5, b"\0[err -16] leak\0"))
         assert found.broken.message == "the checkpoint failed: [err -16] leak"
         assert found.broken.record == "ERROR"
 
 
 class TestGenC:
-    def test_pipe_contents_stand_between_the_records(self):
-        record = TestGenD.record
-        head = struct.pack("<Q8HQQ", MAGIC_HEAD, 1, 2, 6, 30, 1, 65, 65, 65, 1_240_000_000, 0)
-        front = record(1, head) + b"".join(record(3, uts(text)) for text in (b"2.6.30", b"#1", b"i686"))
-        pids = struct.pack("<6i", 5, 1, 5, 5, 5, 0)
-        for array in (record(3, pids), pids, struct.pack("<4i", 5, 5, 1, 0)):
-            image = b"".join([front, record(101, struct.pack("<II", 1, 0)), array, record(102, bytes(24)),
-                              record(4, b"self".ljust(16, b"\0")), record(305, struct.pack("<iI", 5, 0)), b"hello",
-                              record(9001, struct.pack("<Q", MAGIC_TAIL))])
-            found = look(image)
+    def test_the_pid_array_is_a_buffer_or_raw_and_of_either_size(self):
+        writer = GenC()
+        pids = writer.pack("6i", 5, 1, 5, 5, 5, 0)
+        for array in (writer.raw(3, pids), pids, writer.pack("4i", 5, 5, 1, 0)):
+            found = look(b"".join([writer.head(), writer.record(101, "II", 1, 0), array, writer.task(), writer.tail()]))
             assert (found.generation, found.broken) == ("gen-C", None)
             assert [(task.pid, task.parent_pid, task.comm) for task in found.tasks] == [(5, 1, "self")]
 
