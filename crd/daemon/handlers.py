@@ -192,6 +192,10 @@ class Handlers(UpkeepHandlers):
         report = await asyncio.to_thread(preflight.check, pid, kcmp=kcmp)
         return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles]}
 
+    async def _on_Serve(self, *, peer: Peer, more: More | None, listener: int) -> dict[str, Any]:  # noqa: ARG002, N802
+        self._app.served.take(peer.pid, listener)
+        return {}
+
     async def _need_owner(self, peer: Peer, pid: int) -> None:
         if not peer.is_admin:
             await asyncio.to_thread(_need_family_of, peer.uid, pid)

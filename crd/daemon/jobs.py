@@ -121,8 +121,10 @@ class Checkpoints:
 class Restarts:
     """Carries out queued requests, one after the other."""
 
-    def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock) -> None:
-        """Restart through a pipeline."""
+    def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock,
+                 serve: Callable[[int], None]) -> None:
+        """Restart through a pipeline; ``serve`` is as of ``Pipeline.restart``."""
+        self._serve = serve
         self._pipeline = pipeline
         self._catalog = catalog
         self._metrics = metrics
@@ -159,9 +161,9 @@ class Restarts:
             await self._catalog.requests.releasing(request.number, result.root_pid, result.start_time, self.boot_id)
             made.append(result)
 
-        options = RestartOptions(pids=Pids(request.pids), files=Files(request.files))
+        options = RestartOptions(pids=Pids(request.pids), files=Files(request.files), served=True)
         try:
-            await self._pipeline.restart(request.crid, options, note)
+            await self._pipeline.restart(request.crid, options, note, self._serve)
         except CrdError as error:
             if made and _runs(made[0].root_pid, made[0].start_time):
                 await self._done(request, made[0])  # the worker died after the last step

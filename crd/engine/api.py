@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crd.engine.crid import CridCounter
+    from crd.engine.userspace.caller import Caller
     from crd.engine.userspace.dump import Dumped
     from crd.engine.userspace.notes import WriteNotes
 
@@ -119,11 +120,13 @@ class RestartOptions:
     Attributes:
         pids: which numbers the tasks get.
         files: what is done about open files that have changed.
+        served: the caller will serve the calls of what ran under ``crctl run`` (``RestartResult.listeners``).
         reap: the caller stays as their parent (``wait_for_root``), so a parent-death signal makes sense.
     """
 
     pids: Pids = Pids.ORIGINAL
     files: Files = Files.KEEP
+    served: bool = False
     reap: bool = False
 
 
@@ -137,6 +140,8 @@ class RestartResult:
         pids: number of each thread in the image, and the one it has now (in its own namespace).
         reaper_pid: first process of its pid namespace, 0 if it has none of its own.
         notes: what could not be as it was, a sentence each.
+        listeners: descriptors that tell of the calls of tasks which ran under ``crctl run``; as long as ``confirm``
+            runs, which keeps duplicates of them.
     """
 
     root_pid: int
@@ -147,10 +152,26 @@ class RestartResult:
     duration_seconds: float = 0.0
     reaper_pid: int = 0
     notes: tuple[str, ...] = ()
+    listeners: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedCall:
+    """What became of a call of a program under ``crctl run`` (``crd.engine.served``).
+
+    Attributes:
+        pid: of the process that made it.
+        result: what it returned: a crid, or a negative errno.
+        message: why, for an error.
+    """
+
+    pid: int
+    result: int
+    message: str = ""
 
 
 def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options: CheckpointOptions | None = None,
-               notes: WriteNotes | None = None,
+               notes: WriteNotes | None = None, caller: Caller | None = None,
                commit: Callable[[CheckpointResult], None] | None = None) -> CheckpointResult:
     """Write the image of a process and give it a crid.
 
@@ -162,6 +183,7 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
         options: how.
         notes: of what is written, kept up from one image to the next; with ``since`` the stream tells only what has
             changed (``crd.image.since``).  None: the stream is a whole image.
+        caller: a thread that waits for this checkpoint, be it of the target or not; its answer stays to be given.
         commit: makes the image durable.  A target that is to be killed or stopped stays as it is until this returns; if
             it raises, the target runs on.
 
@@ -182,10 +204,10 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
         raise BadRequest(f"flags {flags:#x}: only 0 is defined")
     if options.engine == "kernel":
         raise FeatureMissing("this kernel has no Linux-CR system calls", hint="Use the userspace engine.")
-    if found := obstacles(pid, kcmp=kcmp, tree=options.tree):
+    if found := obstacles(pid, kcmp=kcmp, tree=options.tree, waiting=caller.tid if caller else 0, stops=True):
         raise TargetUnsupported(reasons=found, pid=pid)
     crids.check()
-    with dumped(pid, DescriptorSink(fd), options, notes, hold=options.after != After.RUN) as image:
+    with dumped(pid, DescriptorSink(fd), options, notes, hold=options.after != After.RUN, caller=caller) as image:
         result = _result(pid, image, crids, time.monotonic() - started)
         if commit:
             commit(result)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult
+from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult, ServedCall
 from crd.engine.worker import FDS_MAX, MESSAGE_BYTES_MAX
 from crd.errors import CrdError, WorkerDied
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from crd.native.notification import Notification
 
 _PID_BYTES_MAX = 16
 ProcessKey = tuple[int, int]
@@ -47,6 +48,7 @@ class Worker:
         self._pidfd = pidfd
         self._channel = channel
         self._notes: dict[ProcessKey, int] = {}
+        self._listeners: list[int] = []
 
     async def begin_checkpoint(self, pid: int, fd: int, options: CheckpointOptions, crid_file: Path,
                                notes: HeldNotes | None = None) -> None:
@@ -98,8 +100,26 @@ class Worker:
             CrdError: what the engine raised; nothing is left.
             WorkerDied: the worker ended; nothing is left.
         """
-        found, _ = await self._receive("ready")
+        found, fds = await self._receive("ready")
+        self._listeners = fds
         return msgspec.convert(found, RestartResult, str_keys=True)
+
+    def take_listeners(self) -> list[int]:
+        """Return the descriptors that tell of the calls of the tasks; they are the caller's."""
+        listeners, self._listeners = self._listeners, []
+        return listeners
+
+    async def serve(self, listener: int, call: Notification, options: CheckpointOptions,
+                    crid_file: Path) -> ServedCall:
+        """Have a call carried out and answered that was received from a listener.
+
+        Raises:
+            CrdError: it was not, as far as is known.
+        """
+        await self._send({"call": "serve", "notification": asdict(call), "options": asdict(options),
+                          "crid_file": str(crid_file)}, listener)
+        found, _ = await self._receive("")
+        return msgspec.convert(found, ServedCall)
 
     async def commit(self) -> None:
         """Give the word to finish: the image is durable, or the restart is noted.
@@ -113,7 +133,7 @@ class Worker:
 
     async def end(self) -> None:
         """Kill the worker, which undoes what it has not finished, and wait until it is gone."""
-        for fd in self.take_notes().values():
+        for fd in (*self.take_notes().values(), *self.take_listeners()):
             os.close(fd)
         self._channel.close()
         with suppress(ProcessLookupError):

@@ -8,9 +8,12 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
     <- {"result": {...}}
 
     -> {"call": "restart", "options": {...}} + fd
-    <- {"event": "ready", "result": {...}}          all is made, nothing runs yet
+    <- {"event": "ready", "result": {...}} + listeners      all is made, nothing runs yet
     -> {"commit": true}                             it is noted: let the tasks go
     <- {"result": {...}}
+
+    -> {"call": "serve", "notification": {...}, "options": {...}} + the listener it came from
+    <- {"result": {...}}                            the call has returned
 
 or, at any point, ``<- {"error": CrdError.to_json()}``.  If the daemon dies or sends anything else instead of the
 commit, the worker takes everything back: a target runs on, half-made tasks die.
@@ -28,17 +31,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from crd.engine import api
+from crd.engine import api, served
 from crd.engine.crid import CridCounter
 from crd.engine.userspace.notes import WriteNotes
 from crd.errors import CrdError, EngineError
+from crd.native.notification import Notification
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MESSAGE_BYTES_MAX = 1 << 20
-FDS_MAX = 80
-"""A pipe, and the notes of 64 processes (``crd.engine.userspace.notes``)."""
+FDS_MAX = 250
+"""A pipe, and the notes of 64 processes (``crd.engine.userspace.notes``); or the listeners of as many processes."""
 
 
 class Channel:
@@ -98,10 +102,21 @@ def _notes(message: dict[str, Any] | None, held: Sequence[int]) -> WriteNotes | 
 def _restart(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:
     [fd] = fds
     options = msgspec.convert(message["options"], api.RestartOptions)
-    return api.restart(fd, options=options, confirm=lambda result: channel.await_commit("ready", result))
+
+    def confirm(result: api.RestartResult) -> None:
+        channel.await_commit("ready", replace(result, listeners=()), result.listeners)
+
+    return api.restart(fd, options=options, confirm=confirm)
 
 
-CALLS = {"checkpoint": _checkpoint, "restart": _restart}
+def _serve(message: dict[str, Any], fds: Sequence[int], _channel: Channel) -> Any:
+    [listener] = fds
+    return served.serve(listener, msgspec.convert(message["notification"], Notification),
+                        crids=CridCounter(Path(message["crid_file"])),
+                        options=msgspec.convert(message["options"], api.CheckpointOptions))
+
+
+CALLS = {"checkpoint": _checkpoint, "restart": _restart, "serve": _serve}
 
 
 def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from crd.engine.api import CheckpointOptions
     from crd.engine.stream import DescriptorSink
+    from crd.engine.userspace.caller import Caller
     from crd.engine.userspace.capture import Capture, Known
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.mem.tracking import Tracking
@@ -55,7 +56,7 @@ class Dumped:
 
 @contextmanager
 def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: WriteNotes | None = None, *,
-           hold: bool) -> Iterator[Dumped]:
+           hold: bool, caller: Caller | None = None) -> Iterator[Dumped]:
     """Write the image of a process and, if the options say so, of its descendants.
 
     Args:
@@ -64,6 +65,8 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
         options: of the checkpoint.
         notes: of what is written from one image to the next, which are kept up; None: of no interest.
         hold: keep the target stopped for as long as the context lasts.
+        caller: a thread that waits for this checkpoint.  One of the target stays stopped until it has its answer, and
+            sees 0 in the image.
 
     Raises:
         FreezeTimeout: it could not be stopped, or was never in a state to be captured.
@@ -79,7 +82,8 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
         if notes and not written:
             written = notes.prepare(before, options.freeze_seconds)
         try:
-            with frozen(pid, options.freeze_seconds, descendants=options.tree) as tree, ExitStack() as stack:
+            with (frozen(pid, options.freeze_seconds, descendants=options.tree, caller=caller) as tree,
+                  ExitStack() as stack):
                 parts = _take(stack, tree, before, options, written)
                 written_image = _written(tree, parts, sink, hold=hold)
                 if notes:
@@ -174,7 +178,7 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
     for part in parts.processes:
         attributes, flags = part.finish()
         space = layout.dump(part.capture, attributes.brk, flags, parts.mapped)
-        threads = capturing.threads(part.capture, tree.processes[part.pid].memory)
+        threads = capturing.threads(part.capture, tree.processes[part.pid].memory, tree.caller)
         processes.append(image.ProcessRecords(part.capture, threads, space, attributes))
     header = current_header()
     writer = ImageWriter(sink)
