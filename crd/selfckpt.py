@@ -29,7 +29,7 @@ def checkpoint(fd: int, pid: int = 0) -> int:
         OSError: EBADF: fd is not open for writing, or the process has something open that cannot be saved; ESRCH,
             EPERM: there is no such process, or it is not yours; EBUSY: it cannot be saved as it is now; EPIPE, ENOSPC,
             EIO: the image could not be written; ENOSYS: this program was not started by ``crctl run``, the daemon is
-            away, or memory cannot be saved.  ``crctl check PID`` tells more.
+            away, or its memory cannot be saved.  ``crctl check PID`` tells more.
     """
     return syscalls.syscall(syscalls.NR_CHECKPOINT, pid, fd, 0)
 

@@ -24,9 +24,11 @@ extern "C" {
 extern long syscall(long number, ...);
 
 /* Write an image of a process (0: the caller) and its descendants to fd.
+ *
  * errno: EINVAL flags is not 0 · EBADF fd is not open for writing, or the process has a file open that cannot be saved ·
  * ESRCH no such process · EPERM it is not yours · EBUSY it cannot be saved as it is now · EPIPE ENOSPC EIO the image could
- * not be written · ENOSYS the program was not started by crctl run, the daemon is away, or memory cannot be saved */
+ * not be written · EINTR a signal came before it was this call's turn · ENOSYS the program was not started by crctl run,
+ * the daemon is away, or its memory cannot be saved */
 static inline long crd_checkpoint(pid_t pid, int fd, unsigned long flags)
 {
     return syscall(CRD_NR_CHECKPOINT, (long)pid, (long)fd, flags);

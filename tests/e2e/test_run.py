@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.test_served import SAVES_ITSELF
+from tests.engine.callers import SAVES_ITSELF
 from tests.support.daemon import BIN, RunningDaemon, eventually
 from tests.support.served import compiled
 from tests.support.victims import Program, until
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-SAVES_ITSELF_TWICE = SAVES_ITSELF.replace("for (;;)", """while (access("again", F_OK))
+SAVES_ITSELF_TWICE = SAVES_ITSELF.replace("for (;;)\n        pause", """while (access("again", F_OK))
         usleep(1000);
-    printf("%ld %ld\\n", syscall(387, 0, image, 0L), ++steps);
-    for (;;)""")
+    printf("%ld %ld\\n", checkpoint(0, image("second"), 0), ++steps);
+    for (;;)
+        pause""")
 
 
 @pytest.fixture

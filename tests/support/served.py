@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from crd.engine.api import CheckpointOptions, ServedCall
+from crd.engine.api import CheckpointOptions, CheckpointResult, ServedCall, checkpoint
 from crd.engine.crid import CridCounter
 from crd.engine.served import serve
 from crd.native.notification import Notification, receive
@@ -33,8 +33,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 def compiled(directory: Path, source: str) -> Path:
     """Return the program of a C source that knows nothing of crd but two numbers."""
     path = directory / "caller"
-    subprocess.run(["gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread", "-x", "c", "-o", path, "-"],
-                   input=source.encode(), check=True)
+    subprocess.run(["gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-result", "-O1", "-pthread",
+                    "-x", "c", "-o", path, "-"], input=source.encode(), check=True)
     return path
 
 
@@ -58,9 +58,22 @@ class Served(Program):
         """Wait for a call, and receive it."""
         return received(self.listener)
 
+    def is_called(self) -> bool:
+        """Whether a call comes within a moment."""
+        return bool(_polled(self.listener, 0.01))
+
+    def carry_out(self, call: Notification, **options: object) -> ServedCall:
+        """Carry out a call that was received."""
+        return serve(self.listener, call, crids=self._crids, options=CheckpointOptions(**options))  # type: ignore[arg-type]
+
     def serve(self, **options: object) -> ServedCall:
         """Wait for a call, and carry it out."""
-        return serve(self.listener, self.call(), crids=self._crids, options=CheckpointOptions(**options))  # type: ignore[arg-type]
+        return self.carry_out(self.call(), **options)
+
+    def saved_from_outside(self, path: Path) -> CheckpointResult:
+        """Take an image of it as anybody else does."""
+        with path.open("wb") as file:
+            return checkpoint(self.pid, file.fileno(), crids=self._crids)
 
     def hang_up(self) -> None:
         """Serve no more."""
@@ -79,9 +92,13 @@ class Served(Program):
 
 def received(listener: int) -> Notification:
     """Wait for a call of a listener, and receive it."""
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
     while True:
-        assert poll.poll(PATIENCE_SECONDS * 1000), "no call within a minute"
+        assert _polled(listener, PATIENCE_SECONDS), "no call within a minute"
         if call := receive(listener):
             return call
+
+
+def _polled(listener: int, seconds: float) -> list[tuple[int, int]]:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return poll.poll(seconds * 1000)
