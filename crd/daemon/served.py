@@ -104,7 +104,7 @@ class ServedPrograms:
         """Have a worker answer; nothing that happens leaves the call without an answer."""
         try:
             async with asyncio.timeout(self._seconds), self._workers.lease() as worker:
-                done = await worker.serve(listener, call, self._options(), self._crid_file)
+                done = await worker.serve(listener, call, self._options(), self._crid_file, self.add)
         except (CrdError, TimeoutError) as error:
             logger.warning("call %d of thread %d: %s", call.number, call.tid, error or "not done in time",
                            extra={"event": "served.failed"})

@@ -19,7 +19,7 @@ from crd.errors import CrdError, WorkerDied
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -109,16 +109,28 @@ class Worker:
         listeners, self._listeners = self._listeners, []
         return listeners
 
-    async def serve(self, listener: int, call: Notification, options: CheckpointOptions,
-                    crid_file: Path) -> ServedCall:
+    async def serve(self, listener: int, call: Notification, options: CheckpointOptions, crid_file: Path,
+                    take: Callable[[int], None]) -> ServedCall:
         """Have a call carried out and answered that was received from a listener.
+
+        Args:
+            listener: it stays ours.
+            call: which waits.
+            options: how checkpoints are taken.
+            crid_file: of the counter of crids.
+            take: takes over each descriptor that tells of the calls of restarted tasks.
 
         Raises:
             CrdError: it was not, as far as is known.
         """
         await self._send({"call": "serve", "notification": asdict(call), "options": asdict(options),
                           "crid_file": str(crid_file)}, listener)
-        found, _ = await self._receive("")
+        event, found, fds = await self._receive_one_of("ready", "")
+        if event:
+            for fd in fds:
+                take(fd)
+            await self._send({"commit": True})
+            found, _ = await self._receive("")
         return msgspec.convert(found, ServedCall)
 
     async def commit(self) -> None:
@@ -148,6 +160,11 @@ class Worker:
             raise self._died() from error
 
     async def _receive(self, event: str) -> tuple[Any, list[int]]:
+        _, result, fds = await self._receive_one_of(event)
+        return result, fds
+
+    async def _receive_one_of(self, *events: str) -> tuple[str, Any, list[int]]:
+        """Return which of these events there was ("": the result), what came with it, and the descriptors."""
         await _readable(self._channel)
         try:
             data, fds, _flags, _address = socket.recv_fds(self._channel, MESSAGE_BYTES_MAX, FDS_MAX)
@@ -158,9 +175,10 @@ class Worker:
         message = msgspec.json.decode(data)
         if "error" in message:
             raise CrdError.from_json(message["error"])
-        if message.get("event", "") != event:
-            raise WorkerDied(f"the engine worker said {message} where {event or 'the result'} was due")
-        return message["result"], fds
+        event = message.get("event", "")
+        if event not in events:
+            raise WorkerDied(f"the engine worker said {message} where {events[0] or 'the result'} was due")
+        return event, message["result"], fds
 
     def _died(self) -> WorkerDied:
         return WorkerDied(f"the engine worker {self.pid} ended before it was done",

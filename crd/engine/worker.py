@@ -13,6 +13,7 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
     <- {"result": {...}}
 
     -> {"call": "serve", "notification": {...}, "options": {...}} + the listener it came from
+    <- {"event": "ready", ...} + listeners, -> {"commit": true}         of a restart, as above
     <- {"result": {...}}                            the call has returned
 
 or, at any point, ``<- {"error": CrdError.to_json()}``.  If the daemon dies or sends anything else instead of the
@@ -26,6 +27,7 @@ import socket
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,18 +104,19 @@ def _notes(message: dict[str, Any] | None, held: Sequence[int]) -> WriteNotes | 
 def _restart(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:
     [fd] = fds
     options = msgspec.convert(message["options"], api.RestartOptions)
-
-    def confirm(result: api.RestartResult) -> None:
-        channel.await_commit("ready", replace(result, listeners=()), result.listeners)
-
-    return api.restart(fd, options=options, confirm=confirm)
+    return api.restart(fd, options=options, confirm=partial(_confirm, channel))
 
 
-def _serve(message: dict[str, Any], fds: Sequence[int], _channel: Channel) -> Any:
+def _confirm(channel: Channel, ready: api.RestartResult) -> None:
+    channel.await_commit("ready", replace(ready, listeners=()), ready.listeners)
+
+
+def _serve(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:
     [listener] = fds
-    return served.serve(listener, msgspec.convert(message["notification"], Notification),
-                        crids=CridCounter(Path(message["crid_file"])),
-                        options=msgspec.convert(message["options"], api.CheckpointOptions))
+    service = served.Service(
+        crids=CridCounter(Path(message["crid_file"])),
+        options=msgspec.convert(message["options"], api.CheckpointOptions), confirm=partial(_confirm, channel))
+    return served.serve(listener, msgspec.convert(message["notification"], Notification), service)
 
 
 CALLS = {"checkpoint": _checkpoint, "restart": _restart, "serve": _serve}

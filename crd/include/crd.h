@@ -34,7 +34,12 @@ static inline long crd_checkpoint(pid_t pid, int fd, unsigned long flags)
     return syscall(CRD_NR_CHECKPOINT, (long)pid, (long)fd, flags);
 }
 
-/* Become what is in the image that is read from fd. Returns only to say why not. */
+/* Become what is in the image that is read from fd: this process ends with status 0 when the tasks of the image are made,
+ * and they run on under their own numbers. Only for root (CAP_SYS_ADMIN); crid is not looked at. Returns only to say why not.
+ * Where the image needs the caller's own number it must be a file: it is checked, and then there is no way back.
+ *
+ * errno: EINVAL flags is not 0, or fd has no image that can be restarted here · EPIPE it ends too early · EBADF fd is not
+ * open for reading · EPERM not root · EBUSY a process has one of its numbers · ENOENT a file of it is missing · ENOSYS */
 static inline long crd_restart(int crid, int fd, unsigned long flags)
 {
     return syscall(CRD_NR_RESTART, (long)crid, (long)fd, flags);

@@ -59,6 +59,7 @@ class NR:
     PIPE2 = 293
     KCMP = 312
     SECCOMP = 317
+    EXIT_GROUP = 231
     MREMAP = 25
     USERFAULTFD = 323
     MEMBARRIER = 324

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.callers import SAVES_ITSELF
+from tests.engine.callers import GOES_BACK, SAVES_ITSELF
 from tests.support.daemon import BIN, RunningDaemon, eventually
 from tests.support.served import compiled
 from tests.support.victims import Program, until
@@ -117,3 +117,12 @@ def test_listeners_go_with_their_programs(daemon: RunningDaemon, tmp_path: Path)
         until("its start", lambda: program.status().get("Name") == "sleep")
         assert listeners() == 1
     eventually("the listener to be closed", lambda: listeners() == 0)
+
+
+def test_a_program_that_goes_back_to_its_own_image(daemon: RunningDaemon, tmp_path: Path) -> None:
+    with under_crctl_run(daemon, tmp_path, compiled(tmp_path, GOES_BACK)) as program:
+        assert os.waitstatus_to_exitcode(os.waitpid(program.pid, 0)[1]) == 0
+        until("the same number again", lambda: lines(program) == ["0"])
+        until("its rest", (tmp_path / "ready").exists)
+        program.assert_unharmed()
+        assert program.status()["Seccomp_filters"] == "1"

@@ -18,6 +18,8 @@ _FRONT = """
 
 static inline long checkpoint(int pid, int fd, unsigned long flags) { return syscall(387, pid, fd, flags); }
 
+static inline long restart(int crid, int fd, unsigned long flags) { return syscall(388, crid, fd, flags); }
+
 static inline const char *name(long result) { return result < 0 ? strerrorname_np(errno) : result ? "crid" : "0"; }
 
 static inline int image(const char *path) { return open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600); }
@@ -220,6 +222,41 @@ int main(void)
         ;
     puts(name(checkpoint(0, ends[1], 0)));
     puts(name(checkpoint(0, image("image"), 0)));
+    rest();
+}
+""")
+
+RESTARTS = _program("""
+int main(int argc, char **argv)
+{
+    int saved = open(argc > 1 ? argv[1] : "image", O_RDONLY), rubbish = open("/proc/self/exe", O_RDONLY);
+    int empty = open("/dev/null", O_RDWR), writing = image("other");
+
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    printf("flags %s\\n", name(restart(0, saved, 1)));
+    printf("flags-before-fd %s\\n", name(restart(0, 99, 1UL << 40)));
+    printf("closed %s\\n", name(restart(0, 99, 0)));
+    printf("writing %s\\n", name(restart(0, writing, 0)));
+    printf("rubbish %s\\n", name(restart(0, rubbish, 0)));
+    printf("empty %s\\n", name(restart(0, empty, 0)));
+    close(open("tried", O_WRONLY | O_CREAT, 0600));
+    if (argc > 2 && setuid(65534))
+        return 1;
+    printf("returned %s\\n", name(restart(0, saved, 0)));
+    rest();
+}
+""")
+
+GOES_BACK = _program("""
+int main(void)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    long crid = checkpoint(0, image("image"), 0);
+    printf("%ld\\n", crid);
+    if (crid > 0) {
+        printf("went back %s\\n", name(restart(crid, open("image", O_RDONLY), 0)));
+        return 1;
+    }
     rest();
 }
 """)

@@ -213,3 +213,51 @@ def test_a_program_is_saved_from_outside_while_it_waits_for_its_turn(tmp_path: P
         program.hang_up()
         [program.listener] = listeners
         assert received(program.listener).tid == program.pid
+
+
+def test_a_program_is_replaced_by_an_image(tmp_path: Path) -> None:
+    with begin(tmp_path, callers.SAVES_ITSELF) as saved:
+        saved.serve()
+        saved.kill()
+    other = tmp_path / "other"
+    other.mkdir()
+    with begin(other, callers.RESTARTS, str(tmp_path / "image")) as program:
+        errors = [program.serve().result for _ in range(6)]
+        assert all(result < 0 for result in errors)
+        done = program.serve()
+        assert (done.pid, done.result) == (program.pid, 0)
+        assert os.waitstatus_to_exitcode(os.waitpid(program.pid, 0)[1]) == 0
+        assert dict(line.split() for line in program.output().splitlines()) == {
+            "flags": "EINVAL", "flags-before-fd": "EINVAL", "closed": "EBADF", "writing": "EBADF",
+            "rubbish": "EINVAL", "empty": "EPIPE"}
+        assert program.replaced_by.root_pid == saved.pid
+        program.restarted_as(saved.pid)
+        until("0 in who was restarted", lambda: saved.output() == "0 42\n")
+        for listener in program.next_listeners:
+            os.close(listener)
+        os.kill(saved.pid, signal.SIGKILL)
+        os.waitpid(saved.pid, 0)
+
+
+def test_whoever_is_not_root_restarts_nothing(tmp_path: Path) -> None:
+    with begin(tmp_path, callers.SAVES_ITSELF) as saved:
+        saved.serve()
+        saved.kill()
+    other = tmp_path / "other"
+    other.mkdir(mode=0o777)
+    other.chmod(0o777)
+    with begin(other, callers.RESTARTS, str(tmp_path / "image"), "as nobody") as program:
+        served_until_ready(program)
+        assert program.output().endswith("returned EPERM\n")
+
+
+def test_whose_image_is_in_the_way_goes_on(tmp_path: Path) -> None:
+    """The saved program still runs under its number."""
+    with begin(tmp_path, callers.SAVES_ITSELF) as saved:
+        saved.serve()
+        other = tmp_path / "other"
+        other.mkdir()
+        with begin(other, callers.RESTARTS, str(tmp_path / "image")) as program:
+            served_until_ready(program)
+            assert program.output().endswith("returned EBUSY\n")
+        saved.assert_unharmed()

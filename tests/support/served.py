@@ -9,9 +9,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from crd.engine.api import CheckpointOptions, CheckpointResult, ServedCall, checkpoint
+from crd.engine.api import CheckpointOptions, CheckpointResult, RestartResult, ServedCall, checkpoint
 from crd.engine.crid import CridCounter
-from crd.engine.served import serve
+from crd.engine.served import Service, serve
 from crd.native.notification import Notification, receive
 from tests.support.victims import PATIENCE_SECONDS, Program
 
@@ -64,7 +64,12 @@ class Served(Program):
 
     def carry_out(self, call: Notification, **options: object) -> ServedCall:
         """Carry out a call that was received."""
-        return serve(self.listener, call, crids=self._crids, options=CheckpointOptions(**options))  # type: ignore[arg-type]
+        return serve(self.listener, call, Service(
+            crids=self._crids, confirm=self._confirm, options=CheckpointOptions(**options)))  # type: ignore[arg-type]
+
+    def _confirm(self, ready: RestartResult) -> None:
+        """Serve what is restarted by a call, too."""
+        self.replaced_by, self.next_listeners = ready, [*map(os.dup, ready.listeners)]
 
     def serve(self, **options: object) -> ServedCall:
         """Wait for a call, and carry it out."""

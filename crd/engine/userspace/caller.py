@@ -7,9 +7,11 @@ import errno
 from crd.engine.userspace.interrupted import returned
 from crd.errors import FreezeTimeout, TargetGone
 from crd.native import notification, tracee
+from crd.native.syscall import NR
 
 IF_WE_DIE = -errno.EIO
 """What a call returns that nobody answers any more."""
+_SYSCALL_BYTES = 2
 
 
 class Caller:
@@ -58,6 +60,19 @@ class Caller:
         if self._stop.ended:
             raise TargetGone(f"thread {self.tid} was killed", tid=self.tid)
         return self._stop
+
+    def end(self) -> None:
+        """Have the whole process of a thread that is held exit with status 0, by the instruction of its call.
+
+        Raises:
+            TraceeGone: it was killed meanwhile.
+        """
+        registers = tracee.get_registers(self.tid)
+        registers.rax, registers.rdi = NR.EXIT_GROUP, 0
+        registers.rip, registers.orig_rax = registers.rip - _SYSCALL_BYTES, -1
+        tracee.set_registers(self.tid, registers)
+        tracee.detach(self.tid)
+        self._stop = None
 
     def answer(self, result: int) -> None:
         """Have the call return, with a negative errno for an error, and let the thread go.
