@@ -12,14 +12,17 @@ import click
 from crd import syscalls
 from crd.cli.daemon import connect, socket_option
 from crd.errors import BadRequest, CrdError, FeatureMissing
+from crd.ids import parse_target_name
 
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="PROGRAM [ARGUMENT]...")
+@click.option("--target", metavar="NAME", help="Make it a target, too, which the daemon checkpoints regularly.")
+@click.option("--every", metavar="DURATION", help="How often: 30s, 5min, 1h ...")
 @socket_option
-def run(program: tuple[str, ...]) -> None:
+def run(program: tuple[str, ...], *, target: str | None, every: str | None) -> None:
     """Become PROGRAM, for which checkpoint and restart exist as system calls.
 
     It calls them by number, with syscall(2) or by crd.h or crd.selfckpt: checkpoint(0, fd, 0) writes an image of the
@@ -27,8 +30,10 @@ def run(program: tuple[str, ...]) -> None:
     All that the program starts can do the same.  While the daemon is away they fail with ENOSYS.
 
     Exit status: 0 or whatever PROGRAM ends with; 1 failed, 2 usage, 10 daemon unavailable, 12 denied, 13 Linux is older
-    than 5.19, 14 too many are served.
+    than 5.19, 14 the name of the target is taken, or too many programs are served.
     """
+    if (target is None) != (every is None):
+        raise click.UsageError("give both of --target and --every, or none", click.get_current_context())
     path = shutil.which(program[0])
     if path is None:
         raise BadRequest(f"there is no program {program[0]}")
@@ -37,6 +42,9 @@ def run(program: tuple[str, ...]) -> None:
         if listener is not None:
             daemon.call("Serve", listener=listener)
             os.close(listener)
+        if target is not None:
+            daemon.call("AddTarget", target={"name": parse_target_name(target), "pid": os.getpid(), "every": every,
+                                             "held": False})
     for number in _IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
     try:

@@ -112,10 +112,15 @@ class Handlers(UpkeepHandlers):
         return {}
 
     async def _on_Checkpoint(self, *, peer: Peer, more: More | None, target: str | None, pid: int | None,  # noqa: N802
-                             after: str | None, tag: str | None, wait: bool | None) -> dict[str, Any]:
+                             after: str | None, tag: str | None, wait: bool | None,
+                             connection: int | None) -> dict[str, Any]:
         if (target is None) == (pid is None):
             raise BadRequest("name either a target or a pid")
         options = self._app.checkpoint_options(After(after or "run"))
+        if connection is not None:
+            if pid != peer.pid:
+                raise BadRequest("only who names its own pid has a connection to leave out")
+            options = replace(options, left_out=(peer.pid, connection))
         known = self._known(target) if target is not None else None
         if known:
             need_admin(peer)

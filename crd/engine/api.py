@@ -47,6 +47,8 @@ class CheckpointOptions:
         engine: "userspace", "kernel" or "auto".
         tree: the process's descendants are saved with it; else it alone, and whatever it shares with them is an
             obstacle.
+        left_out: a pid and a descriptor of it that is closed in the image, whatever it is: by which the process asks
+            for this image.
         only_uid: refuse processes that do not run as this user alone; None: whoever they are of.
     """
 
@@ -55,6 +57,7 @@ class CheckpointOptions:
     freeze_seconds: float = 2.0
     engine: str = "auto"
     tree: bool = True
+    left_out: tuple[int, int] | None = None
     only_uid: int | None = None
 
 
@@ -204,7 +207,8 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
         raise BadRequest(f"flags {flags:#x}: only 0 is defined")
     if options.engine == "kernel":
         raise FeatureMissing("this kernel has no Linux-CR system calls", hint="Use the userspace engine.")
-    if found := obstacles(pid, kcmp=kcmp, tree=options.tree, waiting=caller.tid if caller else 0, stops=True):
+    if found := obstacles(pid, kcmp=kcmp, tree=options.tree, waiting=caller.tid if caller else 0, stops=True,
+                           left_out=options.left_out):
         raise TargetUnsupported(reasons=found, pid=pid)
     crids.check()
     with dumped(pid, DescriptorSink(fd), options, notes, hold=options.after != After.RUN, caller=caller) as image:

@@ -37,7 +37,7 @@ def check(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True) -> CheckRepo
 
 
 def obstacles(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True, waiting: int = 0,
-              stops: bool = False) -> tuple[Obstacle, ...]:
+              stops: bool = False, left_out: tuple[int, int] | None = None) -> tuple[Obstacle, ...]:
     """Return all that stands in the way of a checkpoint, the most important first, process by process.
 
     Args:
@@ -46,6 +46,7 @@ def obstacles(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True, waiting:
         tree: its descendants are to be saved, too.
         waiting: a thread that waits for this checkpoint, and for nothing else.
         stops: the threads will be stopped and looked at more closely: what kind of seccomp filter there is shows then.
+        left_out: a pid and a descriptor of it that is not to be saved.
 
     Raises:
         TargetNotFound: there is no such process.
@@ -60,7 +61,8 @@ def obstacles(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True, waiting:
     holders = Holders.outside(members)
     for member in members:
         try:
-            found[member] += _all(member, members, holders, kcmp, waiting=waiting, stops=stops)
+            found[member] += _all(member, members, holders, kcmp, waiting=waiting, stops=stops,
+                                  left_out=left_out)
         except TargetGone:
             if member == pid:
                 raise
@@ -88,7 +90,7 @@ def _find(pid: int) -> str:
 
 
 def _all(pid: int, members: Family, holders: Holders, kcmp: Kcmp | None, *, waiting: int,
-         stops: bool) -> Iterator[Obstacle]:
+         stops: bool, left_out: tuple[int, int] | None) -> Iterator[Obstacle]:
     statuses = task_obstacles.thread_statuses(pid)
     tids = list(statuses)
     yield from task_obstacles.tracing(statuses)
@@ -102,6 +104,6 @@ def _all(pid: int, members: Family, holders: Holders, kcmp: Kcmp | None, *, wait
     yield from task_obstacles.namespaces(pid, tids)
     if kcmp is not None:
         yield from task_obstacles.loners(pid, tids, kcmp)
-    yield from file_obstacles.descriptors(pid, members, holders.pipes, kcmp)
+    yield from file_obstacles.descriptors(pid, members, holders.pipes, kcmp, left_out)
     yield from file_obstacles.working_directory(pid)
     yield from memory_obstacles.mappings(pid, holders.memories)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crd.api.client import Client
+from crd.errors import BadRequest
 from tests.engine.callers import GOES_BACK, SAVES_ITSELF
 from tests.support.daemon import BIN, RunningDaemon, eventually
 from tests.support.served import compiled
-from tests.support.victims import Program, until
+from tests.support.victims import Program, python_script, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,8 +40,9 @@ def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
 
 
 @contextmanager
-def under_crctl_run(daemon: RunningDaemon, directory: Path, *words: str | Path) -> Iterator[Program]:
-    with Program([BIN / "crctl", "run", "--socket", daemon.socket, "--", *words], directory) as program:
+def under_crctl_run(daemon: RunningDaemon, directory: Path, *words: str | Path,
+                    options: tuple[str, ...] = ()) -> Iterator[Program]:
+    with Program([BIN / "crctl", "run", "--socket", daemon.socket, *options, "--", *words], directory) as program:
         yield program
 
 
@@ -126,3 +129,44 @@ def test_a_program_that_goes_back_to_its_own_image(daemon: RunningDaemon, tmp_pa
         until("its rest", (tmp_path / "ready").exists)
         program.assert_unharmed()
         assert program.status()["Seccomp_filters"] == "1"
+
+
+SAVES_BY_THE_SOCKET = """
+from pathlib import Path
+from crd import selfckpt
+print(selfckpt.save(tag="mine", socket=Path({socket!r})), flush=True)
+open("ready", "w").close()
+while True:
+    __import__("time").sleep(0.01)
+"""
+
+
+def test_a_library_call_by_the_socket_without_a_filter(daemon: RunningDaemon, tmp_path: Path) -> None:
+    with python_script(tmp_path, SAVES_BY_THE_SOCKET.format(socket=str(daemon.socket))) as program:
+        until("the image", (tmp_path / "ready").exists)
+        [image] = daemon.crctl("images")
+        assert lines(program) == [str(image["crid"])]
+        assert image["tags"] == ["mine"]
+        program.kill()
+        (tmp_path / "ready").unlink()
+        assert daemon.crctl("restart", str(image["crid"]), "--wait")["root_pid"] == program.pid
+        until("the second return", (tmp_path / "ready").exists)
+        assert lines(program) == ["0"]
+        program.assert_unharmed()
+        assert not any("socket" in str(fd.readlink()) for fd in Path(f"/proc/{program.pid}/fd").iterdir())
+
+
+def test_only_its_own_connection_is_left_out(daemon: RunningDaemon) -> None:
+    with Client(daemon.socket) as client, pytest.raises(BadRequest, match="its own pid"):
+        client.call("Checkpoint", pid=1, connection=0)
+
+
+def test_a_target_from_the_start(daemon: RunningDaemon, tmp_path: Path) -> None:
+    options = ("--target", "mine", "--every", "1s")
+    with under_crctl_run(daemon, tmp_path, "/bin/sleep", "1000", options=options) as program:
+        images = eventually("an image by the schedule", lambda: daemon.crctl("images", "mine"))
+        assert (images[-1]["pid"], images[-1]["target"]) == (program.pid, "mine")
+        done = daemon.run_crctl("run", *options, "--", "touch", str(tmp_path / "started"))
+        assert done.returncode == 14
+        assert not (tmp_path / "started").exists()
+        assert daemon.run_crctl("run", "--target", "other", "--", "true").returncode == 2

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,18 @@ def test_the_filter_tells_of_two_calls_and_harms_none() -> None:
             for architecture in (syscalls.X86_64, 0x40000003) if run(number, architecture) != 0x7FFF0000}
     assert told == {(387, syscalls.X86_64), (388, syscalls.X86_64)}
     assert {run(*call) for call in told} == {0x7FC00000}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("uid", "gives_up_privileges"), [(0, False), (65534, True)])
+def test_who_has_no_privileges_gives_them_up_for_good(uid: int, gives_up_privileges: bool) -> None:  # noqa: FBT001
+    child = os.fork()
+    if not child:
+        status = 1
+        with suppress(BaseException):
+            os.setresuid(uid, uid, uid)
+            syscalls.install()
+            text = Path("/proc/self/status").read_text()
+            status = not ("\nSeccomp_filters:\t1\n" in text and f"\nNoNewPrivs:\t{gives_up_privileges:d}\n" in text)
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
