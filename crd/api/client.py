@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -75,6 +76,20 @@ class Client:
             reply = self._receive()
             continues = reply.continues
             yield _result(reply)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the connection."""
+        return self._socket.fileno()
+
+    def move(self, lowest: int) -> None:
+        """Have the connection under a descriptor that is not below ``lowest``."""
+        moved = socket.socket(fileno=fcntl.fcntl(self._socket, fcntl.F_DUPFD_CLOEXEC, lowest))
+        self._socket.close()
+        self._socket = moved
+
+    def forget(self) -> None:
+        """Do not hang up: the descriptor is not ours any more."""
+        self._socket.detach()
 
     def upgrade(self, method: str, **parameters: Any) -> tuple[dict[str, Any], socket.socket]:
         """Call a method after which the connection carries bytes; return its first result, and the connection.

@@ -17,6 +17,7 @@ COMMANDS = {
     "checkpoint": Lazy("crd.cli.cmd_checkpoint:checkpoint", "Take an image now."),
     "images": Lazy("crd.cli.cmd_images:images", "List images."),
     "show": Lazy("crd.cli.cmd_show:show", "Show an image."),
+    "run": Lazy("crd.cli.cmd_run:run", "Start a program that can checkpoint itself."),
     "restart": Lazy("crd.cli.cmd_restart:restart", "Queue the restart of an image."),
     "forget": Lazy("crd.cli.cmd_forget:forget", "Forget images, by name or by the rules."),
     "pin": Lazy("crd.cli.cmd_pin:pin", "Keep an image from being forgotten."),

@@ -24,6 +24,7 @@ from crd.daemon.readers import Readers
 from crd.daemon.retention import Retention
 from crd.daemon.scheduler import ScheduledTarget, Scheduler
 from crd.daemon.scrub import Scrub
+from crd.daemon.served import ServedPrograms
 from crd.daemon.stores import open_store
 from crd.daemon.targets import wanted_targets
 from crd.daemon.tracking import Tracks
@@ -75,6 +76,7 @@ class App:
         self.scheduler: Scheduler
         self.pipeline: Pipeline
         self.tracks: Tracks
+        self.served: ServedPrograms
         self.retention: Retention
         self.scrub: Scrub
 
@@ -189,12 +191,14 @@ class App:
 
     def _assemble(self, workers: WorkerPool) -> None:
         settings = self.settings
+        self.served = ServedPrograms(workers, self.checkpoint_options, settings.engine.crid_file,
+                                     settings.engine.checkpoint_timeout)
         self.pipeline = Pipeline(workers, self.archive, self.catalog, settings.engine.crid_file, self.host, self.tracks,
-                            settings.engine.checkpoint_timeout, settings.engine.restart_timeout,
-                            settings.engine.linux_cr)
+                                 settings.engine.checkpoint_timeout, settings.engine.restart_timeout,
+                                 settings.engine.linux_cr)
         self.checkpoints = Checkpoints(self.pipeline, self.catalog, self.metrics, self.clock, settings.engine.workers,
                                        lambda target: self.start(self.retention.apply_quietly(target)))
-        self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock)
+        self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock, self.served.add)
         self.scheduler = Scheduler(self.clock, self._due, self.checkpoints.skip)
         self.retention = Retention(self.catalog, self.archive, self.clock, self.readers,
                                    lambda: self.settings.retention, self.scheduler.targets)
@@ -272,6 +276,7 @@ class App:
                 job.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await server.close()
+        await self.served.close()
 
 
 async def _either(first: Coroutine[Any, Any, object], *others: asyncio.Task[None] | None) -> None:

@@ -119,10 +119,15 @@ class Handlers(UpkeepHandlers):
         return {}
 
     async def _on_Checkpoint(self, *, peer: Peer, more: More | None, target: str | None, pid: int | None,  # noqa: N802
-                             after: str | None, tag: str | None, wait: bool | None) -> dict[str, Any]:
+                             after: str | None, tag: str | None, wait: bool | None,
+                             connection: int | None) -> dict[str, Any]:
         if (target is None) == (pid is None):
             raise BadRequest("name either a target or a pid")
         options = self._app.checkpoint_options(After(after or "run"))
+        if connection is not None:
+            if pid != peer.pid:
+                raise BadRequest("only who names its own pid has a connection to leave out")
+            options = replace(options, left_out=(peer.pid, connection))
         known = self._known(target) if target is not None else None
         if known:
             need_admin(peer)
@@ -202,6 +207,10 @@ class Handlers(UpkeepHandlers):
         async with self._checking:
             report = await self._app.pipeline.check(pid)
         return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles]}
+
+    async def _on_Serve(self, *, peer: Peer, more: More | None, listener: int) -> dict[str, Any]:  # noqa: ARG002, N802
+        self._app.served.take(peer.pid, listener)
+        return {}
 
     async def _need_owner(self, peer: Peer, pid: int) -> None:
         if not peer.is_admin:

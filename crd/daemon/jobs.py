@@ -183,8 +183,10 @@ def _count_image(metrics: TargetMetrics, image: Image) -> None:
 class Restarts:
     """Carries out queued requests, one after the other."""
 
-    def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock) -> None:
-        """Restart through a pipeline."""
+    def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock,
+                 serve: Callable[[int], None]) -> None:
+        """Restart through a pipeline; ``serve`` is as of ``Pipeline.restart``."""
+        self._serve = serve
         self._pipeline = pipeline
         self._catalog = catalog
         self._metrics = metrics
@@ -228,12 +230,12 @@ class Restarts:
             await self._catalog.requests.releasing(request.number, result.root_pid, result.start_time, self.boot_id)
             made.append(result)
 
-        options = RestartOptions(pids=Pids(request.pids), files=Files(request.files),
+        options = RestartOptions(pids=Pids(request.pids), files=Files(request.files), served=True,
                                  only_uid=None if request.gids is None else request.uid,
                                  only_gids=tuple(request.gids or ()))
         scope = Scope(f"crd-{request.crid}-{request.number}.scope", f"Restarted by crd from image {request.crid}")
         try:
-            await self._pipeline.restart(request.crid, options, note, scope)
+            await self._pipeline.restart(request.crid, options, note, self._serve, scope)
         except CrdError as error:
             if made and _runs(made[0].root_pid, made[0].start_time):
                 await self._done(request, made[0])  # the worker died after the last step

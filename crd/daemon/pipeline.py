@@ -100,13 +100,15 @@ class Pipeline:
         return await self.catalog.images.finish(image.crid, stored.stored_bytes)
 
     async def restart(self, crid: Crid, options: RestartOptions,
-                      note: Callable[[RestartResult], Awaitable[None]], scope: Scope | None = None) -> RestartResult:
+                      note: Callable[[RestartResult], Awaitable[None]], serve: Callable[[int], None],
+                      scope: Scope | None = None) -> RestartResult:
         """Restart an image: everything stored is checked before the first task is made.
 
         Args:
             crid: of the image.
             options: how.
             note: makes durable which tasks are about to run; if it raises, none does.
+            serve: takes over each descriptor that tells of the calls of tasks which ran under ``crctl run``.
             scope: which they are to live in.
 
         Raises:
@@ -114,6 +116,8 @@ class Pipeline:
         """
         async with _in_time(self.restart_seconds, "restart"), self._made(crid, options, scope) as (worker, result):
             await note(result)
+            for listener in worker.take_listeners():
+                serve(listener)
             await worker.commit()
             return result
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from crd.engine.crid import CridCounter
     from crd.engine.kernel.calls import KernelCalls
+    from crd.engine.userspace.caller import Caller
     from crd.engine.userspace.dump import Dumped
     from crd.engine.userspace.notes import WriteNotes
 
@@ -52,6 +53,8 @@ class CheckpointOptions:
         linux_cr: the release of Linux-CR whose calls this kernel has (``crd.engine.kernel.table``); "": what it proves.
         tree: the process's descendants are saved with it; else it alone, and whatever it shares with them is an
             obstacle.
+        left_out: a pid and a descriptor of it that is closed in the image, whatever it is: by which the process asks
+            for this image.
         only_uid: refuse processes that are not this user's (``crd.target.owner``); None: whoever they are of.
     """
 
@@ -61,6 +64,7 @@ class CheckpointOptions:
     engine: str = AUTO
     linux_cr: str = ""
     tree: bool = True
+    left_out: tuple[int, int] | None = None
     only_uid: int | None = None
 
 
@@ -126,6 +130,7 @@ class RestartOptions:
     Attributes:
         pids: which numbers the tasks get.
         files: what is done about open files that have changed.
+        served: the caller will serve the calls of what ran under ``crctl run`` (``RestartResult.listeners``).
         reap: the caller stays as their parent (``wait_for_root``), so a parent-death signal makes sense.
         only_uid: refuse images of tasks that are not this user's (``crd.target.owner``); None: whoever they are of.
         only_gids: with ``only_uid``: all the groups that the tasks may have.
@@ -134,6 +139,7 @@ class RestartOptions:
 
     pids: Pids = Pids.ORIGINAL
     files: Files = Files.KEEP
+    served: bool = False
     reap: bool = False
     only_uid: int | None = None
     only_gids: tuple[int, ...] = ()
@@ -150,6 +156,8 @@ class RestartResult:
         pids: number of each thread in the image, and the one it has now (in its own namespace).
         reaper_pid: first process of its pid namespace, 0 if it has none of its own.
         notes: what could not be as it was, a sentence each.
+        listeners: descriptors that tell of the calls of tasks which ran under ``crctl run``; as long as ``confirm``
+            runs, which keeps duplicates of them.
     """
 
     root_pid: int
@@ -160,10 +168,26 @@ class RestartResult:
     duration_seconds: float = 0.0
     reaper_pid: int = 0
     notes: tuple[str, ...] = ()
+    listeners: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedCall:
+    """What became of a call of a program under ``crctl run`` (``crd.engine.served``).
+
+    Attributes:
+        pid: of the process that made it.
+        result: what it returned: a crid, or a negative errno.
+        message: why, for an error.
+    """
+
+    pid: int
+    result: int
+    message: str = ""
 
 
 def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options: CheckpointOptions | None = None,
-               notes: WriteNotes | None = None,
+               notes: WriteNotes | None = None, caller: Caller | None = None,
                commit: Callable[[CheckpointResult], None] | None = None) -> CheckpointResult:
     """Write the image of a process and give it a crid.
 
@@ -175,6 +199,7 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
         options: how.
         notes: of what is written, kept up from one image to the next; with ``since`` the stream tells only what has
             changed (``crd.image.since``).  None: the stream is a whole image.
+        caller: a thread that waits for this checkpoint, be it of the target or not; its answer stays to be given.
         commit: makes the image durable.  A target that is to be killed or stopped stays as it is until this returns; if
             it raises, the target runs on.
 
@@ -198,10 +223,11 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
         from crd.engine.kernel.dump import checkpoint as have_written
 
         return have_written(pid, fd, calls, options, crids=crids, commit=commit)
-    if found := obstacles(pid, kcmp=kcmp, tree=options.tree):
+    if found := obstacles(pid, kcmp=kcmp, tree=options.tree, waiting=caller.tid if caller else 0, stops=True,
+                          left_out=options.left_out):
         raise TargetUnsupported(reasons=found, pid=pid)
     crids.check()
-    with dumped(pid, DescriptorSink(fd), options, notes, hold=options.after != After.RUN) as image:
+    with dumped(pid, DescriptorSink(fd), options, notes, hold=options.after != After.RUN, caller=caller) as image:
         result = _result(pid, image, crids, time.monotonic() - started)
         if commit:
             commit(result)

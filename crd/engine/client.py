@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult
+from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult, ServedCall
 from crd.engine.worker import FDS_MAX, MESSAGE_BYTES_MAX
 from crd.errors import CrdError, WorkerDied
 from crd.target.model import CheckReport
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
+    from crd.native.notification import Notification
 
 _PID_BYTES_MAX = 16
 ProcessKey = tuple[int, int]
@@ -48,6 +49,7 @@ class Worker:
         self._pidfd = pidfd
         self._channel = channel
         self._notes: dict[ProcessKey, int] = {}
+        self._listeners: list[int] = []
 
     async def begin_checkpoint(self, pid: int, fd: int, options: CheckpointOptions, crid_file: Path,
                                notes: HeldNotes | None = None) -> None:
@@ -99,7 +101,8 @@ class Worker:
             CrdError: what the engine raised; nothing is left.
             WorkerDied: the worker ended; nothing is left.
         """
-        found, _ = await self._receive("ready")
+        found, fds = await self._receive("ready")
+        self._listeners = fds
         return msgspec.convert(found, RestartResult, str_keys=True)
 
     async def check(self, pid: int) -> CheckReport:
@@ -123,6 +126,35 @@ class Worker:
         found, _ = await self._receive("")
         return {feature["name"]: feature["available"] for feature in found}
 
+    def take_listeners(self) -> list[int]:
+        """Return the descriptors that tell of the calls of the tasks; they are the caller's."""
+        listeners, self._listeners = self._listeners, []
+        return listeners
+
+    async def serve(self, listener: int, call: Notification, options: CheckpointOptions, crid_file: Path,
+                    take: Callable[[int], None]) -> ServedCall:
+        """Have a call carried out and answered that was received from a listener.
+
+        Args:
+            listener: it stays ours.
+            call: which waits.
+            options: how checkpoints are taken.
+            crid_file: of the counter of crids.
+            take: takes over each descriptor that tells of the calls of restarted tasks.
+
+        Raises:
+            CrdError: it was not, as far as is known.
+        """
+        await self._send({"call": "serve", "notification": asdict(call), "options": asdict(options),
+                          "crid_file": str(crid_file)}, listener)
+        event, found, fds = await self._receive_one_of("ready", "")
+        if event:
+            for fd in fds:
+                take(fd)
+            await self._send({"commit": True})
+            found, _ = await self._receive("")
+        return msgspec.convert(found, ServedCall)
+
     async def commit(self) -> None:
         """Give the word to finish: the image is durable, or the restart is noted.
 
@@ -135,7 +167,7 @@ class Worker:
 
     async def end(self) -> None:
         """Kill the worker, which undoes what it has not finished, and wait until it is gone."""
-        for fd in self.take_notes().values():
+        for fd in (*self.take_notes().values(), *self.take_listeners()):
             os.close(fd)
         self._channel.close()
         with suppress(ProcessLookupError):
@@ -150,6 +182,11 @@ class Worker:
             raise self._died() from error
 
     async def _receive(self, event: str) -> tuple[Any, list[int]]:
+        _, result, fds = await self._receive_one_of(event)
+        return result, fds
+
+    async def _receive_one_of(self, *events: str) -> tuple[str, Any, list[int]]:
+        """Return which of these events there was ("": the result), what came with it, and the descriptors."""
         await _readable(self._channel)
         try:
             data, fds, _flags, _address = socket.recv_fds(self._channel, MESSAGE_BYTES_MAX, FDS_MAX)
@@ -160,9 +197,10 @@ class Worker:
         message = msgspec.json.decode(data)
         if "error" in message:
             raise CrdError.from_json(message["error"])
-        if message.get("event", "") != event:
-            raise WorkerDied(f"the engine worker said {message} where {event or 'the result'} was due")
-        return message["result"], fds
+        event = message.get("event", "")
+        if event not in events:
+            raise WorkerDied(f"the engine worker said {message} where {events[0] or 'the result'} was due")
+        return event, message["result"], fds
 
     def _died(self) -> WorkerDied:
         return WorkerDied(f"the engine worker {self.pid} ended before it was done",

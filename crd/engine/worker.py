@@ -8,7 +8,7 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
     <- {"result": {...}}
 
     -> {"call": "restart", "options": {...}} + fd
-    <- {"event": "ready", "result": {...}}          all is made, nothing runs yet
+    <- {"event": "ready", "result": {...}} + listeners      all is made, nothing runs yet
     -> {"commit": true}                             it is noted: let the tasks go
     <- {"result": {...}}
 
@@ -17,6 +17,10 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
 
     -> {"call": "features"}                         what there is, tried out
     <- {"result": [...]}
+
+    -> {"call": "serve", "notification": {...}, "options": {...}} + the listener it came from
+    <- {"event": "ready", ...} + listeners, -> {"commit": true}         of a restart, as above
+    <- {"result": {...}}                            the call has returned
 
 or, at any point, ``<- {"error": CrdError.to_json()}``.  If the daemon dies or sends anything else instead of the
 commit, the worker takes everything back: a target runs on, half-made tasks die.
@@ -29,16 +33,18 @@ import socket
 import traceback
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from crd.engine import api
+from crd.engine import api, served
 from crd.engine.crid import CridCounter
 from crd.engine.userspace.features import features
 from crd.engine.userspace.notes import WriteNotes
 from crd.errors import CrdError, EngineError
+from crd.native.notification import Notification
 from crd.native.syscall import kcmp
 from crd.target import preflight
 
@@ -46,8 +52,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MESSAGE_BYTES_MAX = 1 << 20
-FDS_MAX = 80
-"""A pipe, and the notes of 64 processes (``crd.engine.userspace.notes``)."""
+FDS_MAX = 250
+"""A pipe, and the notes of 64 processes (``crd.engine.userspace.notes``); or the listeners of as many processes."""
 
 
 class Channel:
@@ -107,7 +113,19 @@ def _notes(message: dict[str, Any] | None, held: Sequence[int]) -> WriteNotes | 
 def _restart(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:
     [fd] = fds
     options = msgspec.convert(message["options"], api.RestartOptions)
-    return api.restart(fd, options=options, confirm=lambda result: channel.await_commit("ready", result))
+    return api.restart(fd, options=options, confirm=partial(_confirm, channel))
+
+
+def _confirm(channel: Channel, ready: api.RestartResult) -> None:
+    channel.await_commit("ready", replace(ready, listeners=()), ready.listeners)
+
+
+def _serve(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:
+    [listener] = fds
+    service = served.Service(
+        crids=CridCounter(Path(message["crid_file"])),
+        options=msgspec.convert(message["options"], api.CheckpointOptions), confirm=partial(_confirm, channel))
+    return served.serve(listener, msgspec.convert(message["notification"], Notification), service)
 
 
 def _check(message: dict[str, Any], _fds: Sequence[int], _channel: Channel) -> Any:
@@ -118,7 +136,7 @@ def _features(_message: dict[str, Any], _fds: Sequence[int], _channel: Channel) 
     return features()
 
 
-CALLS = {"checkpoint": _checkpoint, "restart": _restart, "check": _check, "features": _features}
+CALLS = {"checkpoint": _checkpoint, "restart": _restart, "serve": _serve, "check": _check, "features": _features}
 
 
 def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:

@@ -6,7 +6,7 @@ comes before the memory, and memory comes last, so that a reader can check and p
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
     { a shared object, followed by what is in it }*               ``objects.py``; numbered from 1 (objref)
     per process, parents first:
-      TASK STRING PROCESS SHARING? MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK* SIGNAL_ACTIONS
+      TASK STRING PROCESS SHARING? SERVED? MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK* SIGNAL_ACTIONS
       PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
       { THREAD PENDING_SIGNAL* }+                                    the leader first
@@ -140,6 +140,13 @@ class Sharing(Record, type=0x43520007):
 
     files: U8  # the file table: it has no FILE_DESCRIPTORs of its own
     directories: U8  # working directory, root and umask
+
+
+class Served(Record, type=0x43520009):
+    """The process is under the filter of ``crctl run`` (``crd.syscalls``): two calls are served by these numbers."""
+
+    checkpoint: U32
+    restart: U32
 
 
 class Zombie(Record, type=0x43520008):

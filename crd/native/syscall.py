@@ -58,6 +58,8 @@ class NR:
     WAITID = 247
     PIPE2 = 293
     KCMP = 312
+    SECCOMP = 317
+    EXIT_GROUP = 231
     MREMAP = 25
     USERFAULTFD = 323
     MEMBARRIER = 324

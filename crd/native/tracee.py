@@ -7,6 +7,7 @@ import signal
 import struct
 import time
 from dataclasses import dataclass, fields
+from itertools import count
 from typing import Self
 
 from crd.errors import NativeError
@@ -24,6 +25,8 @@ EVENT_STOP = 128
 
 _SEIZE, _INTERRUPT, _CONT, _SYSCALL, _DETACH, _SETOPTIONS = 0x4206, 0x4207, 7, 24, 17, 0x4200
 _GETEVENTMSG, _GETSIGINFO, _GETSIGMASK, _SETSIGMASK, _GET_RSEQ = 0x4201, 0x4202, 0x420A, 0x420B, 0x420F
+_SECCOMP_GET_FILTER = 0x420C
+_FILTER_BYTES_MAX = 4096 * 8
 _NT_PRSTATUS, _NT_X86_XSTATE = 1, 0x202
 _XSTATE_BYTES_MAX = 64 << 10
 _SIGINFO_BYTES = 128
@@ -308,6 +311,23 @@ def rseq_configuration(tid: int) -> RseqConfiguration:
 def _rseq_request(tid: int, buffer: object) -> None:
     """The request returns the size of the structure, which is no error."""
     call(lib.crd_ptrace_buffer, _GET_RSEQ, tid, 24, buffer, b"ptrace GET_RSEQ_CONFIGURATION")
+
+
+def has_only_filter(tid: int, program: bytes) -> bool:
+    """Whether a stopped tracee has filters of seccomp(2), and each is this one (struct sock_filter[]).
+
+    False, too, where we may not look: that takes CAP_SYS_ADMIN and no filter of our own.
+    """
+    expected = program.ljust(_FILTER_BYTES_MAX, b"\0")
+    for index in count():
+        buffer = ffi.new("unsigned char[]", _FILTER_BYTES_MAX)  # zero; and no program ends with an instruction that is
+        try:
+            call(lib.crd_ptrace_buffer, _SECCOMP_GET_FILTER, tid, index, buffer, b"ptrace SECCOMP_GET_FILTER")
+        except NativeError as error:
+            return index > 0 and error.errno == errno.ENOENT  # there is no filter of that number
+        if bytes(ffi.buffer(buffer)) != expected:
+            return False
+    raise AssertionError
 
 
 def robust_list(tid: int) -> tuple[int, int]:

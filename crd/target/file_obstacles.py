@@ -43,7 +43,7 @@ _NOT_YET = "Close it before the checkpoint; this version of crd cannot save it."
 
 
 def descriptors(pid: int, inside: Family, holders: Mapping[int, list[int]],
-                kcmp: Kcmp | None) -> Iterator[Obstacle]:
+                kcmp: Kcmp | None, left_out: tuple[int, int] | None = None) -> Iterator[Obstacle]:
     """Find open files that crd cannot save, in the order of their numbers, then locks, then what others hold too.
 
     Args:
@@ -51,8 +51,9 @@ def descriptors(pid: int, inside: Family, holders: Mapping[int, list[int]],
         inside: all processes of the target.
         holders: processes outside of the target that have a pipe open, by pipe.
         kcmp: kcmp(2), to find descriptions of nameless objects in other processes; None: these go unseen.
+        left_out: a pid and a descriptor of it that is not looked at.
     """
-    table = open_descriptors(pid)
+    table = [entry for entry in open_descriptors(pid) if (pid, entry.fd) != left_out]
     look = nameless.Look(pid, inside, table, kcmp)
     unix = unix_obstacles.unix_sockets(look)
     inet = inet_obstacles.inet_sockets(look)

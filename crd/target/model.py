@@ -9,6 +9,7 @@ from crd.errors import Obstacle
 
 __all__ = ["CheckReport", "FdInfo", "Lock", "MapEntry", "Obstacle", "PosixTimerEntry", "Process", "Stat", "Status"]
 
+SECCOMP_STRICT, SECCOMP_FILTER = 1, 2
 PF_EXITING = 0x00000004
 PF_KTHREAD = 0x00200000
 END_OF_FILE = 2**63 - 1
@@ -140,7 +141,7 @@ class Status(dict[str, str]):
 
     @property
     def seccomp(self) -> int:
-        """0 off, 1 strict, 2 filter."""
+        """0 off, SECCOMP_STRICT or SECCOMP_FILTER."""
         return int(self.get("Seccomp", "0"))
 
     @property

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from crd.errors import NativeError, Obstacle, TargetError, TargetGone
 from crd.target import procfs
 from crd.target.cgroups import frozen_cgroup
+from crd.target.model import SECCOMP_FILTER, SECCOMP_STRICT
 from crd.target.wording import printable, process_name, process_names
 
 if TYPE_CHECKING:
@@ -132,12 +133,13 @@ def _call_of(pid: int, tid: int) -> str:
 
 def confinement(statuses: dict[int, Status]) -> Iterator[Obstacle]:
     """Find seccomp: an injected system call could kill the target."""
-    for mode, word in ((1, "strict mode"), (2, "a filter")):
+    for mode, word in ((SECCOMP_STRICT, "strict mode"), (SECCOMP_FILTER, "a filter")):
         tids = [tid for tid, status in statuses.items() if status.seccomp == mode]
         if tids:
             yield Obstacle("task.seccomp", f"thread {tids[0]}",
                            f"runs under {word} of seccomp, which crd cannot save yet",
-                           "Run it without (systemd: SystemCallFilter=, containers: seccomp=unconfined).")
+                           "Run it without (systemd: SystemCallFilter=, containers: seccomp=unconfined); only the "
+                           "filter of crctl run can be saved, which a checkpoint recognises.")
 
 
 def namespaces(pid: int, tids: list[int]) -> Iterator[Obstacle]:

@@ -36,6 +36,7 @@ from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap
 from crd.target import procfs
 from tests.bench import s3_throughput, slow_down, workers
+from tests.bench.filter_cost import filter_cost
 from tests.bench.gaps import longest_gap_ms
 from tests.bench.history import long_history, memory_while_storing, read_seconds
 from tests.bench.scrape import scrape
@@ -343,6 +344,7 @@ def main() -> None:
         stop_time(home, 1024, 7)
         stop_of_threads(home, 15)
         trees(home, 7)
+        filter_cost(home, 15, row)
         asyncio.run(whole_checkpoint(home, 2_600_000, 5))
         asyncio.run(increments(home, 7))
         asyncio.run(workers.compare(home, python, row))

@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from crd import syscalls
 from crd.engine.userspace import attributes, credentials, limits, scheduling
 from crd.engine.userspace.fds import unnamed
-from crd.engine.userspace.interrupted import begin_again
+from crd.engine.userspace.interrupted import begin_again, returned
 from crd.engine.userspace.interview import interview
 from crd.engine.userspace.mem import layout
 from crd.engine.userspace.questions import OUT, Question, TargetAsker
@@ -19,15 +20,18 @@ from crd.engine.userspace.snapshot import stub_places
 from crd.engine.userspace.timers import interval, posix
 from crd.errors import Obstacle, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
+from crd.native import tracee
 from crd.native.inject import Injector
 from crd.native.syscall import NR, kcmp
 from crd.target import procfs, task_obstacles
+from crd.target.model import SECCOMP_FILTER
 from crd.target.paths import DELETED
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from crd.engine.userspace.attributes import Attributes
+    from crd.engine.userspace.caller import Caller
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.interview import Interview
@@ -105,6 +109,7 @@ class Capture:
     known: Known
     stat: Stat
     statuses: dict[int, Status]  # of some threads; of the others their text is in the group
+    served: bool  # the filter of crd.syscalls is on it
     group: ThreadGroup
     told: Interview
     scheduling: dict[int, Scheduling]
@@ -192,13 +197,14 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         InjectionInterrupted: a signal came; let go and try again.
     """
     pid = frozen.pid
-    statuses = _refuse_confined(frozen)
+    statuses, served = _refuse_confined(frozen)
     told = interview(frozen, stubs, entries, _THREAD_QUESTIONS,
                      [*_PROCESS_QUESTIONS, *(attributes.QUESTIONS if everything else ())])
     stat = procfs.stat(pid)
     shared = _shared(pid, stat.parent_pid if stat.parent_pid in relatives else 0)
     found = Capture(
-        pid=pid, known=known, stat=stat, statuses=statuses, group=frozen.group, told=told, entries=entries,
+        pid=pid, known=known, stat=stat, statuses=statuses, served=served, group=frozen.group, told=told,
+        entries=entries,
         scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
         shared=shared,
         subreaper=bool(told.of_process[0].number(0, 4)),
@@ -237,29 +243,36 @@ def _shared(pid: int, parent: int) -> Shared:
     return Shared(files, directories)
 
 
-def _refuse_confined(frozen: Frozen) -> dict[int, Status]:
-    """Look again at what may have changed since the preflight, before any stub is run.
+def _refuse_confined(frozen: Frozen) -> tuple[dict[int, Status], bool]:
+    """Look at what the preflight leaves to us, and again at what may have changed since, before any stub is run.
 
     Returns:
-        The statuses that had to be looked at closely.
+        The statuses that had to be looked at closely, and whether all threads have the filter of ``crd.syscalls``.
 
     Raises:
-        TargetUnsupported: a thread has a seccomp filter, which would kill it in a stub.
+        TargetUnsupported: a thread has another seccomp filter, which could kill it in a stub.
     """
     suspects = {tid: frozen.status(tid) for tid in frozen.group.confined()}
-    if found := [*task_obstacles.confinement(suspects)]:
+    served = {tid for tid, status in suspects.items()
+              if status.seccomp == SECCOMP_FILTER and tracee.has_only_filter(tid, syscalls.PROGRAM)}
+    if found := [*task_obstacles.confinement({} if served == frozen.threads.keys() else suspects)]:
         raise TargetUnsupported(reasons=found, pid=frozen.pid)
-    return suspects
+    return suspects, bool(served)
 
 
-def threads(captured: Capture, memory: Memory) -> list[Thread]:
+def threads(captured: Capture, memory: Memory, caller: Caller | None) -> list[Thread]:
     """Return the records of all threads, the leader's first; the target may run again by now.
 
     Args:
         captured: in the stop.
         memory: of the target, for the code around calls that were interrupted.
+        caller: a thread that waits for this checkpoint, and sees 0 when it is restarted.
     """
-    return [_thread(captured, tid, memory) for tid in captured.group.tids]
+    found = [_thread(captured, tid, memory) for tid in captured.group.tids]
+    for thread in found:
+        if caller and thread.tid == caller.tid:
+            thread.registers = returned(captured.group.registers(thread.tid), 0).to_bytes()
+    return found
 
 
 def _thread(captured: Capture, tid: int, memory: Memory) -> Thread:

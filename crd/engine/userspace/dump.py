@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from crd.engine.api import CheckpointOptions
     from crd.engine.stream import DescriptorSink
+    from crd.engine.userspace.caller import Caller
     from crd.engine.userspace.capture import Capture, Known
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.mem.tracking import Tracking
@@ -56,7 +57,7 @@ class Dumped:
 
 @contextmanager
 def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: WriteNotes | None = None, *,
-           hold: bool) -> Iterator[Dumped]:
+           hold: bool, caller: Caller | None = None) -> Iterator[Dumped]:
     """Write the image of a process and, if the options say so, of its descendants.
 
     Args:
@@ -65,6 +66,8 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
         options: of the checkpoint.
         notes: of what is written from one image to the next, which are kept up; None: of no interest.
         hold: keep the target stopped for as long as the context lasts.
+        caller: a thread that waits for this checkpoint.  One of the target stays stopped until it has its answer, and
+            sees 0 in the image.
 
     Raises:
         FreezeTimeout: it could not be stopped, or was never in a state to be captured.
@@ -80,7 +83,8 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
         if notes and not written:
             written = notes.prepare(before, options.freeze_seconds)
         try:
-            with frozen(pid, options.freeze_seconds, descendants=options.tree) as tree, ExitStack() as stack:
+            with (frozen(pid, options.freeze_seconds, descendants=options.tree, caller=caller) as tree,
+                  ExitStack() as stack):
                 parts = _take(stack, tree, before, options, written)
                 written_image = _written(tree, parts, sink, hold=hold)
                 if notes:
@@ -142,7 +146,7 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
     whole = Whole(options, tree.haste, tree.processes, mapped, written)
     processes = [stack.enter_context(taken(state, before.get(pid), whole)) for pid, state in tree.processes.items()]
     own_files = [part.pid for part in processes if not part.capture.shared.files]
-    files = table.dump(own_files, mapped.numbers)
+    files = table.dump(own_files, mapped.numbers, options.left_out)
     for part in processes:
         capturing.add_unnamed(part.capture, files)
     return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, mapped)
@@ -174,7 +178,7 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
     for part in parts.processes:
         attributes, flags = part.finish()
         space = layout.dump(part.capture, attributes.brk, flags, parts.mapped)
-        threads = capturing.threads(part.capture, tree.processes[part.pid].memory)
+        threads = capturing.threads(part.capture, tree.processes[part.pid].memory, tree.caller)
         processes.append(image.ProcessRecords(part.capture, threads, space, attributes))
     header = current_header()
     writer = ImageWriter(sink)

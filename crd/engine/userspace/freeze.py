@@ -20,6 +20,7 @@ from crd.target.wording import process_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from crd.engine.userspace.caller import Caller
     from crd.native.tracee import Registers, Stop
     from crd.target.procfs import Status
 
@@ -52,14 +53,16 @@ class Frozen:
         group: all threads, the leader first, with what was read of them.
         seized: the tids that are our tracees, stopped or not yet.
         room: where what is read of them goes.
+        caller: a thread of a target that waits for this checkpoint; it stays stopped when the others are let go.
     """
 
     memory: Memory
     group: ThreadGroup
 
-    def __init__(self, pid: int, tids: Sequence[int] = ()) -> None:
+    def __init__(self, pid: int, tids: Sequence[int] = (), caller: Caller | None = None) -> None:
         """Prepare to stop a process, which has about these threads; they run on until ``stop``."""
         self.pid = pid
+        self.caller = caller
         self.threads: dict[int, FrozenThread] = {}
         self.seized: set[int] = set()
         self._resources = ExitStack()
@@ -104,6 +107,8 @@ class Frozen:
 
     def detach(self) -> None:
         """Let every stopped thread go, the leader last; a signal that was about to be delivered is."""
+        if self.caller:
+            self.threads.pop(self.caller.tid, None)
         if self.threads:
             group = ThreadGroup(list(self.threads))
             failed = group.detach({tid: thread.signal_due for tid, thread in self.threads.items() if thread.signal_due})
@@ -147,6 +152,10 @@ def _stop_all(state: Frozen, deadline: float) -> None:
 
 def _stop(state: Frozen, tids: list[int], deadline: float) -> set[int]:
     """Stop threads; return those that ended meanwhile, whose numbers may be those of others now."""
+    if state.caller and state.caller.tid in tids:
+        caller = state.caller
+        tids = [tid for tid in tids if tid != caller.tid]
+        state.threads[caller.tid] = FrozenThread(caller.tid, caller.hold(deadline))
     seized = state.seized
     seized.update(tids)
     group = ThreadGroup(tids)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from crd import syscalls
 from crd.engine.userspace.mem.layout import vdso_digest
-from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Process, Profile, Sharing
+from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Process, Profile, Served, Sharing
 from crd.image.profile import Zombie as ZombieRecord
 from crd.image.records import HeadArch, Task, comm_string
 from crd.native.memory import Memory
@@ -82,6 +83,8 @@ def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable) -
     writer.write(_process(captured, attributes))
     if captured.shared.files or captured.shared.directories:
         writer.write(Sharing(files=captured.shared.files, directories=captured.shared.directories))
+    if captured.served:
+        writer.write(Served(checkpoint=syscalls.NR_CHECKPOINT, restart=syscalls.NR_RESTART))
     writer.write(one.space.memory)
     for vma in one.space.vmas:
         writer.write(vma)

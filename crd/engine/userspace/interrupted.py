@@ -45,6 +45,13 @@ def begin_again(registers: Registers, memory: Memory) -> Registers:
     return again
 
 
+def returned(registers: Registers, result: int) -> Registers:
+    """Return the registers of a thread whose system call has just returned this."""
+    after = registers.copy()
+    after.rax, after.orig_rax = result, -1
+    return after
+
+
 def _named_in_code(registers: Registers, memory: Memory) -> int:
     """Find the number in the instructions before the call: ``mov $number, %eax`` as compilers and libraries write it.
 

@@ -24,6 +24,7 @@ from crd.image.profile import (
     Process,
     Profile,
     ResourceLimit,
+    Served,
     SharedPages,
     Sharing,
     SignalActions,
@@ -92,6 +93,11 @@ class Plan:
     limits: list[ResourceLimit] = field(default_factory=list)
     threads: list[Thread] = field(default_factory=list)
     records: _Kinds = field(default_factory=dict)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is under the filter of crctl run."""
+        return Served in self.records
 
     @property
     def pid(self) -> int:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from crd.engine.api import Files, Pids, RestartOptions, RestartResult
-from crd.engine.userspace import credentials, limits, threads
+from crd.engine.userspace import call_filter, credentials, limits, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement
 from crd.engine.userspace.mem import restore
@@ -56,6 +56,7 @@ class Restart:
         self._started = time.monotonic()
         self._options = options
         self._notes: list[str] = []
+        self._listeners: list[int] = []
         self._records: Iterator[Record] = verified(ImageReader(source))
         with _impossible_wishes():
             self.plan, self._first = read_plan(self._records)
@@ -90,7 +91,7 @@ class Restart:
             root = skeleton.root
             result = self._timed(RestartResult(
                 root_pid=root.pid, start_time=procfs.stat(root.pid).start_time, pids=tids, tasks=len(plan.processes),
-                threads=len(plan.threads), notes=tuple(self._notes)))
+                threads=len(plan.threads), notes=tuple(self._notes), listeners=tuple(self._listeners)))
             if confirm:
                 confirm(result)
             broker.keep()
@@ -116,6 +117,8 @@ class Restart:
             making.turn_to(plan)
             if not plan.sharing.directories:
                 _enter_directories(making)
+            if plan.is_served:
+                self._serve(skeleton[plan.pid], broker)
             tids |= threads.make(plan, skeleton[plan.pid], same_numbers=same_numbers)
         placement.number(making, {**skeleton.numbers, **tids})
         self._notes += making.notes
@@ -123,6 +126,13 @@ class Restart:
             self._complete(plan, skeleton, tids)
         placement.arm(making)
         return tids
+
+    def _serve(self, vessel: Vessel, broker: Broker) -> None:
+        """Have the calls of a process served again, if anybody will."""
+        if self._options.served and self._options.pids != Pids.NAMESPACE:
+            self._listeners.append(broker.hold(call_filter.restart(vessel)))
+        else:
+            self._notes.append(f"nobody serves the calls checkpoint and restart of process {vessel.pid}: ENOSYS")
 
     def _complete(self, plan: Plan, skeleton: Skeleton, tids: dict[int, int]) -> None:
         """Give a process all but its memory and files; it can make nothing any more, and stops if it was stopped."""

@@ -19,6 +19,7 @@ from crd.target.wording import process_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from crd.engine.userspace.caller import Caller
     from crd.target.model import Stat, Status
 
 _LET_GO_SECONDS = 1.0
@@ -41,6 +42,8 @@ class FrozenTree:
 
     Attributes:
         pid: of the root.
+        descendants: whether those belong to it.
+        caller: as of ``frozen``.
         processes: by pid.
         zombies: by pid.
         frozen_at: time.monotonic() before the first thread was seized.
@@ -49,6 +52,7 @@ class FrozenTree:
 
     pid: int
     descendants: bool
+    caller: Caller | None = None
     processes: dict[int, Frozen] = field(default_factory=dict)
     zombies: dict[int, Zombie] = field(default_factory=dict)
     frozen_at: float = 0.0
@@ -80,7 +84,7 @@ class FrozenTree:
         """
         for pid in Family(self.pid, descendants=self.descendants):
             try:
-                self._prepared[pid] = Frozen(pid)
+                self._prepared[pid] = Frozen(pid, caller=self.caller)
             except TargetGone:
                 if pid == self.pid:
                     raise
@@ -121,7 +125,7 @@ class FrozenTree:
         while self._is_new(pid):
             try:
                 if pid not in self._prepared:
-                    self._prepared[pid] = Frozen(pid)
+                    self._prepared[pid] = Frozen(pid, caller=self.caller)
                 self._prepared[pid].stop(deadline)
             except TargetGone:
                 if pid == self.pid:
@@ -164,19 +168,21 @@ class FrozenTree:
 
 
 @contextmanager
-def frozen(pid: int, seconds: float, *, descendants: bool = True) -> Iterator[FrozenTree]:
+def frozen(pid: int, seconds: float, *, descendants: bool = True,
+           caller: Caller | None = None) -> Iterator[FrozenTree]:
     """Stop all threads of a process and of its descendants for as long as the context lasts, or until they are thawed.
 
     Args:
         pid: of the process.
         seconds: how long the freeze itself may take.
         descendants: whether those are stopped, too.
+        caller: a thread that waits for this checkpoint: if it is of the tree, it stays stopped.
 
     Raises:
         as ``FrozenTree.stop``.
     """
     limits.raise_our_own()
-    tree = FrozenTree(pid, descendants)
+    tree = FrozenTree(pid, descendants, caller)
     with ExitStack() as stack:
         stack.callback(tree.close)
         tree.prepare()

@@ -47,6 +47,7 @@ from crd.image.profile import (
     Process,
     Profile,
     ResourceLimit,
+    Served,
     SharedPages,
     Sharing,
     SignalActions,
@@ -372,7 +373,7 @@ class TestTrees:
 
     def test_the_first_process_shares_with_nobody(self):
         records = make_records()
-        at = next(index for index, record in enumerate(records) if isinstance(record, MemoryLayout))
+        at = next(index for index, record in enumerate(records) if isinstance(record, Served))
         assert "the first process" in refused([*records[:at], Sharing(files=1, directories=1), *records[at:]]).message
 
     def test_shared_files_are_not_listed_twice(self):

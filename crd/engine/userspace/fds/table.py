@@ -49,7 +49,7 @@ class FileTable:
     locks: list[FileLock] = field(default_factory=list)
 
 
-def dump(pids: Sequence[int], objects: ObjectNumbers) -> FileTable:
+def dump(pids: Sequence[int], objects: ObjectNumbers, left_out: Entry | None = None) -> FileTable:
     """Describe all open files of stopped processes, what several of them have only once.
 
     What is borrowed from them to look closer is given back before this returns.
@@ -57,6 +57,7 @@ def dump(pids: Sequence[int], objects: ObjectNumbers) -> FileTable:
     Args:
         pids: of the processes, each with a file table of its own.
         objects: gives out objrefs.
+        left_out: is not described.
 
     Raises:
         TargetUnsupported: something of a kind, or in a state, that cannot be restarted was opened since the preflight.
@@ -68,7 +69,8 @@ def dump(pids: Sequence[int], objects: ObjectNumbers) -> FileTable:
         for pid in pids:
             pidfd = os.pidfd_open(pid)
             stack.callback(os.close, pidfd)
-            looked |= {(pid, fd): Description.look(pid, fd, pidfd) for fd in procfs.fd_numbers(pid)}
+            looked |= {(pid, fd): Description.look(pid, fd, pidfd) for fd in procfs.fd_numbers(pid)
+                       if (pid, fd) != left_out}
         stack.callback(lambda: _give_back([*looked.values(), *table.descriptions.values()]))
         _add_descriptors(table, looked)
         for kind, found in _by_kind(table).items():
