@@ -301,6 +301,14 @@ class InetMessage(Record, type=0x4352004D):
     data: Bytes
 
 
+class SeccompFilter(Record, type=0x43520062):
+    """A filter of seccomp(2)."""
+
+    objref: U32
+    flags: U32  # SECCOMP_FILTER_FLAG_LOG or 0
+    program: Bytes  # struct sock_filter, 8 bytes each
+
+
 TERMIOS_BYTES = 44
 
 
@@ -335,7 +343,7 @@ class TerminalEnd(Record, type=0x4352004F):
 
 OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
                                      Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket, Terminal,
-                                     TerminalEnd)
+                                     TerminalEnd, SeccompFilter)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)

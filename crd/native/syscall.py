@@ -16,6 +16,7 @@ class NR:
     MPROTECT = 10
     MUNMAP = 11
     RT_SIGACTION = 13
+    RT_SIGPROCMASK = 14
     MADVISE = 28
     DUP2 = 33
     GETITIMER = 36
@@ -27,6 +28,9 @@ class NR:
     SOCKETPAIR = 53
     CLONE = 56
     WAIT4 = 61
+    EXIT_GROUP = 231
+    PPOLL = 271
+    SECCOMP = 317
     FCNTL = 72
     CHDIR = 80
     FCHDIR = 81

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crd.engine.userspace import limits, numbers, scheduling
+from crd.engine.userspace import confinement, limits, numbers, scheduling
 from crd.engine.userspace.fds import placement, tcp_outside
 from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
@@ -219,6 +219,7 @@ def check(tree: TreePlan, options: RestartOptions) -> None:
             scheduling.check(thread)
     placement.check(tree.processes, must_be_same=options.files == "fail")
     tcp_outside.check(tree.root, options.tcp)
+    confinement.check(tree.processes)
     for plan in tree.processes:
         for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
             if not os.path.isdir(path) and not (path == plan.process.cwd and plan.process.cwd_object):

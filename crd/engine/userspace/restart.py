@@ -171,7 +171,7 @@ class Restart:
         vessel.run()
         parent_stays = plan is not self.plan.root or (self._options.reap and self._options.pids != Pids.NAMESPACE)
         for thread in reversed(plan.threads):
-            threads.become_itself(thread, vessel, tids[thread.tid], self._ours, parent_stays=parent_stays)
+            threads.become_itself(thread, plan, vessel, tids[thread.tid], self._ours, parent_stays=parent_stays)
         self._notes += _what_is_missing(plan, self._ours, parent_stays=parent_stays)
         if plan.process.dumpable in _DUMPABLE_SETTABLE:
             vessel.batch.call(NR.PRCTL, _PR_SET_DUMPABLE, plan.process.dumpable)
