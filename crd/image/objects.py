@@ -74,6 +74,20 @@ class SharedMemory(Record, type=0x43520014):
     bytes: U64
 
 
+class SysvMemory(Record, type=0x43520063):
+    """The segment of System V shared memory that the memory before it is (shmget(2))."""
+
+    objref: U32
+    number: U32  # shmid
+    key: U32  # 0 = IPC_PRIVATE
+    asked_bytes: U64
+    mode: U32  # permission bits
+    uid: U32
+    gid: U32
+    removed: U8  # IPC_RMID: it goes with whoever has it attached last
+    locked: U8  # SHM_LOCK
+
+
 class EventFd(Record, type=0x43520040):
     """eventfd(2)."""
 
@@ -349,7 +363,7 @@ OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, E
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
 """Open file descriptions, which descriptors refer to."""
 
-PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify}
+PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify, SysvMemory: SharedMemory}
 """What stands behind the object that it is in, and the kind of that."""
 
 BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, OutsideConnection, InetMessage,

@@ -18,6 +18,10 @@ class NR:
     RT_SIGACTION = 13
     RT_SIGPROCMASK = 14
     MADVISE = 28
+    SHMGET = 29
+    SHMAT = 30
+    SHMCTL = 31
+    SHMDT = 67
     DUP2 = 33
     GETITIMER = 36
     SETITIMER = 38

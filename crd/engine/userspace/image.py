@@ -69,8 +69,12 @@ def write_records(writer: ImageWriter, clocks_ns: tuple[int, int, int], processe
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(xstate)))
     writer.write(_profile(clocks_ns, processes, xstate))
     filters = confinement.records((one.captured.confined for one in processes), mapped.numbers)
-    for shared_object in (*files.object_records, *mapped.files.values(), *mapped.memories.values(), *filters.values()):
+    for shared_object in (*files.object_records, *mapped.files.values(), *filters.values()):
         writer.write(shared_object)
+    for identity, memory in mapped.memories.items():
+        writer.write(memory)
+        if segment := mapped.segments.get(identity):
+            writer.write(segment)
     for one in processes:
         _write_process(writer, one, files, filters)
     for zombie in zombies:

@@ -15,7 +15,7 @@ from crd.engine.api import Files, Pids, RestartOptions, RestartResult
 from crd.engine.userspace import credentials, limits, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement
-from crd.engine.userspace.mem import restore
+from crd.engine.userspace.mem import restore, sysv
 from crd.engine.userspace.namespace import restart_inside
 from crd.engine.userspace.plan import check, read_plan
 from crd.engine.userspace.sig import actions, pending
@@ -110,6 +110,7 @@ class Restart:
             making.turn_to(plan)
             restore.finish(plan, skeleton[plan.pid], broker, homes)
             _write_login_uid(plan, skeleton[plan.pid])
+        sysv.settle(making)
         placement.restart(making, plans)
         tids: dict[int, int] = {}
         for plan in plans:
