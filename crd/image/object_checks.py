@@ -35,7 +35,6 @@ from crd.image.objects import (
     SeccompFilter,
     SharedMemory,
     SignalFd,
-    SysvMemory,
     Terminal,
     TerminalEnd,
     TimerFd,
@@ -84,7 +83,6 @@ OPTIONS_MAX = 128
 MODE_MAX = 0o7777
 SEALS = 0x3F
 """F_SEAL_SEAL to F_SEAL_EXEC."""
-SYSV_NUMBER_MAX, SYSV_MODE_MAX = 2**31 - 1, 0o777
 WATCH_MAX = 2**31 - 1
 
 
@@ -137,18 +135,6 @@ def _check_shared_memory(record: SharedMemory, image: ImageState) -> None:
     _declare(image, record)
     need(0 < record.bytes <= ADDRESS_END and record.bytes % PAGE_BYTES == 0, f"has {record.bytes} bytes")
     image.shared[record.objref] = (record.bytes, 0)
-
-
-@check.register(SysvMemory)
-def _check_sysv_memory(record: SysvMemory, image: ImageState) -> None:
-    _need_whole(image, record.objref)
-    need(record.number <= SYSV_NUMBER_MAX, f"has the number {record.number}")
-    whole, _ = image.shared[record.objref]
-    need(0 < record.asked_bytes <= whole < record.asked_bytes + PAGE_BYTES, f"has {record.asked_bytes} bytes")
-    need(record.mode <= SYSV_MODE_MAX, f"has the mode {record.mode:o}")
-    for name in ("removed", "locked"):
-        need_flag(getattr(record, name), name)
-    image.whole = 0  # it is one segment only
 
 
 @check.register(EventFd)

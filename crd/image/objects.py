@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from crd.image.codec import Record, Struct
 from crd.image.fields import S32, S64, U8, U16, U32, U64, Bytes, Items, Text  # noqa: TC001  # evaluated when the classes are made
+from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 
 
 class Owner(Struct):
@@ -72,20 +73,6 @@ class SharedMemory(Record, type=0x43520014):
 
     objref: U32
     bytes: U64
-
-
-class SysvMemory(Record, type=0x43520063):
-    """The segment of System V shared memory that the memory before it is (shmget(2))."""
-
-    objref: U32
-    number: U32  # shmid
-    key: U32  # 0 = IPC_PRIVATE
-    asked_bytes: U64
-    mode: U32  # permission bits
-    uid: U32
-    gid: U32
-    removed: U8  # IPC_RMID: it goes with whoever has it attached last
-    locked: U8  # SHM_LOCK
 
 
 class EventFd(Record, type=0x43520040):
@@ -367,5 +354,5 @@ PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify
 """What stands behind the object that it is in, and the kind of that."""
 
 BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, OutsideConnection, InetMessage,
-                                     InetSending)
+                                     InetSending, SysvSemaphores, SysvQueue, SysvMessage)
 """What has no objref of its own, and refers to objects before it."""

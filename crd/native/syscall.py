@@ -21,7 +21,13 @@ class NR:
     SHMGET = 29
     SHMAT = 30
     SHMCTL = 31
+    SEMGET = 64
+    SEMCTL = 66
     SHMDT = 67
+    MSGGET = 68
+    MSGSND = 69
+    MSGRCV = 70
+    MSGCTL = 71
     DUP2 = 33
     GETITIMER = 36
     SETITIMER = 38

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crd.errors import TargetError
 from crd.target import procfs
 
 if TYPE_CHECKING:
@@ -40,8 +42,51 @@ class Segment:
 
 
 def segments() -> Iterator[Segment]:
-    """Yield all shared memory of our IPC namespace; raises TargetError where the kernel has none."""
-    for line in procfs.read("sysvipc", "shm").split("\n")[1:-1]:
-        key, number, mode, size, _, last_pid, attached, uid, gid, creator, *_ = line.split()
+    """Yield all shared memory of our IPC namespace; none where the kernel has none."""
+    for key, number, mode, size, _, last_pid, attached, uid, gid, creator, *_ in _lines("shm"):
         yield Segment(int(number), int(key) & 0xFFFF_FFFF, int(mode, 8), int(size), int(last_pid), int(attached),
                       int(uid), int(gid), int(creator))
+
+
+@dataclass(frozen=True, slots=True)
+class Semaphores:
+    """A set of semaphores; ``length``: how many."""
+
+    id: int
+    key: int
+    mode: int
+    length: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue of messages; ``last_sender`` and ``last_receiver`` are the pids of who used it last, 0 for nobody."""
+
+    id: int
+    key: int
+    mode: int
+    last_sender: int
+    last_receiver: int
+    uid: int
+    gid: int
+
+
+def semaphores() -> Iterator[Semaphores]:
+    """Yield all sets of semaphores of our IPC namespace; none where the kernel has none."""
+    for key, number, mode, length, uid, gid, *_ in _lines("sem"):
+        yield Semaphores(int(number), int(key) & 0xFFFF_FFFF, int(mode, 8), int(length), int(uid), int(gid))
+
+
+def queues() -> Iterator[Queue]:
+    """Yield all message queues of our IPC namespace; none where the kernel has none."""
+    for key, number, mode, _, _, last_sender, last_receiver, uid, gid, *_ in _lines("msg"):
+        yield Queue(int(number), int(key) & 0xFFFF_FFFF, int(mode, 8), int(last_sender), int(last_receiver), int(uid),
+                    int(gid))
+
+
+def _lines(name: str) -> Iterator[list[str]]:
+    with suppress(TargetError):  # CONFIG_SYSVIPC
+        for line in procfs.read("sysvipc", name).split("\n")[1:-1]:
+            yield line.split()

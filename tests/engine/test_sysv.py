@@ -14,6 +14,7 @@ from crd.errors import ResourceChanged, RestartUnsupported, TargetUnsupported
 from crd.target import sysv_ipc
 from tests.engine.images import restarted, taken
 from tests.engine.programs import interpreted
+from tests.support.victims import Victim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,3 +135,73 @@ def test_one_that_a_process_outside_has_attached(tmp_path: Path) -> None:
             taken(program)
         assert [reason.code for reason in refused.value.reasons] == ["memory.shared"]
         program.assert_unharmed()
+
+
+@contextmanager
+def queueing(directory: Path, *words: str) -> Iterator[tuple[Victim, int, int]]:
+    """A victim, its semaphores and its message queue."""
+    with Victim("queues", directory, *words) as victim:
+        key = 0x43530000 | victim.pid & 0xFFFF
+        semaphores, queue = LIBC.semget(key, 0, 0), LIBC.msgget(key, 0)
+        try:
+            yield victim, semaphores, queue
+        finally:
+            LIBC.semctl(semaphores, 0, 0)
+            LIBC.msgctl(queue, 0, None)
+
+
+def test_semaphores_and_messages_that_are_gone_are_made_again(tmp_path: Path) -> None:
+    with queueing(tmp_path) as (victim, semaphores, queue):
+        image = taken(victim)
+        assert LIBC.semctl(semaphores, 0, 0) == LIBC.msgctl(queue, 0, None) == 0
+        assert restarted(image, victim).notes == ()
+        victim.verify()
+
+
+def test_those_that_are_there_are_left_as_they_are(tmp_path: Path) -> None:
+    with queueing(tmp_path) as (victim, semaphores, queue):
+        image = taken(victim)
+        LIBC.semctl(semaphores, 1, 16, 9)  # SETVAL
+        notes = restarted(image, victim).notes
+        assert [note.partition(" was there")[0] for note in notes] == [
+            f"the set of System V semaphores {semaphores}", f"the System V message queue {queue}"]
+        assert LIBC.semctl(semaphores, 1, 12) == 9  # GETVAL
+
+
+def test_a_restart_that_is_called_off_makes_no_semaphores(tmp_path: Path) -> None:
+    class CalledOffError(Exception):
+        pass
+
+    def refuse(_: object) -> None:
+        raise CalledOffError
+
+    with queueing(tmp_path) as (victim, semaphores, queue):
+        image = taken(victim)
+        LIBC.semctl(semaphores, 0, 0)
+        LIBC.msgctl(queue, 0, None)
+        with image.open("rb") as file, pytest.raises(CalledOffError):
+            restart(file.fileno(), options=RestartOptions(), confirm=refuse)
+        assert semaphores not in {one.id for one in sysv_ipc.semaphores()}
+        assert queue not in {one.id for one in sysv_ipc.queues()}
+
+
+def test_a_key_of_semaphores_that_leads_elsewhere_now(tmp_path: Path) -> None:
+    with queueing(tmp_path) as (victim, semaphores, _queue):
+        image = taken(victim)
+        LIBC.semctl(semaphores, 0, 0)
+        other = LIBC.semget(0x43530000 | victim.pid & 0xFFFF, 1, 0o1600)
+        try:
+            with pytest.raises(ResourceChanged, match=f"semaphores {other} now, not {semaphores}"):
+                restarted(image)
+        finally:
+            LIBC.semctl(other, 0, 0)
+
+
+def test_operations_that_are_to_be_undone(tmp_path: Path) -> None:
+    """The kernel tells nobody what they are."""
+    with queueing(tmp_path, "undo") as (victim, _semaphores, _queue):
+        with pytest.raises(TargetUnsupported) as refused:
+            taken(victim)
+        assert [reason.code for reason in refused.value.reasons] == ["task.sem-undo"]
+        victim.assert_unharmed()
+        victim.verify()

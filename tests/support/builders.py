@@ -30,7 +30,6 @@ from crd.image.objects import (
     SharedMemory,
     SignalFd,
     SocketOption,
-    SysvMemory,
     Terminal,
     TerminalEnd,
     TimerFd,
@@ -70,6 +69,7 @@ from crd.image.profile import (
     Zombie,
 )
 from crd.image.records import HeadArch, Task, comm_string
+from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 from crd.image.writer import ImageWriter
 
 if TYPE_CHECKING:
@@ -238,6 +238,9 @@ def make_records() -> list[Record]:
         PipeData(objref=4, packet=0, data=b"hello"), PipeData(objref=4, packet=0, data=b"you"),
         make_pipe_end(5, 4), make_pipe_end(6, 4, flags=1), *make_special_files(),
         SeccompFilter(objref=30, flags=0, program=bytes(16)),
+        SysvSemaphores(number=6, key=77, mode=0o600, uid=0, gid=0, values=[1, 0, 32767]),
+        SysvQueue(number=6, key=77, mode=0o600, uid=0, gid=0, capacity_bytes=16384),
+        SysvMessage(queue=6, kind=1, data=b"waits"),
         SharedMemory(objref=31, bytes=2 * PAGE_BYTES),
         SysvMemory(objref=31, number=5, key=0, asked_bytes=8000, mode=0o600, uid=0, gid=0, removed=1, locked=0),
         Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"), make_process(),

@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 60.0
 NAMES = ("counter", "blocked", "vector", "fpu", "memory", "signals", "timers", "files", "pipes", "credentials",
          "robust", "stopped", "rwhog", "idle", "events",
          "epolls", "watches", "unnamed", "fifos", "locks", "unixes",
-         "inets", "terminals", "connections", "confined", "segments")
+         "inets", "terminals", "connections", "confined", "segments", "queues")
 """The programs of tests/victims that need no other; most exist as NAME-musl, statically linked, too."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from crd.engine.userspace import confinement, limits, numbers, scheduling
 from crd.engine.userspace.fds import placement, tcp_outside
+from crd.engine.userspace.ipc import messages, semaphores
 from crd.engine.userspace.mem import restore, sysv
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
@@ -227,6 +228,8 @@ def check(tree: TreePlan, options: RestartOptions) -> None:
         restore.check_program(plan, _stat_program(plan.process))
     if options.pids == "original":
         numbers.await_free(sorted(tree.numbers))
+    semaphores.check(tree.root)
+    messages.check(tree.root)
     sysv.check(tree.processes)  # whoever had those numbers has let go of it by now
 
 

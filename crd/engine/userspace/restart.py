@@ -15,6 +15,7 @@ from crd.engine.api import Files, Pids, RestartOptions, RestartResult
 from crd.engine.userspace import credentials, limits, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement
+from crd.engine.userspace.ipc import messages, semaphores
 from crd.engine.userspace.mem import restore, sysv
 from crd.engine.userspace.namespace import restart_inside
 from crd.engine.userspace.plan import check, read_plan
@@ -111,6 +112,7 @@ class Restart:
             restore.finish(plan, skeleton[plan.pid], broker, homes)
             _write_login_uid(plan, skeleton[plan.pid])
         sysv.settle(making)
+        making.notes += [*semaphores.restart(self.plan.root, broker), *messages.restart(self.plan.root, broker)]
         placement.restart(making, plans)
         tids: dict[int, int] = {}
         for plan in plans:

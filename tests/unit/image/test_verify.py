@@ -27,7 +27,6 @@ from crd.image.objects import (
     SeccompFilter,
     SharedMemory,
     SocketOption,
-    SysvMemory,
     Terminal,
     TerminalEnd,
     TimerFd,
@@ -61,6 +60,7 @@ from crd.image.profile import (
 )
 from crd.image.reader import ImageReader
 from crd.image.records import HeadArch, String, Tail, Task
+from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 from crd.image.verify import verified
 from tests.support.builders import (
     MEMORY_START,
@@ -201,6 +201,12 @@ RULES = [
     (InetMessage, 0, {"socket": 5}, "no INET_SOCKET"),
     (InetMessage, 0, {"address": "localhost"}, "address"),
     (InetMessage, 0, {"data": bytes(65536)}, "65536 bytes"),
+    (SysvSemaphores, 0, {"number": 1 << 31}, "number"),
+    (SysvSemaphores, 0, {"values": []}, "0 semaphores"),
+    (SysvSemaphores, 0, {"values": [32768]}, "more than 32767"),
+    (SysvQueue, 0, {"mode": 0o1000}, "mode"),
+    (SysvMessage, 0, {"queue": 7}, "queue 7"),
+    (SysvMessage, 0, {"kind": 0}, "kind 0"),
     (SysvMemory, 0, {"objref": 1}, "not the one before it"),
     (SysvMemory, 0, {"number": 1 << 31}, "number"),
     (SysvMemory, 0, {"asked_bytes": 4096}, "4096 bytes"),

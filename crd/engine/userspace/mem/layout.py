@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from crd.engine.userspace.capture import Capture
     from crd.engine.userspace.mem.shared import Copied
-    from crd.image.objects import SysvMemory
+    from crd.image.sysv import SysvMemory
     from crd.native.memory import Memory
     from crd.target.procfs import MapEntry
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace.fds import regular
 from crd.engine.userspace.mem import sysv
 from crd.errors import MemoryFault, ResourceChanged, RestartError
-from crd.image.objects import RegularFile, SharedMemory, SysvMemory
+from crd.image.objects import RegularFile, SharedMemory
 from crd.image.profile import (
     PAGE_BYTES,
     VMA_ANONYMOUS,
@@ -21,6 +21,7 @@ from crd.image.profile import (
     Pages,
     SharedPages,
 )
+from crd.image.sysv import SysvMemory
 from crd.native.memory import process_write_runs
 from crd.native.syscall import NR
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.errors import NativeError, ResourceChanged, RestartError, RestartUnsupported, TargetError
-from crd.image.objects import SysvMemory
 from crd.image.profile import VMA_SHARED_MEMORY
+from crd.image.sysv import SysvMemory
 from crd.native.syscall import NR, syscall
 from crd.target import sysv_ipc
 from crd.target.wording import process_name
