@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from crd.image.codec import Record
+    from crd.image.posix_queue import PosixQueue
 
 PID_MAX = 1 << 22
 ADDRESS_END = (1 << 47) - PAGE_BYTES
@@ -108,6 +109,7 @@ class ImageState:
     watches: set[int] = field(default_factory=set)  # of the INOTIFY declared last
     sockets: dict[int, int] = field(default_factory=dict)  # state of those not yet connected
     streams: dict[int, InetSocket] = field(default_factory=dict)  # connections of which only one end is known
+    queue: PosixQueue | None = None  # declared last
     sysv: set[tuple[type[Record], int]] = field(default_factory=set)  # numbers of semaphores and queues
     outside: set[int] = field(default_factory=set)  # those to processes that are not in the image
     pipe: Pipe | None = None

@@ -7,15 +7,9 @@ from __future__ import annotations
 
 from crd.image.codec import Record, Struct
 from crd.image.fields import S32, S64, U8, U16, U32, U64, Bytes, Items, Text  # noqa: TC001  # evaluated when the classes are made
+from crd.image.owner import Owner  # noqa: TC001
+from crd.image.posix_queue import PosixQueue, PosixQueueMessage, PosixQueueOpen
 from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
-
-
-class Owner(Struct):
-    """Who gets SIGIO for an open file description (F_GETOWN_EX), and which signal instead (F_GETSIG)."""
-
-    kind: U32  # F_OWNER_*
-    pid: S32  # 0 = nobody
-    signal: U32
 
 
 class RegularFile(Record, type=0x43520010):
@@ -344,13 +338,14 @@ class TerminalEnd(Record, type=0x4352004F):
 
 OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
                                      Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket, Terminal,
-                                     TerminalEnd, SeccompFilter)
+                                     TerminalEnd, SeccompFilter, PosixQueue, PosixQueueOpen)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
 """Open file descriptions, which descriptors refer to."""
 
-PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify, SysvMemory: SharedMemory}
+PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify, SysvMemory: SharedMemory,
+                                         PosixQueueMessage: PosixQueue}
 """What stands behind the object that it is in, and the kind of that."""
 
 BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, OutsideConnection, InetMessage,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crd.image import object_checks, sysv_checks  # noqa: F401  # register their checks
+from crd.image import object_checks, posix_queue_checks, sysv_checks  # noqa: F401  # register their checks
 from crd.image.checks import ImageState, MisfitError, check, need
 from crd.image.codec import Record, corrupt
 from crd.image.objects import BETWEEN, OBJECTS, PARTS, PipeData

@@ -20,7 +20,6 @@ from crd.image.objects import (
     Inotify,
     InotifyWatch,
     OutsideConnection,
-    Owner,
     PidFd,
     Pipe,
     PipeData,
@@ -39,6 +38,8 @@ from crd.image.objects import (
     UnnamedFile,
     UnnamedOpen,
 )
+from crd.image.owner import Owner
+from crd.image.posix_queue import PosixQueue, PosixQueueMessage, PosixQueueOpen
 from crd.image.profile import (
     LOCK_POSIX,
     PAGE_BYTES,
@@ -241,6 +242,9 @@ def make_records() -> list[Record]:
         SysvSemaphores(number=6, key=77, mode=0o600, uid=0, gid=0, values=[1, 0, 32767]),
         SysvQueue(number=6, key=77, mode=0o600, uid=0, gid=0, capacity_bytes=16384),
         SysvMessage(queue=6, kind=1, data=b"waits"),
+        PosixQueue(objref=32, name="/jobs", deleted=0, mode=0o600, uid=0, gid=0, messages_max=10, message_bytes=8192),
+        PosixQueueMessage(objref=32, priority=7, data=b"waits"),
+        PosixQueueOpen(objref=33, queue=32, flags=2, owner=NOBODY),
         SharedMemory(objref=31, bytes=2 * PAGE_BYTES),
         SysvMemory(objref=31, number=5, key=0, asked_bytes=8000, mode=0o600, uid=0, gid=0, removed=1, locked=0),
         Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"), make_process(),

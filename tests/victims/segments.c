@@ -102,14 +102,13 @@ int main(int argc, char **argv)
 	if (child == 0)
 		play();
 	victim_ready();
-	while (!victim_asked()) {
+	while (!victim_asked() || game->ball < 2) {
 		if (game->returned == game->ball)
 			game->ball++;
 		victim_rest();
 	}
 	uint64_t ball = game->ball;
 	EXPECT(victim_reaches(&game->returned, ball), "the child does not play");
-	EXPECT(ball > 1, "there was no game");
 	check();
 	game->end = 1;
 	int how = -1;

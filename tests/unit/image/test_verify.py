@@ -36,6 +36,7 @@ from crd.image.objects import (
     UnnamedFile,
     UnnamedOpen,
 )
+from crd.image.posix_queue import PosixQueue, PosixQueueMessage, PosixQueueOpen
 from crd.image.profile import (
     PAGE_BYTES,
     Confinement,
@@ -201,6 +202,14 @@ RULES = [
     (InetMessage, 0, {"socket": 5}, "no INET_SOCKET"),
     (InetMessage, 0, {"address": "localhost"}, "address"),
     (InetMessage, 0, {"data": bytes(65536)}, "65536 bytes"),
+    (PosixQueue, 0, {"name": "jobs"}, "no name"),
+    (PosixQueue, 0, {"name": "/a/b"}, "no name"),
+    (PosixQueue, 0, {"message_bytes": 0}, "room for"),
+    (PosixQueue, 0, {"mode": 0o1000}, "mode"),
+    (PosixQueueMessage, 0, {"objref": 31}, "not the one before it"),
+    (PosixQueueMessage, 0, {"data": bytes(8193)}, "8193 bytes"),
+    (PosixQueueMessage, 0, {"priority": 32768}, "priority 32768"),
+    (PosixQueueOpen, 0, {"queue": 31}, "no POSIX_QUEUE"),
     (SysvSemaphores, 0, {"number": 1 << 31}, "number"),
     (SysvSemaphores, 0, {"values": []}, "0 semaphores"),
     (SysvSemaphores, 0, {"values": [32768]}, "more than 32767"),

@@ -77,7 +77,7 @@ def found(pid: int) -> dict[str, Obstacle]:
     ("events", []), ("epolls", []), ("watches", []), ("unnamed", []),
     ("fifos", []), ("locks", []), ("unixes", []),
     ("inets", []), ("terminals", []), ("connections", []), ("confined", []),
-    ("segments", []), ("queues", [])])
+    ("segments", []), ("queues", []), ("mqueues", [])])
 def test_nothing_stands_in_the_way_of_the_victims(tmp_path: Path, name: str, arguments: list[int]) -> None:
     with Victim(name, tmp_path, *arguments) as victim:
         assert preflight.check(victim.pid, kcmp=kcmp).obstacles == ()
