@@ -24,6 +24,7 @@ need dbus command -v dbus-daemon
 need man-db command -v man
 need groff-base command -v groff
 need prometheus command -v prometheus
+need iproute2 command -v ip
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

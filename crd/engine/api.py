@@ -123,6 +123,17 @@ class Files(StrEnum):
     FAIL = "fail"
 
 
+class Tcp(StrEnum):
+    """What becomes of connections of TCP to processes that are not in the image."""
+
+    AUTO = "auto"
+    """Those go on whose other end has not been told anything; the others are over, as their program is told."""
+    ESTABLISHED = "established"
+    """They all go on, or nothing is restarted."""
+    CLOSE = "close"
+    """They are all over, as both ends are told."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartOptions:
     """How to restart an image.
@@ -130,6 +141,7 @@ class RestartOptions:
     Attributes:
         pids: which numbers the tasks get.
         files: what is done about open files that have changed.
+        tcp: what becomes of connections to others.
         served: the caller will serve the calls of what ran under ``crctl run`` (``RestartResult.listeners``).
         reap: the caller stays as their parent (``wait_for_root``), so a parent-death signal makes sense.
         only_uid: refuse images of tasks that are not this user's (``crd.target.owner``); None: whoever they are of.
@@ -139,6 +151,7 @@ class RestartOptions:
 
     pids: Pids = Pids.ORIGINAL
     files: Files = Files.KEEP
+    tcp: Tcp = Tcp.AUTO
     served: bool = False
     reap: bool = False
     only_uid: int | None = None
@@ -223,7 +236,7 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
         from crd.engine.kernel.dump import checkpoint as have_written
 
         return have_written(pid, fd, calls, options, crids=crids, commit=commit)
-    if found := obstacles(pid, kcmp=kcmp, tree=options.tree, waiting=caller.tid if caller else 0, stops=True,
+    if found := obstacles(pid, kcmp=kcmp, tree=options.tree, waiting=caller.tid if caller else 0,
                           left_out=options.left_out):
         raise TargetUnsupported(reasons=found, pid=pid)
     crids.check()
@@ -233,6 +246,8 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
             commit(result)
         for captured in image.captures if options.after != After.RUN else ():
             _send(captured.pid, signal.SIGKILL if options.after == After.KILL else signal.SIGSTOP)
+        if image.leaving:
+            image.leaving.leave()
     return result
 
 

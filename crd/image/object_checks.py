@@ -22,14 +22,17 @@ from crd.image.objects import (
     EventFd,
     InetConnection,
     InetMessage,
+    InetSending,
     InetSocket,
     Inotify,
     InotifyWatch,
+    OutsideConnection,
     PidFd,
     Pipe,
     PipeData,
     PipeEnd,
     RegularFile,
+    SeccompFilter,
     SharedMemory,
     SignalFd,
     Terminal,
@@ -65,6 +68,15 @@ FAMILIES = {2: 4, 10: 6}
 PORT_MAX = 0xFFFF
 TERMINALS_MAX = 1 << 20
 """NR_UNIX98_PTY_MAX."""
+TCP_STATES = {1, 4, 5, 8, 9, 11}
+"""Those of a connection: TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING."""
+FILTER_FLAG_LOG = 2
+"""SECCOMP_FILTER_FLAG_LOG."""
+FILTER_INSTRUCTION_BYTES = 8
+FILTER_INSTRUCTIONS_MAX = 4096
+"""BPF_MAXINSNS."""
+WINDOW_SCALE_MAX = 14
+"""RFC 7323."""
 DATAGRAM_BYTES_MAX = 0xFFFF
 BACKLOG_MAX = 2**31 - 1
 OPTIONS_MAX = 128
@@ -74,7 +86,8 @@ SEALS = 0x3F
 WATCH_MAX = 2**31 - 1
 
 
-def _declare(image: ImageState, record: Record) -> None:
+def declare(image: ImageState, record: Record) -> None:
+    """Take note of a shared object."""
     objref: int = record.objref  # type: ignore[attr-defined]
     need(objref and objref not in image.objects, f"takes the objref {objref} a second time")
     image.objects[objref] = type(record)
@@ -87,7 +100,7 @@ def _need_whole(image: ImageState, objref: int) -> None:
 
 @check.register(RegularFile)
 def _check_file(record: RegularFile, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     need(record.path, "has no path")
     need(record.position <= FILE_OFFSET_MAX and record.size <= FILE_OFFSET_MAX, "has a size or position above 2**63")
     need_flag(record.mapped, "mapped")
@@ -95,7 +108,7 @@ def _check_file(record: RegularFile, image: ImageState) -> None:
 
 @check.register(Pipe)
 def _check_pipe(record: Pipe, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     need(record.data_bytes <= record.capacity_bytes, "holds more than its capacity")
     need(record.path.startswith("/") or not record.path, "has no absolute path")
     need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
@@ -113,28 +126,28 @@ def _check_pipe_data(record: PipeData, image: ImageState) -> None:
 
 @check.register(PipeEnd)
 def _check_pipe_end(record: PipeEnd, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     image.need_object(record.pipe, Pipe)
     need_flag(record.hung_up, "hung_up")
 
 
 @check.register(SharedMemory)
 def _check_shared_memory(record: SharedMemory, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     need(0 < record.bytes <= ADDRESS_END and record.bytes % PAGE_BYTES == 0, f"has {record.bytes} bytes")
     image.shared[record.objref] = (record.bytes, 0)
 
 
 @check.register(EventFd)
 def _check_event_fd(record: EventFd, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     need(record.count <= EVENT_COUNT_MAX, f"has the count {record.count}")
     need_flag(record.semaphore, "semaphore")
 
 
 @check.register(TimerFd)
 def _check_timer_fd(record: TimerFd, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     need(record.clock in TIMER_CLOCKS, f"is of clock {record.clock}")
     need(record.set_flags <= TIMER_FLAGS, f"has the flags {record.set_flags:#x}")
     need(max(record.value_ns, record.interval_ns, record.taken_realtime_ns) <= TIME_NS_MAX, "has a time above 2**62 ns")
@@ -142,17 +155,17 @@ def _check_timer_fd(record: TimerFd, image: ImageState) -> None:
 
 @check.register(SignalFd)
 def _check_signal_fd(record: SignalFd, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
 
 
 @check.register(Epoll)
 def _check_epoll(record: Epoll, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
 
 
 @check.register(Inotify)
 def _check_inotify(record: Inotify, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     image.watches = set()
 
 
@@ -166,13 +179,13 @@ def _check_inotify_watch(record: InotifyWatch, image: ImageState) -> None:
 
 @check.register(PidFd)
 def _check_pid_fd(record: PidFd, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     need(record.pid == -1 or 0 < record.pid <= PID_MAX, f"is of pid {record.pid}")
 
 
 @check.register(UnnamedFile)
 def _check_unnamed_file(record: UnnamedFile, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     need(UNNAMED_MEMORY <= record.kind <= UNNAMED_DIRECTORY, f"is of unknown kind {record.kind}")
     if record.kind != UNNAMED_MEMORY:
         need(record.path.startswith("/"), "has no absolute path")
@@ -186,14 +199,14 @@ def _check_unnamed_file(record: UnnamedFile, image: ImageState) -> None:
 
 @check.register(UnnamedOpen)
 def _check_unnamed_open(record: UnnamedOpen, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     image.need_object(record.file, UnnamedFile)
     need(record.position <= FILE_OFFSET_MAX, "has a position above 2**63")
 
 
 @check.register(UnixSocket)
 def _check_unix_socket(record: UnixSocket, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     need(record.kind in SOCKET_KINDS, f"is of unknown kind {record.kind}")
     need(record.state <= UNIX_RESET, f"has the unknown state {record.state}")
     need(record.state in {UNIX_IDLE, UNIX_CONNECTED} or record.kind != DATAGRAMS, "is of datagrams, but listens")
@@ -231,7 +244,7 @@ def _check_unix_message(record: UnixMessage, image: ImageState) -> None:
 
 @check.register(InetSocket)
 def _check_inet_socket(record: InetSocket, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     need(record.family in FAMILIES, f"is of family {record.family}")
     need(record.kind in {STREAMS, DATAGRAMS}, f"is of unknown kind {record.kind}")
     need_flag(record.listening, "listening")
@@ -255,6 +268,22 @@ def _check_inet_connection(record: InetConnection, image: ImageState) -> None:
          f"connects objects {record.one} and {record.other}, which are no ends of one connection")
 
 
+@check.register(OutsideConnection)
+def _check_outside_connection(record: OutsideConnection, image: ImageState) -> None:
+    need(image.streams.pop(record.socket, None), f"is of object {record.socket}, which is no end of a connection")
+    need(record.state in TCP_STATES, f"has the state {record.state}")
+    need(max(record.send_scale, record.receive_scale) <= WINDOW_SCALE_MAX, "has a window scale above 14")
+    for name in ("scaled", "selective", "stamped"):
+        need_flag(getattr(record, name), name)
+    image.outside.add(record.socket)
+
+
+@check.register(InetSending)
+def _check_inet_sending(record: InetSending, image: ImageState) -> None:
+    need(record.socket in image.outside, f"is of object {record.socket}, which is no connection to others")
+    need(len(record.data) <= DATAGRAM_BYTES_MAX, f"has {len(record.data)} bytes")
+
+
 @check.register(InetMessage)
 def _check_inet_message(record: InetMessage, image: ImageState) -> None:
     image.need_object(record.socket, InetSocket)
@@ -262,9 +291,17 @@ def _check_inet_message(record: InetMessage, image: ImageState) -> None:
     _need_address(record.address, record.port, 0)
 
 
+@check.register(SeccompFilter)
+def _check_seccomp_filter(record: SeccompFilter, image: ImageState) -> None:
+    declare(image, record)
+    need(record.flags in {0, FILTER_FLAG_LOG}, f"has the flags {record.flags:#x}")
+    length, rest = divmod(len(record.program), FILTER_INSTRUCTION_BYTES)
+    need(1 <= length <= FILTER_INSTRUCTIONS_MAX and not rest, f"has a program of {len(record.program)} bytes")
+
+
 @check.register(Terminal)
 def _check_terminal(record: Terminal, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     need(record.index < TERMINALS_MAX, f"has the number {record.index}")
     need(len(record.settings) == TERMIOS_BYTES, f"has {len(record.settings)} bytes of settings")
     need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
@@ -274,7 +311,7 @@ def _check_terminal(record: Terminal, image: ImageState) -> None:
 
 @check.register(TerminalEnd)
 def _check_terminal_end(record: TerminalEnd, image: ImageState) -> None:
-    _declare(image, record)
+    declare(image, record)
     image.need_object(record.terminal, Terminal)
     need_flag(record.master, "master")
 

@@ -7,14 +7,9 @@ from __future__ import annotations
 
 from crd.image.codec import Record, Struct
 from crd.image.fields import S32, S64, U8, U16, U32, U64, Bytes, Items, Text  # noqa: TC001  # evaluated when the classes are made
-
-
-class Owner(Struct):
-    """Who gets SIGIO for an open file description (F_GETOWN_EX), and which signal instead (F_GETSIG)."""
-
-    kind: U32  # F_OWNER_*
-    pid: S32  # 0 = nobody
-    signal: U32
+from crd.image.owner import Owner  # noqa: TC001
+from crd.image.posix_queue import PosixQueue, PosixQueueMessage, PosixQueueOpen
+from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 
 
 class RegularFile(Record, type=0x43520010):
@@ -263,6 +258,35 @@ class InetConnection(Record, type=0x43520050):
     other: U32  # objref
 
 
+class OutsideConnection(Record, type=0x43520060):
+    """A connection of TCP whose other end is not in the image."""
+
+    socket: U32  # objref
+    state: U8  # TCP_* of include/net/tcp_states.h
+    send_sequence: U32  # behind all that was written, its end included
+    receive_sequence: U32  # behind all that was received, its end included
+    unsent_bytes: U32  # of what was written
+    segment_bytes: U32  # TCP_MAXSEG
+    scaled: U8  # window scaling was agreed upon
+    send_scale: U8
+    receive_scale: U8
+    selective: U8  # SACK was agreed upon
+    stamped: U8  # timestamps were agreed upon
+    timestamp: U32  # TCP_TIMESTAMP
+    window_sequence: U32  # struct tcp_repair_window: snd_wl1
+    send_window: U32
+    largest_window: U32
+    receive_window: U32
+    receive_window_from: U32  # rcv_wup
+
+
+class InetSending(Record, type=0x43520061):
+    """What the other end of such a connection has not acknowledged, in order: a piece of the stream."""
+
+    socket: U32  # objref
+    data: Bytes
+
+
 class InetMessage(Record, type=0x4352004D):
     """What waits in a socket, in order: a datagram, or a piece of the stream of a connection."""
 
@@ -270,6 +294,14 @@ class InetMessage(Record, type=0x4352004D):
     address: Text  # of the sender of a datagram
     port: U32
     data: Bytes
+
+
+class SeccompFilter(Record, type=0x43520062):
+    """A filter of seccomp(2)."""
+
+    objref: U32
+    flags: U32  # SECCOMP_FILTER_FLAG_LOG or 0
+    program: Bytes  # struct sock_filter, 8 bytes each
 
 
 TERMIOS_BYTES = 44
@@ -306,14 +338,16 @@ class TerminalEnd(Record, type=0x4352004F):
 
 OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
                                      Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket, Terminal,
-                                     TerminalEnd)
+                                     TerminalEnd, SeccompFilter, PosixQueue, PosixQueueOpen)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
 """Open file descriptions, which descriptors refer to."""
 
-PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify}
+PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify, SysvMemory: SharedMemory,
+                                         PosixQueueMessage: PosixQueue}
 """What stands behind the object that it is in, and the kind of that."""
 
-BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, InetMessage)
+BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, OutsideConnection, InetMessage,
+                                     InetSending, SysvSemaphores, SysvQueue, SysvMessage)
 """What has no objref of its own, and refers to objects before it."""

@@ -8,11 +8,14 @@ import struct
 import time
 from dataclasses import dataclass, fields
 from itertools import count
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from crd.errors import NativeError
 from crd.native.check import call
 from crd.native.ffi import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OPTION_TRACESYSGOOD = 1
 OPTION_TRACEVFORK = 1 << 2
@@ -25,13 +28,12 @@ EVENT_STOP = 128
 
 _SEIZE, _INTERRUPT, _CONT, _SYSCALL, _DETACH, _SETOPTIONS = 0x4206, 0x4207, 7, 24, 17, 0x4200
 _GETEVENTMSG, _GETSIGINFO, _GETSIGMASK, _SETSIGMASK, _GET_RSEQ = 0x4201, 0x4202, 0x420A, 0x420B, 0x420F
-_SECCOMP_GET_FILTER = 0x420C
-_FILTER_BYTES_MAX = 4096 * 8
 _NT_PRSTATUS, _NT_X86_XSTATE = 1, 0x202
 _XSTATE_BYTES_MAX = 64 << 10
 _SIGINFO_BYTES = 128
 _LAYOUT = struct.Struct("<27Q")
 _WORD = (1 << 64) - 1
+_FILTER_INSTRUCTIONS_MAX = 4096
 
 
 @dataclass(slots=True)
@@ -313,25 +315,22 @@ def _rseq_request(tid: int, buffer: object) -> None:
     call(lib.crd_ptrace_buffer, _GET_RSEQ, tid, 24, buffer, b"ptrace GET_RSEQ_CONFIGURATION")
 
 
-def has_only_filter(tid: int, program: bytes) -> bool:
-    """Whether a stopped tracee has filters of seccomp(2), and each is this one (struct sock_filter[]).
-
-    False, too, where we may not look: that takes CAP_SYS_ADMIN and no filter of our own.
-    """
-    expected = program.ljust(_FILTER_BYTES_MAX, b"\0")
-    for index in count():
-        buffer = ffi.new("unsigned char[]", _FILTER_BYTES_MAX)  # zero; and no program ends with an instruction that is
-        try:
-            call(lib.crd_ptrace_buffer, _SECCOMP_GET_FILTER, tid, index, buffer, b"ptrace SECCOMP_GET_FILTER")
-        except NativeError as error:
-            return index > 0 and error.errno == errno.ENOENT  # there is no filter of that number
-        if bytes(ffi.buffer(buffer)) != expected:
-            return False
-    raise AssertionError
-
-
 def robust_list(tid: int) -> tuple[int, int]:
     """Return head and length of the thread's robust futex list (get_robust_list(2))."""
     head, length = ffi.new("uint64_t *"), ffi.new("uint64_t *")
     call(lib.crd_robust_list_get, tid, head, length)
     return int(head[0]), int(length[0])
+
+
+def seccomp_filters(tid: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the filters of seccomp(2) of a stopped tracee, flags and program, those installed first at the front.
+
+    Raises:
+        NativeError: EACCES: we have no CAP_SYS_ADMIN, or are confined ourselves.
+    """
+    instructions, n, flags = ffi.new("uint64_t[]", _FILTER_INSTRUCTIONS_MAX), ffi.new("int *"), ffi.new("uint64_t *")
+    for index in count():
+        call(lib.crd_seccomp_filter_get, tid, index, instructions, n, flags)
+        if not n[0]:
+            return
+        yield int(flags[0]), bytes(ffi.buffer(instructions, n[0] * 8))

@@ -7,7 +7,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
-from crd.target import inet_obstacles, nameless, procfs, terminals, unix_obstacles, unnamed
+from crd.target import inet_obstacles, message_queues, nameless, procfs, terminals, unix_obstacles, unnamed
 from crd.target.descriptors import open_descriptors
 from crd.target.holders import pipe_inode
 from crd.target.paths import Reach, reach
@@ -73,6 +73,9 @@ def descriptors(pid: int, inside: Family, holders: Mapping[int, list[int]],
 def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
     mode = entry.file.st_mode
     if pipe_inode(entry.link) is not None or (stat.S_ISCHR(mode) and entry.file.st_rdev in MEMORY_DEVICES):
+        return
+    if (of_queue := message_queues.obstacles(entry, look)) is not None:
+        yield from of_queue
         return
     if rule := nameless.RULES.get(nameless.kind(entry.link)):
         yield from rule(entry, look)

@@ -67,10 +67,12 @@ def _pipes_of(pid: int) -> set[int]:
 def _links(pid: int) -> dict[int, str]:
     """Return the link of each descriptor; of none if the process has ended, or is not ours to look at."""
     directory = procfs.PROC / str(pid) / "fd"
-    try:
-        return {int(name): os.readlink(directory / name) for name in os.listdir(directory)}
-    except OSError:
-        return {}
+    links: dict[int, str] = {}
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            with suppress(OSError):  # closed meanwhile
+                links[int(name)] = os.readlink(directory / name)
+    return links
 
 
 def description_holders(pid: int, links: Mapping[int, str], inside: Family,

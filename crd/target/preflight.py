@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crd.errors import Obstacle, TargetGone, TargetNotFound
 from crd.target import file_obstacles, memory_obstacles, permission, procfs, task_obstacles
 from crd.target.holders import Holders
-from crd.target.model import SECCOMP_FILTER, CheckReport
+from crd.target.model import CheckReport
 from crd.target.tree import Family
 from crd.target.wording import printable, process_name
 
@@ -37,7 +37,7 @@ def check(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True) -> CheckRepo
 
 
 def obstacles(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True, waiting: int = 0,
-              stops: bool = False, left_out: tuple[int, int] | None = None) -> tuple[Obstacle, ...]:
+              left_out: tuple[int, int] | None = None) -> tuple[Obstacle, ...]:
     """Return all that stands in the way of a checkpoint, the most important first, process by process.
 
     Args:
@@ -45,7 +45,6 @@ def obstacles(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True, waiting:
         kcmp: kcmp(2), such as ``crd.native.syscall.kcmp``; without it sharing between processes goes unseen.
         tree: its descendants are to be saved, too.
         waiting: a thread that waits for this checkpoint, and for nothing else.
-        stops: the threads will be stopped and looked at more closely: what kind of seccomp filter there is shows then.
         left_out: a pid and a descriptor of it that is not to be saved.
 
     Raises:
@@ -61,8 +60,7 @@ def obstacles(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True, waiting:
     holders = Holders.outside(members)
     for member in members:
         try:
-            found[member] += _all(member, members, holders, kcmp, waiting=waiting, stops=stops,
-                                  left_out=left_out)
+            found[member] += _all(member, members, holders, kcmp, waiting=waiting, left_out=left_out)
         except TargetGone:
             if member == pid:
                 raise
@@ -90,7 +88,7 @@ def _find(pid: int) -> str:
 
 
 def _all(pid: int, members: Family, holders: Holders, kcmp: Kcmp | None, *, waiting: int,
-         stops: bool, left_out: tuple[int, int] | None) -> Iterator[Obstacle]:
+         left_out: tuple[int, int] | None) -> Iterator[Obstacle]:
     statuses = task_obstacles.thread_statuses(pid)
     tids = list(statuses)
     yield from task_obstacles.tracing(statuses)
@@ -99,8 +97,7 @@ def _all(pid: int, members: Family, holders: Holders, kcmp: Kcmp | None, *, wait
         return
     yield from task_obstacles.architecture(pid)
     yield from task_obstacles.freezing(pid, {tid: status for tid, status in statuses.items() if tid != waiting})
-    yield from task_obstacles.confinement({tid: status for tid, status in statuses.items()
-                                           if not (stops and status.seccomp == SECCOMP_FILTER)})
+    yield from task_obstacles.confinement(statuses)
     yield from task_obstacles.namespaces(pid, tids)
     if kcmp is not None:
         yield from task_obstacles.loners(pid, tids, kcmp)

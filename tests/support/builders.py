@@ -15,15 +15,17 @@ from crd.image.objects import (
     EventFd,
     InetConnection,
     InetMessage,
+    InetSending,
     InetSocket,
     Inotify,
     InotifyWatch,
-    Owner,
+    OutsideConnection,
     PidFd,
     Pipe,
     PipeData,
     PipeEnd,
     RegularFile,
+    SeccompFilter,
     SharedMemory,
     SignalFd,
     SocketOption,
@@ -36,6 +38,8 @@ from crd.image.objects import (
     UnnamedFile,
     UnnamedOpen,
 )
+from crd.image.owner import Owner
+from crd.image.posix_queue import PosixQueue, PosixQueueMessage, PosixQueueOpen
 from crd.image.profile import (
     LOCK_POSIX,
     PAGE_BYTES,
@@ -44,6 +48,7 @@ from crd.image.profile import (
     VMA_PRIVATE_FILE,
     VMA_SHARED_MEMORY,
     Capabilities,
+    Confinement,
     EpollTarget,
     FileDescriptor,
     FileLock,
@@ -66,6 +71,7 @@ from crd.image.profile import (
     Zombie,
 )
 from crd.image.records import HeadArch, Task, comm_string
+from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 from crd.image.writer import ImageWriter
 
 if TYPE_CHECKING:
@@ -123,6 +129,13 @@ def make_stream(objref: int, local_port: int, remote_port: int) -> InetSocket:
                       remote_port=remote_port, options=[])
 
 
+def make_outside_connection(socket: int) -> OutsideConnection:
+    return OutsideConnection(
+        socket=socket, state=1, send_sequence=1000, receive_sequence=2000, unsent_bytes=3, segment_bytes=1460, scaled=1,
+        send_scale=7, receive_scale=7, selective=1, stamped=1, timestamp=77, window_sequence=2000, send_window=65536,
+        largest_window=65536, receive_window=65536, receive_window_from=2000)
+
+
 def make_special_files() -> list[Record]:
     """Objects from 10 on: at least one description of every kind that has no name."""
     common = {"flags": 2, "owner": NOBODY}
@@ -144,6 +157,7 @@ def make_special_files() -> list[Record]:
         InetSocket(objref=21, **common, family=2, kind=2, listening=0, shutdown=0, backlog=0, local_address="127.0.0.1",
                    local_port=4000, scope=0, remote_address="127.0.0.2", remote_port=53, options=[]),
         make_stream(24, 5000, 80), make_stream(25, 80, 5000), InetConnection(one=24, other=25),
+        make_stream(26, 5001, 80), make_outside_connection(26), InetSending(socket=26, data=b"on its way"),
         InetMessage(socket=21, address="127.0.0.2", port=53, data=b"hello"),
         Terminal(objref=22, index=3, settings=bytes(TERMIOS_BYTES), rows=24, columns=80, width=0, height=0, locked=0,
                  packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5),
@@ -225,6 +239,15 @@ def make_records() -> list[Record]:
         Pipe(objref=4, inode=99, capacity_bytes=65536, data_bytes=8, path="", device=14, mode=0o600, deleted=0),
         PipeData(objref=4, packet=0, data=b"hello"), PipeData(objref=4, packet=0, data=b"you"),
         make_pipe_end(5, 4), make_pipe_end(6, 4, flags=1), *make_special_files(),
+        SeccompFilter(objref=30, flags=0, program=bytes(16)),
+        SysvSemaphores(number=6, key=77, mode=0o600, uid=0, gid=0, values=[1, 0, 32767]),
+        SysvQueue(number=6, key=77, mode=0o600, uid=0, gid=0, capacity_bytes=16384),
+        SysvMessage(queue=6, kind=1, data=b"waits"),
+        PosixQueue(objref=32, name="/jobs", deleted=0, mode=0o600, uid=0, gid=0, messages_max=10, message_bytes=8192),
+        PosixQueueMessage(objref=32, priority=7, data=b"waits"),
+        PosixQueueOpen(objref=33, queue=32, flags=2, owner=NOBODY),
+        SharedMemory(objref=31, bytes=2 * PAGE_BYTES),
+        SysvMemory(objref=31, number=5, key=0, asked_bytes=8000, mode=0o600, uid=0, gid=0, removed=1, locked=0),
         Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"), make_process(),
         Served(checkpoint=387, restart=388), make_memory_layout(),
         make_vma(MEMORY_START), make_vma(MEMORY_START + 4 * PAGE_BYTES, kind=VMA_PRIVATE_FILE, objref=1),
@@ -239,7 +262,8 @@ def make_records() -> list[Record]:
         IntervalTimer(which=0, value_us=500_000, interval_us=1_000_000),
         PosixTimer(timer_id=0, clock=1, notify=0, signal=14, tid=0, value=0, value_ns=10**9, interval_ns=0, overrun=0),
         ResourceLimit(resource=7, soft=1024, hard=2**64 - 1),
-        make_thread(), make_thread(PID + 1), PendingSignal(tid=PID + 1, siginfo=SIGINFO),
+        make_thread(), make_thread(PID + 1), Confinement(tid=PID + 1, filters=[30, 30]),
+        PendingSignal(tid=PID + 1, siginfo=SIGINFO),
         SharedPages(objref=2, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
         SharedPages(objref=16, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
         make_pages(), make_pages(address=MEMORY_START + 3 * PAGE_BYTES, pages=2, fill=0xCD),

@@ -8,8 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from crd import syscalls
-from crd.engine.userspace import attributes, credentials, limits, scheduling
+from crd.engine.userspace import attributes, confinement, credentials, limits, scheduling
 from crd.engine.userspace.fds import unnamed
 from crd.engine.userspace.interrupted import begin_again, returned
 from crd.engine.userspace.interview import interview
@@ -20,11 +19,9 @@ from crd.engine.userspace.snapshot import stub_places
 from crd.engine.userspace.timers import interval, posix
 from crd.errors import Obstacle, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
-from crd.native import tracee
 from crd.native.inject import Injector
 from crd.native.syscall import NR, kcmp
-from crd.target import procfs, task_obstacles
-from crd.target.model import SECCOMP_FILTER
+from crd.target import procfs
 from crd.target.paths import DELETED
 
 if TYPE_CHECKING:
@@ -32,6 +29,7 @@ if TYPE_CHECKING:
 
     from crd.engine.userspace.attributes import Attributes
     from crd.engine.userspace.caller import Caller
+    from crd.engine.userspace.confinement import Confined
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.interview import Interview
@@ -108,8 +106,7 @@ class Capture:
     pid: int
     known: Known
     stat: Stat
-    statuses: dict[int, Status]  # of some threads; of the others their text is in the group
-    served: bool  # the filter of crd.syscalls is on it
+    confined: Confined
     group: ThreadGroup
     told: Interview
     scheduling: dict[int, Scheduling]
@@ -136,7 +133,7 @@ class Capture:
 
     def status(self, tid: int) -> Status:
         """Return the status of a thread in the stop."""
-        return self.statuses.get(tid) or procfs.parsed_status(self.group.status(tid))
+        return self.confined.statuses.get(tid) or procfs.parsed_status(self.group.status(tid))
 
 
 def know(pid: int) -> Known:
@@ -180,7 +177,7 @@ def injector(frozen: Frozen, entries: list[MapEntry]) -> Injector:
 
 
 def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Known, mapped: MappedObjects,
-            relatives: Container[int], *, everything: bool) -> Capture:
+            relatives: Container[int], confined: Confined, *, everything: bool) -> Capture:
     """Read a stopped process.
 
     Args:
@@ -190,6 +187,7 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         known: what was read before.
         mapped: the objects of all processes.
         relatives: pids of all processes.
+        confined: what seccomp(2) keeps it from.
         everything: ask it also what a snapshot child could be asked later.
 
     Raises:
@@ -197,14 +195,14 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         InjectionInterrupted: a signal came; let go and try again.
     """
     pid = frozen.pid
-    statuses, served = _refuse_confined(frozen)
-    told = interview(frozen, stubs, entries, _THREAD_QUESTIONS,
-                     [*_PROCESS_QUESTIONS, *(attributes.QUESTIONS if everything else ())])
+    about_process = [*_PROCESS_QUESTIONS, *(attributes.QUESTIONS if everything else ())]
+    confined.need([*_THREAD_QUESTIONS, *about_process])
+    told = interview(frozen, stubs, entries, _THREAD_QUESTIONS, about_process,
+                     at_once=not confined.forbids(confinement.SURVEY))
     stat = procfs.stat(pid)
     shared = _shared(pid, stat.parent_pid if stat.parent_pid in relatives else 0)
     found = Capture(
-        pid=pid, known=known, stat=stat, statuses=statuses, served=served, group=frozen.group, told=told,
-        entries=entries,
+        pid=pid, known=known, stat=stat, confined=confined, group=frozen.group, told=told, entries=entries,
         scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
         shared=shared,
         subreaper=bool(told.of_process[0].number(0, 4)),
@@ -215,6 +213,7 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         interval_timers=interval.dump(told.of_process[1:4]), auxv=procfs.read_bytes(pid, "auxv"),
         attributes=attributes.Attributes.told(told.of_process[len(_PROCESS_QUESTIONS):]) if everything else None)
     if timers := procfs.posix_timers(pid):
+        confined.need(posix.ANY_QUESTIONS)
         found.posix_timers = posix.dump(timers, TargetAsker(stubs, pid, frozen.registers))
     for entry in entries:
         if layout.kind(entry) == VMA_SHARED_MEMORY:
@@ -241,23 +240,6 @@ def _shared(pid: int, parent: int) -> Shared:
         raise TargetUnsupported(reasons=[Obstacle(
             "task.shared", f"pid {pid}", f"shares its memory with pid {parent}, which crd cannot save yet")])
     return Shared(files, directories)
-
-
-def _refuse_confined(frozen: Frozen) -> tuple[dict[int, Status], bool]:
-    """Look at what the preflight leaves to us, and again at what may have changed since, before any stub is run.
-
-    Returns:
-        The statuses that had to be looked at closely, and whether all threads have the filter of ``crd.syscalls``.
-
-    Raises:
-        TargetUnsupported: a thread has another seccomp filter, which could kill it in a stub.
-    """
-    suspects = {tid: frozen.status(tid) for tid in frozen.group.confined()}
-    served = {tid for tid, status in suspects.items()
-              if status.seccomp == SECCOMP_FILTER and tracee.has_only_filter(tid, syscalls.PROGRAM)}
-    if found := [*task_obstacles.confinement({} if served == frozen.threads.keys() else suspects)]:
-        raise TargetUnsupported(reasons=found, pid=frozen.pid)
-    return suspects, bool(served)
 
 
 def threads(captured: Capture, memory: Memory, caller: Caller | None) -> list[Thread]:

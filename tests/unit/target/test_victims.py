@@ -12,12 +12,12 @@ import pytest
 from crd.native.memory import Memory
 from crd.target import procfs
 from tests.support import victims
-from tests.support.victims import NAMES, Victim, until
+from tests.support.victims import DYNAMIC, NAMES, Victim, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-STATIC = [f"{name}-musl" for name in NAMES if name not in {"credentials", "robust"}]
+STATIC = [f"{name}-musl" for name in NAMES if name not in DYNAMIC]
 
 
 def awake(victim: Victim) -> Victim:

@@ -10,7 +10,7 @@ from functools import cmp_to_key
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from crd.image.objects import Owner
+from crd.image.owner import Owner
 from crd.native.syscall import kcmp, pidfd_getfd
 from crd.target import procfs
 

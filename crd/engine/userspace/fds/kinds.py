@@ -8,6 +8,7 @@ from crd.engine.userspace.fds.epoll import EpollSets
 from crd.engine.userspace.fds.eventfd import EventFds
 from crd.engine.userspace.fds.inet import InetSockets
 from crd.engine.userspace.fds.inotify import Inotifies
+from crd.engine.userspace.fds.mqueue import MessageQueues
 from crd.engine.userspace.fds.pidfd import PidFds
 from crd.engine.userspace.fds.pipe import Pipes
 from crd.engine.userspace.fds.regular import RegularFiles
@@ -20,6 +21,6 @@ from crd.engine.userspace.fds.unnamed import UnnamedFiles
 if TYPE_CHECKING:
     from crd.engine.userspace.fds.kind import Kind
 
-KINDS: tuple[Kind, ...] = (Pipes(), UnnamedFiles(), Terminals(), RegularFiles(), EventFds(), TimerFds(), SignalFds(),
-                           Inotifies(), PidFds(), UnixSockets(), InetSockets(), EpollSets())
+KINDS: tuple[Kind, ...] = (Pipes(), MessageQueues(), UnnamedFiles(), Terminals(), RegularFiles(), EventFds(),
+                           TimerFds(), SignalFds(), Inotifies(), PidFds(), UnixSockets(), InetSockets(), EpollSets())
 """In the order in which their records stand in an image: what refers to others comes behind them."""

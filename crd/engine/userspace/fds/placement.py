@@ -11,7 +11,7 @@ from crd.engine.userspace.fds.description import restart_owner
 from crd.engine.userspace.fds.kind import Making
 from crd.engine.userspace.fds.kinds import KINDS
 from crd.errors import RestartError, RestartUnsupported
-from crd.image.objects import Owner
+from crd.image.owner import Owner
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace.fds.description import NOBODY
 from crd.engine.userspace.fds.kind import Kind, Making
 from crd.errors import ResourceChanged
-from crd.image.objects import Owner, RegularFile
+from crd.image.objects import RegularFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.plan import Plan
     from crd.image.codec import Record
+    from crd.image.owner import Owner
 
 O_PATH = 0o10000000
 _REOPENED = (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC | os.O_DIRECT
