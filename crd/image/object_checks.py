@@ -18,6 +18,7 @@ from crd.image.objects import (
     UNIX_RESET,
     UNNAMED_DIRECTORY,
     UNNAMED_MEMORY,
+    UNNAMED_SHARED,
     Epoll,
     EventFd,
     InetConnection,
@@ -72,6 +73,8 @@ MODE_MAX = 0o7777
 SEALS = 0x3F
 """F_SEAL_SEAL to F_SEAL_EXEC."""
 WATCH_MAX = 2**31 - 1
+SHARED_MEMORY = "/dev/shm/"  # noqa: S108
+"""Where shm_open(3) and sem_open(3) make it."""
 
 
 def _declare(image: ImageState, record: Record) -> None:
@@ -170,12 +173,17 @@ def _check_pid_fd(record: PidFd, image: ImageState) -> None:
     need(record.pid == -1 or 0 < record.pid <= PID_MAX, f"is of pid {record.pid}")
 
 
+def _is_below(directory: str, path: str) -> bool:
+    return path.startswith(directory) and not {"", ".", ".."} & {*path.removeprefix(directory).split("/")}
+
+
 @check.register(UnnamedFile)
 def _check_unnamed_file(record: UnnamedFile, image: ImageState) -> None:
     _declare(image, record)
-    need(UNNAMED_MEMORY <= record.kind <= UNNAMED_DIRECTORY, f"is of unknown kind {record.kind}")
+    need(UNNAMED_MEMORY <= record.kind <= UNNAMED_SHARED, f"is of unknown kind {record.kind}")
     if record.kind != UNNAMED_MEMORY:
         need(record.path.startswith("/"), "has no absolute path")
+    need(record.kind != UNNAMED_SHARED or _is_below(SHARED_MEMORY, record.path), f"is no shared memory: {record.path}")
     need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
     need(record.size <= (0 if record.kind == UNNAMED_DIRECTORY else FILE_OFFSET_MAX), f"has {record.size} bytes")
     need(record.kind == UNNAMED_MEMORY or not record.seals, "has seals, but is no memory")

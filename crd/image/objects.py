@@ -147,14 +147,15 @@ UNNAMED_MEMORY = 1
 UNNAMED_FILE = 2
 UNNAMED_TEMPORARY = 3
 UNNAMED_DIRECTORY = 4
+UNNAMED_SHARED = 5
 
 
 class UnnamedFile(Record, type=0x43520047):
-    """A file that no name leads to; its content is in SHARED_PAGES."""
+    """A file that no name leads to, or shared memory that has one; its content is in SHARED_PAGES."""
 
     objref: U32
     kind: U32  # UNNAMED_*
-    path: Text  # that it had; of memory: its name
+    path: Text  # that it had; of memory: its name; of shared memory: that it has
     mode: U32  # permission bits
     uid: U32
     gid: U32

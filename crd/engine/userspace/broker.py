@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from crd.engine.userspace import limits
 from crd.engine.userspace.fds import regular
-from crd.errors import NativeError, ResourceChanged, RestartUnsupported
+from crd.errors import NativeError, ResourceChanged, RestartError, RestartUnsupported
 from crd.native.syscall import NR, syscall
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Broker:
         self._leader = leader
         self._fds: list[int] = []
         self._undo: list[Callable[[], None]] = []
+        self._last: list[Callable[[], None]] = []
         self.fds_max = limits.raise_our_own()
 
     def __enter__(self) -> Self:
@@ -57,8 +58,27 @@ class Broker:
         """Do this at the end unless the task comes to life: take away what has a name."""
         self._undo.append(act)
 
+    def at_last(self, act: Callable[[], None]) -> None:
+        """Do this with the rights of the task when it comes to life, and not before: it cannot be undone."""
+        leader = self._leader
+        self._last.append(lambda: self._act(leader, act))
+
+    def _act(self, leader: Thread, act: Callable[[], None]) -> None:
+        self.act_for(leader)
+        with self.as_the_task():
+            act()
+
     def keep(self) -> None:
-        """Leave what was made: the task has come to life."""
+        """Leave what was made, and do what was left for the last: the task comes to life.
+
+        Raises:
+            RestartError: the last thing could not be done.
+        """
+        for act in self._last:
+            try:
+                act()
+            except OSError as error:
+                raise RestartError(f"giving a file its name: {error}", errno=error.errno) from error
         self._undo.clear()
 
     def release(self, fd: int) -> int:

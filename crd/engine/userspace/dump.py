@@ -141,7 +141,7 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
     whole = Whole(options, tree.haste, tree.processes, mapped, written)
     processes = [stack.enter_context(taken(state, before.get(pid), whole)) for pid, state in tree.processes.items()]
     own_files = [part.pid for part in processes if not part.capture.shared.files]
-    files = table.dump(own_files, mapped.numbers)
+    files = table.dump(own_files, mapped.numbers, mapped.named)
     for part in processes:
         capturing.add_unnamed(part.capture, files)
     return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, mapped)

@@ -118,10 +118,10 @@ class Restart:
                 _enter_directories(making)
             tids |= threads.make(plan, skeleton[plan.pid], same_numbers=same_numbers)
         placement.number(making, {**skeleton.numbers, **tids})
-        self._notes += making.notes
         for plan in reversed(plans):  # the end of a child's making may be told to its parent, who forgets it then
             self._complete(plan, skeleton, tids)
         placement.arm(making)
+        self._notes += making.notes
         return tids
 
     def _complete(self, plan: Plan, skeleton: Skeleton, tids: dict[int, int]) -> None:
