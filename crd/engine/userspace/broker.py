@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from crd.engine.userspace import limits
 from crd.engine.userspace.fds import regular
-from crd.errors import NativeError, ResourceChanged, RestartUnsupported
+from crd.errors import NativeError, ResourceChanged, RestartError, RestartUnsupported
 from crd.native.syscall import NR, syscall
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Broker:
         self._leader = leader
         self._fds: list[int] = []
         self._undo: list[Callable[[], None]] = []
+        self._last: list[Callable[[], None]] = []
         self.fds_max = limits.raise_our_own()
 
     def __enter__(self) -> Self:
@@ -57,9 +58,20 @@ class Broker:
         """Do this at the end unless the task comes to life: take away what has a name."""
         self._undo.append(act)
 
+    def at_last(self, act: Callable[[], None]) -> None:
+        """Do this when nothing keeps the tasks from coming to life; what fails is for their programs to find."""
+        self._last.append(act)
+
     def keep(self) -> None:
-        """Leave what was made: the task has come to life."""
+        """Leave what was made: the tasks come to life."""
         self._undo.clear()
+        for act in self._last:
+            with suppress(OSError, RestartError):
+                act()
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor before the others."""
+        os.close(self.release(fd))
 
     def release(self, fd: int) -> int:
         """Give a descriptor back to whoever asks."""
