@@ -27,23 +27,27 @@ if TYPE_CHECKING:
               help="Come back when the tasks run, or stay as their parent and exit with the first one's exit status.")
 @click.option("--files", type=click.Choice(["keep", "fail"]), default="keep", show_default=True,
               help="What is done about open files that have changed since: take them as they are, or fail.")
+@click.option("--tcp", type=click.Choice(["auto", "established", "close"]), default="auto", show_default=True,
+              help="What becomes of TCP connections to processes outside of the image: those that are held since a "
+                   "checkpoint --kill go on and the others are over; all go on, or fail; all are over.")
 @json_option
 @click.pass_context
 def restart(context: click.Context, image: Path, *, pids: str | None, root: Path | None, detach: bool, files: str,
-            as_json: bool) -> None:
+            tcp: str, as_json: bool) -> None:
     """Recreate the tasks of an image and let them run on; print the pid of the first.
 
     Exit status: 0 done, 1 failed, 2 usage, 12 denied, 13 this host cannot restart it, 14 conflicting (a pid is in use,
     a file has changed); with --wait that of the first task, 128 + N if signal N ended it.
     """
-    from crd.engine.api import Files, Pids, RestartOptions, wait_for_root
+    from crd.engine.api import Files, Pids, RestartOptions, Tcp, wait_for_root
     from crd.engine.api import restart as recreate
 
     def confirm(ready: RestartResult) -> None:
         if root:
             write_pid_file(root, ready.root_pid)
 
-    options = RestartOptions(pids=Pids(pids or "original"), files=Files(files), reap=not detach)
+    options = RestartOptions(pids=Pids(pids or "original"), files=Files(files), tcp=Tcp(tcp),
+                             reap=not detach)
     with opened_for_reading(image) as fd:
         result = recreate(fd, options=options, confirm=confirm)
     for note in () if as_json else result.notes:

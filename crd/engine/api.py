@@ -112,6 +112,17 @@ class Files(StrEnum):
     FAIL = "fail"
 
 
+class Tcp(StrEnum):
+    """What becomes of connections of TCP to processes that are not in the image."""
+
+    AUTO = "auto"
+    """Those go on whose other end has not been told anything; the others are over, as their program is told."""
+    ESTABLISHED = "established"
+    """They all go on, or nothing is restarted."""
+    CLOSE = "close"
+    """They are all over, as both ends are told."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartOptions:
     """How to restart an image.
@@ -119,11 +130,13 @@ class RestartOptions:
     Attributes:
         pids: which numbers the tasks get.
         files: what is done about open files that have changed.
+        tcp: what becomes of connections to others.
         reap: the caller stays as their parent (``wait_for_root``), so a parent-death signal makes sense.
     """
 
     pids: Pids = Pids.ORIGINAL
     files: Files = Files.KEEP
+    tcp: Tcp = Tcp.AUTO
     reap: bool = False
 
 
@@ -191,6 +204,8 @@ def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options
             commit(result)
         for captured in image.captures if options.after != After.RUN else ():
             _send(captured.pid, signal.SIGKILL if options.after == After.KILL else signal.SIGSTOP)
+        if image.leaving:
+            image.leaving.leave()
     return result
 
 

@@ -95,6 +95,7 @@ class ImageState:
     watches: set[int] = field(default_factory=set)  # of the INOTIFY declared last
     sockets: dict[int, int] = field(default_factory=dict)  # state of those not yet connected
     streams: dict[int, InetSocket] = field(default_factory=dict)  # connections of which only one end is known
+    outside: set[int] = field(default_factory=set)  # those to processes that are not in the image
     pipe: Pipe | None = None
     pipe_bytes: int = 0
     shared: dict[int, tuple[int, int]] = field(default_factory=dict)  # objref -> bytes, end of the pages so far

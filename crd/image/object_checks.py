@@ -23,9 +23,11 @@ from crd.image.objects import (
     EventFd,
     InetConnection,
     InetMessage,
+    InetSending,
     InetSocket,
     Inotify,
     InotifyWatch,
+    OutsideConnection,
     PidFd,
     Pipe,
     PipeData,
@@ -66,6 +68,10 @@ FAMILIES = {2: 4, 10: 6}
 PORT_MAX = 0xFFFF
 TERMINALS_MAX = 1 << 20
 """NR_UNIX98_PTY_MAX."""
+TCP_STATES = {1, 4, 5, 8, 9, 11}
+"""Those of a connection: TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING."""
+WINDOW_SCALE_MAX = 14
+"""RFC 7323."""
 DATAGRAM_BYTES_MAX = 0xFFFF
 BACKLOG_MAX = 2**31 - 1
 OPTIONS_MAX = 128
@@ -261,6 +267,22 @@ def _check_inet_connection(record: InetConnection, image: ImageState) -> None:
          and (one.local_address, one.local_port) == (other.remote_address, other.remote_port)
          and (one.remote_address, one.remote_port) == (other.local_address, other.local_port),
          f"connects objects {record.one} and {record.other}, which are no ends of one connection")
+
+
+@check.register(OutsideConnection)
+def _check_outside_connection(record: OutsideConnection, image: ImageState) -> None:
+    need(image.streams.pop(record.socket, None), f"is of object {record.socket}, which is no end of a connection")
+    need(record.state in TCP_STATES, f"has the state {record.state}")
+    need(max(record.send_scale, record.receive_scale) <= WINDOW_SCALE_MAX, "has a window scale above 14")
+    for name in ("scaled", "selective", "stamped"):
+        need_flag(getattr(record, name), name)
+    image.outside.add(record.socket)
+
+
+@check.register(InetSending)
+def _check_inet_sending(record: InetSending, image: ImageState) -> None:
+    need(record.socket in image.outside, f"is of object {record.socket}, which is no connection to others")
+    need(len(record.data) <= DATAGRAM_BYTES_MAX, f"has {len(record.data)} bytes")
 
 
 @check.register(InetMessage)

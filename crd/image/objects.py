@@ -264,6 +264,35 @@ class InetConnection(Record, type=0x43520050):
     other: U32  # objref
 
 
+class OutsideConnection(Record, type=0x43520060):
+    """A connection of TCP whose other end is not in the image."""
+
+    socket: U32  # objref
+    state: U8  # TCP_* of include/net/tcp_states.h
+    send_sequence: U32  # behind all that was written, its end included
+    receive_sequence: U32  # behind all that was received, its end included
+    unsent_bytes: U32  # of what was written
+    segment_bytes: U32  # TCP_MAXSEG
+    scaled: U8  # window scaling was agreed upon
+    send_scale: U8
+    receive_scale: U8
+    selective: U8  # SACK was agreed upon
+    stamped: U8  # timestamps were agreed upon
+    timestamp: U32  # TCP_TIMESTAMP
+    window_sequence: U32  # struct tcp_repair_window: snd_wl1
+    send_window: U32
+    largest_window: U32
+    receive_window: U32
+    receive_window_from: U32  # rcv_wup
+
+
+class InetSending(Record, type=0x43520061):
+    """What the other end of such a connection has not acknowledged, in order: a piece of the stream."""
+
+    socket: U32  # objref
+    data: Bytes
+
+
 class InetMessage(Record, type=0x4352004D):
     """What waits in a socket, in order: a datagram, or a piece of the stream of a connection."""
 
@@ -316,5 +345,6 @@ DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
 PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify}
 """What stands behind the object that it is in, and the kind of that."""
 
-BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, InetMessage)
+BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, OutsideConnection, InetMessage,
+                                     InetSending)
 """What has no objref of its own, and refers to objects before it."""

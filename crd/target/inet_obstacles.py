@@ -1,4 +1,4 @@
-"""Network sockets that crd cannot save: connections, and what another process has too."""
+"""Network sockets that crd cannot save: connections that it may not look at, and what another process has too."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from crd.target.nameless import Look
 
-CONNECTED = ("is a TCP connection to a process outside, which crd cannot save yet",
-             "Close it before the checkpoint, or have the program make it again when it is lost.")
+_CONNECTED = ("is a TCP connection to a process outside, which cannot be looked at without CAP_NET_ADMIN",
+              "Run crd as root, or close the connection before the checkpoint.")
+_CAP_NET_ADMIN = 12
 _SAVED = {b"TCP", b"TCPv6", b"UDP", b"UDPv6"}
 _TABLES = {socket.SOCK_STREAM: ("tcp", "tcp6"), socket.SOCK_DGRAM: ("udp", "udp6")}
 
@@ -60,18 +61,23 @@ def bound_ports(kind: int) -> Iterator[tuple[int, int]]:
 
 
 def obstacles(look: Look, fds: set[int]) -> Iterator[Obstacle]:
-    """Find connections of TCP, in the order of their descriptors, and what others have too."""
+    """Find connections of TCP that we may not look at, in the order of their descriptors, and what others have too."""
     if not fds:
         return
-    connected = _connected_elsewhere({socket_inode(link) for link in links_inside(look.inside)})
+    connected = set() if _may_repair() else _connected_elsewhere(
+        {socket_inode(link) for link in links_inside(look.inside)})
     links = {entry.fd: entry.link for entry in look.table if entry.fd in fds}
     shared = description_holders(look.pid, links, look.inside, look.kcmp) if look.kcmp else {}
     for entry in look.table:
         if entry.fd in fds and socket_inode(entry.link) in connected:
-            yield Obstacle("fd.tcp", entry.name, *CONNECTED)
+            yield Obstacle("fd.tcp", entry.name, *_CONNECTED)
         elif entry.fd in shared:
             yield Obstacle("fd.shared", entry.name, f"is open elsewhere too, in {process_names(shared[entry.fd])}",
                            "Start the program without the other one, or checkpoint it when that has ended.")
+
+
+def _may_repair() -> bool:
+    return bool(procfs.status("self").numbers("CapEff", 16)[0] >> _CAP_NET_ADMIN & 1)
 
 
 def _connected_elsewhere(ours: set[int | None]) -> set[int]:

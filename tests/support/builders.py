@@ -15,9 +15,11 @@ from crd.image.objects import (
     EventFd,
     InetConnection,
     InetMessage,
+    InetSending,
     InetSocket,
     Inotify,
     InotifyWatch,
+    OutsideConnection,
     Owner,
     PidFd,
     Pipe,
@@ -122,6 +124,13 @@ def make_stream(objref: int, local_port: int, remote_port: int) -> InetSocket:
                       remote_port=remote_port, options=[])
 
 
+def make_outside_connection(socket: int) -> OutsideConnection:
+    return OutsideConnection(
+        socket=socket, state=1, send_sequence=1000, receive_sequence=2000, unsent_bytes=3, segment_bytes=1460, scaled=1,
+        send_scale=7, receive_scale=7, selective=1, stamped=1, timestamp=77, window_sequence=2000, send_window=65536,
+        largest_window=65536, receive_window=65536, receive_window_from=2000)
+
+
 def make_special_files() -> list[Record]:
     """Objects from 10 on: at least one description of every kind that has no name."""
     common = {"flags": 2, "owner": NOBODY}
@@ -143,6 +152,7 @@ def make_special_files() -> list[Record]:
         InetSocket(objref=21, **common, family=2, kind=2, listening=0, shutdown=0, backlog=0, local_address="127.0.0.1",
                    local_port=4000, scope=0, remote_address="127.0.0.2", remote_port=53, options=[]),
         make_stream(24, 5000, 80), make_stream(25, 80, 5000), InetConnection(one=24, other=25),
+        make_stream(26, 5001, 80), make_outside_connection(26), InetSending(socket=26, data=b"on its way"),
         InetMessage(socket=21, address="127.0.0.2", port=53, data=b"hello"),
         Terminal(objref=22, index=3, settings=bytes(TERMIOS_BYTES), rows=24, columns=80, width=0, height=0, locked=0,
                  packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5),

@@ -59,27 +59,29 @@ class Broker:
         self._undo.append(act)
 
     def at_last(self, act: Callable[[], None]) -> None:
-        """Do this with the rights of the task when it comes to life, and not before: it cannot be undone."""
-        leader = self._leader
-        self._last.append(lambda: self._act(leader, act))
+        """Do this when nothing keeps the tasks from coming to life; what fails is for their programs to find."""
+        self._last.append(act)
 
-    def _act(self, leader: Thread, act: Callable[[], None]) -> None:
-        self.act_for(leader)
-        with self.as_the_task():
-            act()
+    def with_these_rights(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Return what does this with the rights of the task whose turn it is now, whenever it is called."""
+        leader = self._leader
+
+        def done() -> None:
+            self.act_for(leader)
+            with self.as_the_task():
+                act()
+        return done
 
     def keep(self) -> None:
-        """Leave what was made, and do what was left for the last: the task comes to life.
-
-        Raises:
-            RestartError: the last thing could not be done.
-        """
-        for act in self._last:
-            try:
-                act()
-            except OSError as error:
-                raise RestartError(f"giving a file its name: {error}", errno=error.errno) from error
+        """Leave what was made: the tasks come to life."""
         self._undo.clear()
+        for act in self._last:
+            with suppress(OSError, RestartError):
+                act()
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor before the others."""
+        os.close(self.release(fd))
 
     def release(self, fd: int) -> int:
         """Give a descriptor back to whoever asks."""

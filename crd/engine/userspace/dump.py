@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from crd.engine.api import After
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace import image
 from crd.engine.userspace.fds import table
 from crd.engine.userspace.fds.kind import TryLaterError
+from crd.engine.userspace.fds.tcp_leaving import Leaving
 from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.taking import ChangedError, TryAgainError, Whole, taken
 from crd.engine.userspace.tree import frozen
@@ -41,9 +43,13 @@ _LATER_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Dumped:
-    """A written image: its figures, and the target that may still be stopped; the root's capture is the first."""
+    """A written image: its figures, and the target that may still be stopped; the root's capture is the first.
+
+    ``leaving`` are its connections to other processes, if it is to be killed.
+    """
 
     captures: list[Capture]
+    leaving: Leaving | None
     method: str
     method_reason: str
     memory_bytes: int
@@ -141,7 +147,8 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
     whole = Whole(options, tree.haste, tree.processes, mapped, written)
     processes = [stack.enter_context(taken(state, before.get(pid), whole)) for pid, state in tree.processes.items()]
     own_files = [part.pid for part in processes if not part.capture.shared.files]
-    files = table.dump(own_files, mapped.numbers, mapped.named)
+    leaving = stack.enter_context(Leaving()) if options.after == After.KILL else None
+    files = table.dump(own_files, mapped.numbers, mapped.named, leaving)
     for part in processes:
         capturing.add_unnamed(part.capture, files)
     return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, mapped)
@@ -189,5 +196,5 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
         part.memories.pump(pump, part.pid, part.capture.entries, sink)
     writer.finish()
     method = next((part for part in parts.processes if part.method == "copy"), parts.processes[0])
-    return Dumped([part.capture for part in parts.processes], method.method, method.reason, pump.memory_bytes,
-                  writer.offset, stop_seconds, parts.clocks_ns[0], header.to_json())
+    return Dumped([part.capture for part in parts.processes], parts.files.leaving, method.method, method.reason,
+                  pump.memory_bytes, writer.offset, stop_seconds, parts.clocks_ns[0], header.to_json())

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.fds.network_hold import Hold
 from crd.errors import CrdError, FeatureMissing
 from crd.native import tracee, tracking
 from crd.native.memory import process_read_runs
@@ -117,6 +118,10 @@ def _map_files() -> None:
     os.stat(f"/proc/self/map_files/{name}")
 
 
+def _hold() -> None:
+    Hold().close()
+
+
 def _timer_ids() -> None:
     syscall(NR.PRCTL, 77, 2, 0, 0, 0)
 
@@ -137,6 +142,8 @@ _PROBES: list[tuple[str, str, Callable[[], object], str]] = [
      "every image takes the reading of all memory"),
     ("sched_fifo", "real-time priority while a target is stopped", _realtime, "stops of busy targets take longer"),
     ("time_namespace", "clocks that go on in a pid namespace (5.6)", _time_namespace, "--pidns is refused"),
+    ("network_hold", "holding connections of TCP for a restart (nf_tables, CAP_NET_ADMIN)", _hold,
+     "connections to other processes are over after a restart"),
     ("timer_ids", "choosing the numbers of POSIX timers (6.15)", _timer_ids,
      "images with POSIX timers cannot be restarted"),
 ]

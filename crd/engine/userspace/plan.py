@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crd.engine.userspace import limits, numbers, scheduling
-from crd.engine.userspace.fds import placement
+from crd.engine.userspace.fds import placement, tcp_outside
 from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
@@ -51,11 +51,15 @@ class SharedRecords:
         records: before those of the processes, by kind.
         objects: the shared objects by objref.
         opened: the first process with a descriptor of an object, by its objref; of what is in flight, the first one.
+        held, going_on: connections of TCP to other processes, by objref: of whose interruption these know nothing, and
+            that are to be brought back.
     """
 
     records: dict[type[Record], list[Any]] = field(default_factory=dict)
     objects: dict[int, Any] = field(default_factory=dict)
     opened: dict[int, Plan] = field(default_factory=dict)
+    held: set[int] = field(default_factory=set)
+    going_on: set[int] = field(default_factory=set)
     _parts: dict[type[Record], dict[int, list[Any]]] = field(default_factory=dict)
 
     def of(self, kind: type[R]) -> list[R]:
@@ -214,6 +218,7 @@ def check(tree: TreePlan, options: RestartOptions) -> None:
         for thread in plan.threads:
             scheduling.check(thread)
     placement.check(tree.processes, must_be_same=options.files == "fail")
+    tcp_outside.check(tree.root, options.tcp)
     for plan in tree.processes:
         for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
             if not os.path.isdir(path) and not (path == plan.process.cwd and plan.process.cwd_object):

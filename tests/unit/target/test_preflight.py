@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -101,8 +102,6 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "source"), [
     ("fd.terminal", "master, slave = os.openpty(); os.close(master)"),
     ("fd.socket", "netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)"),
-    ("fd.tcp", ("listener = socket.create_server(('127.0.0.1', 0))\n"
-                "client = socket.create_connection(listener.getsockname())")),
     ("fd.pidfd", "fd = os.pidfd_open(os.getppid())"),
     ("fd.io-uring", "fd = call(425, 4, ctypes.create_string_buffer(120))"),
     ("fd.userfaultfd", "fd = call(323, 1)"),
@@ -392,6 +391,24 @@ def test_a_user_may_check_a_process_of_their_own() -> None:
     finally:
         sleep.kill()
         sleep.wait()
+
+
+@pytest.mark.root
+def test_but_not_a_connection_to_somebody_else() -> None:
+    """Only CAP_NET_ADMIN may look at it (TCP_REPAIR)."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        script = f"exec 3<>/dev/tcp/127.0.0.1/{server.getsockname()[1]}; exec /bin/sleep 1000"
+        client = subprocess.Popen(["/bin/bash", "-c", script], user=65534, group=65534, extra_groups=[], cwd="/",
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until("its exec", lambda: procfs.stat(client.pid).comm == "sleep")
+            report = as_nobody(client.pid)
+            assert [one["code"] for one in report] == ["fd.tcp"]
+            assert "CAP_NET_ADMIN" in report[0]["reason"]
+            assert preflight.obstacles(client.pid, kcmp=kcmp) == ()
+        finally:
+            client.kill()
+            client.wait()
 
 
 @pytest.mark.parametrize(("scope", "said"), [("1\n", None), ("3\n", "by anybody"), ("nonsense", None)])

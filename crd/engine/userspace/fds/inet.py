@@ -6,9 +6,10 @@ import errno
 import os
 import socket
 import struct
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import lingering, socket_options, socket_queue, tcp
+from crd.engine.userspace.fds import lingering, socket_options, socket_queue, tcp, tcp_outside, tcp_repair, tcp_state
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
 from crd.engine.userspace.fds.unix import domain, opened
 from crd.errors import Obstacle, ResourceChanged, RestartUnsupported
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
 _FAMILIES = {socket.AF_INET, socket.AF_INET6}
 _SO_PROTOCOL = 38
 _PROTOCOLS = {(socket.SOCK_STREAM, socket.IPPROTO_TCP), (socket.SOCK_DGRAM, socket.IPPROTO_UDP)}
-_INFO_BYTES, _BACKLOG_AT = 104, 28  # struct tcp_info; of a listening socket tcpi_sacked is its backlog
-_CLOSED = 7
-_SAVED = {LISTENING, _CLOSED, tcp.ESTABLISHED, tcp.FIN_WAIT_2, tcp.CLOSE_WAIT}
+_BACKLOG_AT = 28  # in struct tcp_info: of a listening socket tcpi_sacked is its backlog
 _TRANSPARENT = {socket.AF_INET: (socket.IPPROTO_IP, 19), socket.AF_INET6: (socket.IPPROTO_IPV6, 75)}
 _CAP_NET_BIND_SERVICE = 10
 
 
 class InetSockets(Kind):
-    """An INET_SOCKET each, an INET_CONNECTION for two that are connected, INET_MESSAGEs for what waits in them."""
+    """An INET_SOCKET each, an INET_CONNECTION for two that are connected, INET_MESSAGEs for what waits in them.
+
+    One that is connected by TCP to another process has an OUTSIDE_CONNECTION, and INET_SENDINGs for what is on its way.
+    """
 
     def recognises(self, one: Description) -> bool:
         """By its domain and protocol, which only a duplicate tells."""
@@ -50,33 +52,33 @@ class InetSockets(Kind):
         """Note names and options, and copy what waits.
 
         Raises:
-            TargetUnsupported: one is connected by TCP to another process.
             TryLaterError: something is on its way.
         """
-        records = {}
+        by_objref = {one.objref: one for one in found}
         for one in found:
             with opened(one) as sock:
                 if sock.type == socket.SOCK_STREAM:
                     tcp.acknowledge(sock)
+        records = {}
         for one in found:
             with opened(one) as sock:
                 records[one.objref] = _dump(one, sock)
-                yield records[one.objref]
-                if records[one.objref].remote_port and sock.type == socket.SOCK_STREAM:
-                    table.late_records += tcp.waiting(one, sock)
-                elif sock.type == socket.SOCK_DGRAM:
-                    for message in socket_queue.look(sock, one.name, receives=True):
-                        source: tuple[str, int] = message.source or ("", 0)  # type: ignore[assignment]
-                        table.late_records.append(InetMessage(
-                            socket=one.objref, address=_bare(source[0]), port=source[1], data=message.data))
-        yield from tcp.connections(found, records)
+        pairs, outside = tcp.paired(records.values())
+        yield from records.values()
+        for record in records.values():
+            with opened(by_objref[record.objref]) as sock:
+                if record not in outside:
+                    table.late_records += _waiting(by_objref[record.objref], sock)
+        yield from pairs
+        if outside:
+            yield from _outside(outside, by_objref, table)
 
     def make(self, making: Making) -> None:
         """Make the sockets and give them their names; raises RestartError."""
         for record in making.wanted(InetSocket):
             fd = socket.socket(record.family, record.kind).detach()
             making.add(record.objref, fd)
-            if _is_connection(record):
+            if tcp.is_connection(record):
                 _check_port(record, making)
                 continue
             with socket.socket(fileno=os.dup(fd)) as sock:
@@ -90,12 +92,13 @@ class InetSockets(Kind):
         """Connect TCP; put back datagrams, and connect UDP then: it takes them from its peer only."""
         records = making.wanted(InetSocket)
         tcp.restart(making)
+        tcp_outside.restart(making)
         for message in making.plan.of(InetMessage):
-            if message.socket in making.ours and not _is_connection(making.plan.objects[message.socket]):
+            if message.socket in making.ours and not tcp.is_connection(making.plan.objects[message.socket]):
                 _put_back(message, making)
         for record in records:
             with socket.socket(fileno=os.dup(making.ours[record.objref])) as sock:
-                if record.remote_port and not _is_connection(record):
+                if record.remote_port and not tcp.is_connection(record):
                     try:
                         sock.connect((record.remote_address, record.remote_port))
                     except OSError as error:
@@ -104,8 +107,43 @@ class InetSockets(Kind):
             making.set_flags(record.objref, record.flags)
 
 
-def _is_connection(record: InetSocket) -> bool:
-    return record.kind == socket.SOCK_STREAM and bool(record.remote_port)
+def _waiting(one: Description, sock: socket.socket) -> Iterator[InetMessage]:
+    """Yield what waits in a socket, but in a connection to another process.
+
+    Raises:
+        TryLaterError: something is on its way.
+    """
+    if sock.type == socket.SOCK_DGRAM:
+        for message in socket_queue.look(sock, one.name, receives=True):
+            source: tuple[str, int] = message.source or ("", 0)  # type: ignore[assignment]
+            yield InetMessage(socket=one.objref, address=_bare(source[0]), port=source[1], data=message.data)
+    elif (state := tcp_state.of(sock)) in tcp.SETTLED:
+        yield from tcp.waiting(one, sock)
+    elif state not in {LISTENING, tcp_repair.CLOSE}:
+        raise _unsettled(one)
+
+
+def _unsettled(one: Description) -> TryLaterError:
+    return TryLaterError(Obstacle("fd.tcp", one.name, "is a connection that is just being made or closed",
+                                  "Try again when it is."))
+
+
+def _outside(records: Sequence[InetSocket], by_objref: dict[int, Description], table: FileTable) -> Iterator[Record]:
+    """Yield the connections to other processes, which are held from here on if the target is to be killed.
+
+    Raises:
+        TryLaterError: one is being made or closed, or changes all the time.
+    """
+    with ExitStack() as stack:
+        socks = {record.objref: stack.enter_context(opened(by_objref[record.objref])) for record in records}
+        if table.leaving:
+            table.leaving.take({tcp_outside.ends(record): socks[record.objref] for record in records})
+        for record, state in zip(records, tcp_state.look([*socks.values()]), strict=True):
+            if state is None or state.state not in tcp_outside.SAVED:
+                raise _unsettled(by_objref[record.objref])
+            connection, *queues = tcp_outside.dump(record.objref, state)
+            yield connection
+            table.late_records += queues
 
 
 def _peer(sock: socket.socket) -> tuple[str, int]:
@@ -126,14 +164,11 @@ def _bare(address: str) -> str:
 
 def _dump(one: Description, sock: socket.socket) -> InetSocket:
     name = sock.getsockname()
-    state, backlog = _CLOSED, 0
+    state, backlog = tcp_repair.CLOSE, 0
     if sock.type == socket.SOCK_STREAM:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, tcp_state.INFO_BYTES)
         state = info[0]
         backlog = struct.unpack_from("<I", info, _BACKLOG_AT)[0] if state == LISTENING else 0
-        if state not in _SAVED:
-            raise TryLaterError(Obstacle("fd.tcp", one.name, "is a connection that is just being made or closed",
-                                         "Try again when it is."))
     elif inet_obstacles.unsent(sock):
         raise TryLaterError(Obstacle("fd.udp", one.name, "has a datagram that is not complete yet",
                                      "Try again when it has been sent."))
@@ -143,7 +178,7 @@ def _dump(one: Description, sock: socket.socket) -> InetSocket:
                or (option.level, option.name) not in tcp.OF_THE_CONNECTION]
     return InetSocket(
         objref=one.objref, flags=one.flags, owner=one.owner, family=sock.family, kind=sock.type,
-        listening=state == LISTENING, shutdown=state == tcp.FIN_WAIT_2, backlog=backlog,
+        listening=state == LISTENING, shutdown=state == tcp_repair.FIN_WAIT_2, backlog=backlog,
         local_address=_bare(name[0]), local_port=name[1], scope=name[3] if sock.family == socket.AF_INET6 else 0,
         remote_address=_bare(remote[0]), remote_port=remote[1], options=options)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from crd.engine.userspace.fds.kind import Kind
     from crd.engine.userspace.fds.socket_queue import Message
+    from crd.engine.userspace.fds.tcp_leaving import Leaving
     from crd.engine.userspace.fds.unnamed import Content
     from crd.engine.userspace.objects import ObjectNumbers
     from crd.image.codec import Record
@@ -35,11 +36,13 @@ class FileTable:
         descriptions: by objref, in the order of their descriptors.
         contents: of files that travel with the image, by device and inode, also of those that are only mapped.
         unix, queues: what is known of unix sockets, and what waits in them, by objref.
+        leaving: where connections to other processes go if the target is to be killed; None: it runs on.
         late_records: of what is in flight, which may be any description.
     """
 
     objects: ObjectNumbers
     named: set[tuple[int, int]]
+    leaving: Leaving | None = None
     descriptions: dict[int, Description] = field(default_factory=dict)
     contents: dict[tuple[int, int], Content] = field(default_factory=dict)
     unix: dict[int, UnixSocketInfo] = field(default_factory=dict)
@@ -51,7 +54,8 @@ class FileTable:
     locks: list[FileLock] = field(default_factory=list)
 
 
-def dump(pids: Sequence[int], objects: ObjectNumbers, named: set[tuple[int, int]]) -> FileTable:
+def dump(pids: Sequence[int], objects: ObjectNumbers, named: set[tuple[int, int]],
+         leaving: Leaving | None) -> FileTable:
     """Describe all open files of stopped processes, what several of them have only once.
 
     What is borrowed from them to look closer is given back before this returns.
@@ -60,12 +64,13 @@ def dump(pids: Sequence[int], objects: ObjectNumbers, named: set[tuple[int, int]
         pids: of the processes, each with a file table of its own.
         objects: gives out objrefs.
         named: device and inode of the files that are shared memory with a name.
+        leaving: where connections to other processes go if the target is to be killed.
 
     Raises:
         TargetUnsupported: something of a kind, or in a state, that cannot be restarted was opened since the preflight.
         TryLaterError: something is in a state that cannot be captured just now.
     """
-    table = FileTable(objects, named)
+    table = FileTable(objects, named, leaving)
     with ExitStack() as stack:
         looked: dict[Entry, Description] = {}
         for pid in pids:

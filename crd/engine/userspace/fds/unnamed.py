@@ -199,7 +199,8 @@ def _name_at_last(record: UnnamedFile, making: Making) -> None:
     if _is_in_use(record.path):
         making.notes.append(f"the shared memory {record.path} stays without a name: another process uses what has it")
     else:
-        making.broker.at_last(lambda: _give_name(making.contents[record.objref], record.path))
+        fd = making.contents[record.objref]
+        making.broker.at_last(making.broker.with_these_rights(lambda: _give_name(fd, record.path)))
 
 
 def _is_in_use(path: str) -> bool:

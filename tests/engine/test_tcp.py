@@ -1,0 +1,217 @@
+"""Connections of TCP to processes outside: brought back where the other end knows nothing, else over."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crd.engine.api import After, CheckpointOptions, CheckpointResult, RestartOptions, Tcp, checkpoint, restart
+from crd.engine.crid import CridCounter
+from crd.engine.userspace.fds import network_hold
+from crd.errors import ResourceChanged
+from tests.support.tcp_peer import Peer, network_of
+from tests.support.victims import Victim, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+OVER_THERE, OVER_HERE = "10.213.77.2", "10.213.77.1"
+
+
+@contextmanager
+def peer_in_another_network() -> Iterator[Peer]:
+    """A peer behind a cable, with a network of its own."""
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "600"])
+    name = f"crd{os.getpid()}"
+    try:
+        ours = os.stat("/proc/self/ns/net").st_ino
+        until("its network", lambda: os.stat(f"/proc/{holder.pid}/ns/net").st_ino != ours)
+        inside = ["nsenter", "--net", f"--target={holder.pid}"]
+        for words in (["ip", "link", "add", name, "type", "veth", "peer", "name", "there", "netns", str(holder.pid)],
+                      ["ip", "address", "add", f"{OVER_HERE}/30", "dev", name], ["ip", "link", "set", name, "up"],
+                      [*inside, "ip", "address", "add", f"{OVER_THERE}/30", "dev", "there"],
+                      [*inside, "ip", "link", "set", "there", "up"]):
+            subprocess.run(words, check=True)
+        with network_of(holder.pid):
+            peer = Peer(OVER_THERE)
+        with peer:
+            yield peer
+    finally:
+        subprocess.run(["ip", "link", "delete", name], check=False)
+        holder.kill()
+        holder.wait()
+
+
+@contextmanager
+def peer_at(where: str) -> Iterator[Peer]:
+    with peer_in_another_network() if where == "elsewhere" else Peer(where) as peer:
+        yield peer
+
+
+@contextmanager
+def talking(peer: Peer, directory: Path, name: str = "peers") -> Iterator[Victim]:
+    with Victim(name, directory, peer.address, peer.port) as victim:
+        until("the game", lambda: peer.played > 3)
+        yield victim
+
+
+def take(victim: Victim, image: Path, after: After = After.RUN) -> CheckpointResult:
+    with image.open("wb") as file:
+        return checkpoint(victim.pid, file.fileno(), crids=CridCounter(image.parent / "crid"),
+                          options=CheckpointOptions(after=after))
+
+
+def bring_back(victim: Victim, image: Path, tcp: Tcp) -> tuple[str, ...]:
+    with image.open("rb") as file:
+        notes = restart(file.fileno(), options=RestartOptions(tcp=tcp)).notes
+    victim.restarted_as(victim.pid)
+    return notes
+
+
+def verify(victim: Victim, peer: Peer) -> None:
+    """Both ends verify themselves."""
+    failed: list[BaseException] = []
+
+    def finish() -> None:
+        try:
+            peer.finish()
+        except BaseException as error:  # noqa: BLE001  told below
+            failed.append(error)
+
+    ending = threading.Thread(target=finish)
+    ending.start()
+    victim.verify()
+    ending.join()
+    assert not failed, failed
+
+
+@pytest.mark.parametrize("name", ["peers", "peers-musl"])
+def test_left_running(name: str, tmp_path: Path) -> None:
+    with Peer("127.0.0.1") as peer, talking(peer, tmp_path, name) as victim:
+        for number in range(5):
+            take(victim, tmp_path / f"{number}.image")
+            victim.assert_unharmed()
+            before = peer.played
+            until("the game to go on", lambda before=before: peer.played > before + 3)
+        verify(victim, peer)
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1", "::1", "elsewhere"])
+def test_killed_by_the_checkpoint_and_restarted(where: str, tmp_path: Path) -> None:
+    with peer_at(where) as peer, talking(peer, tmp_path) as victim:
+        for round_ in range(3):
+            take(victim, tmp_path / f"{round_}.image", After.KILL)
+            victim.wait_gone()
+            peer.send_into_the_gap()
+            before = peer.played
+            bring_back(victim, tmp_path / f"{round_}.image", Tcp.ESTABLISHED)
+            until("the game to go on", lambda before=before: peer.played > before + 3)
+        verify(victim, peer)
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1", "::1", "elsewhere"])
+def test_the_older_of_two_images(where: str, tmp_path: Path) -> None:
+    """The other end has seen what the image does not know of: there is no going on."""
+    with peer_at(where) as peer, talking(peer, tmp_path) as victim:
+        take(victim, tmp_path / "older.image")
+        until("the game to go on", lambda: peer.played > 10)
+        take(victim, tmp_path / "newer.image")
+        victim.kill()
+        until("the other end to know", peer.has_been_told)
+        with pytest.raises(ResourceChanged, match=r"has not been held.*over"):
+            bring_back(victim, tmp_path / "older.image", Tcp.ESTABLISHED)
+        assert not victim.is_there()
+        notes = bring_back(victim, tmp_path / "older.image", Tcp.AUTO)
+        assert len([note for note in notes if note.endswith("is over, as its program is told")]) == 5
+        victim.file("over").touch()
+        victim.verify()
+
+
+def test_an_image_goes_on_with_its_connections_only_once(tmp_path: Path) -> None:
+    with Peer("127.0.0.1") as peer, talking(peer, tmp_path) as victim:
+        take(victim, tmp_path / "image", After.KILL)
+        victim.wait_gone()
+        bring_back(victim, tmp_path / "image", Tcp.ESTABLISHED)
+        before = peer.played
+        until("the game to go on", lambda: peer.played > before + 3)
+        victim.kill()
+        with pytest.raises(ResourceChanged, match="has not been held"):
+            bring_back(victim, tmp_path / "image", Tcp.ESTABLISHED)
+
+
+def test_the_other_end_is_told_if_the_connections_are_not_to_go_on(tmp_path: Path) -> None:
+    with peer_at("elsewhere") as peer, talking(peer, tmp_path) as victim:
+        take(victim, tmp_path / "image", After.KILL)
+        victim.wait_gone()
+        assert not peer.has_been_told()
+        bring_back(victim, tmp_path / "image", Tcp.CLOSE)
+        until("the other end to know", peer.has_been_told)
+        victim.file("over").touch()
+        victim.verify()
+
+
+class CalledOffError(Exception):
+    """By a test."""
+
+
+def test_a_checkpoint_that_is_called_off_lets_the_connections_go(tmp_path: Path) -> None:
+    def refuse(_: CheckpointResult) -> None:
+        raise CalledOffError
+
+    with Peer("127.0.0.1") as peer, talking(peer, tmp_path) as victim:
+        with (tmp_path / "image").open("wb") as file, pytest.raises(CalledOffError):
+            checkpoint(victim.pid, file.fileno(), crids=CridCounter(tmp_path / "crid"),
+                       options=CheckpointOptions(after=After.KILL), commit=refuse)
+        before = peer.played
+        until("the game to go on", lambda: peer.played > before + 3)
+        verify(victim, peer)
+
+
+def test_a_restart_that_is_called_off_leaves_the_connections_held(tmp_path: Path) -> None:
+    with Peer("127.0.0.1") as peer, talking(peer, tmp_path) as victim:
+        take(victim, tmp_path / "image", After.KILL)
+        victim.wait_gone()
+
+        def refuse(_: object) -> None:
+            raise CalledOffError
+
+        with (tmp_path / "image").open("rb") as file, pytest.raises(CalledOffError):
+            restart(file.fileno(), confirm=refuse)
+        victim.wait_gone()
+        bring_back(victim, tmp_path / "image", Tcp.ESTABLISHED)
+        verify(victim, peer)
+
+
+def test_no_connection_is_harmed_when_a_checkpoint_is_killed(tmp_path: Path) -> None:
+    source = ("import sys\nfrom pathlib import Path\nfrom crd.engine.api import checkpoint\n"
+              "from crd.engine.crid import CridCounter\nprint(flush=True)\n"
+              "while True:\n    with open(sys.argv[2], 'wb') as file:\n"
+              "        checkpoint(int(sys.argv[1]), file.fileno(), crids=CridCounter(Path(sys.argv[3])))\n")
+    with Peer("127.0.0.1") as peer, talking(peer, tmp_path) as victim:
+        for number in range(20):
+            words = [sys.executable, "-c", source, str(victim.pid), tmp_path / "image", tmp_path / "crid"]
+            with subprocess.Popen(words, stdout=subprocess.PIPE) as worker:
+                assert worker.stdout
+                worker.stdout.readline()
+                time.sleep(0.005 * number)
+                worker.kill()
+        verify(victim, peer)
+
+
+def test_what_is_held_can_be_let_go_twice() -> None:
+    one = network_hold.Ends("127.0.0.1", 1, "127.0.0.1", 2)
+    network_hold.keep([one])
+    assert network_hold.kept([one]) == {one}
+    network_hold.let_go([one])
+    network_hold.let_go([one])
+    assert network_hold.kept([one]) == set()
