@@ -17,6 +17,13 @@ need python3-dev python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("i
 need musl-tools command -v musl-gcc
 need sqlite3 command -v sqlite3
 need strace command -v strace
+need nginx-light command -v nginx
+need redis-server command -v redis-server
+need nodejs command -v node
+need openjdk-17-jdk-headless command -v javac
+need postgresql test -n "$(compgen -G '/usr/lib/postgresql/*/bin/postgres')"
+need tmux command -v tmux
+need vim command -v vim
 need iproute2 command -v ip
 
 [ ${#missing[@]} -eq 0 ] && exit 0
@@ -26,5 +33,11 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
 fi
 echo "Installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
+policy=/usr/sbin/policy-rc.d # what is installed here is run by tests alone, never as a service
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod 755 $policy
+    trap 'rm -f $policy' EXIT
+fi
 apt-get update -qq >/dev/null
 apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import http.client
-import json
-import socket
+import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.daemon import eventually
-from tests.support.served import Served, obstacles, run
+from tests.support.served import Served, checkpoint, restart, run
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from typing import Self
 
 pytestmark = pytest.mark.root
 
@@ -67,29 +68,65 @@ def test_keep_alive_connections(tmp_path: Path) -> None:
         assert (tmp_path / "error.log").read_text() == ""
 
 
-def get(port: int) -> bytes:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request("GET", "/file", headers={"Connection": "close"})
-        return connection.getresponse().read()
-    finally:
-        connection.close()
+class Browser(threading.Thread):
+    """A client outside that asks again and again on one connection, and connects again when it is lost."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._over = threading.Event()
+        self.answers = self.lost = 0
+        self.wrong: list[bytes] = []
+        self.start()
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._connection.request("GET", "/file")
+                answer = self._connection.getresponse().read()
+            except (OSError, http.client.HTTPException):
+                self.lost += 1
+                self._connection.close()
+                time.sleep(0.05)
+            else:
+                self.answers += 1
+                if answer != b"text" * 1000:
+                    self.wrong.append(answer)
+
+    def goes_on(self) -> None:
+        before = self.answers
+        eventually("answers", lambda: self.answers > before + 5)
+
+    def __enter__(self) -> Self:
+        self.goes_on()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+        self._connection.close()
 
 
-def test_a_client_outside(tmp_path: Path) -> None:
-    with Served(tmp_path, ALONE) as nginx:
-        port = int((tmp_path / "port").read_text())
-        with socket.create_connection(("127.0.0.1", port)) as kept:
-            kept.sendall(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert kept.recv(15) == b"HTTP/1.1 200 OK"
-            found = obstacles(nginx)
-            assert [*found] == ["fd.tcp"]
-            assert "TCP connection to a process outside" in found["fd.tcp"]
-            refused = run(nginx, "checkpoint", str(nginx.pid), "-o", tmp_path / "refused", "--json")
-            assert refused.returncode == 13
-            assert [reason["code"] for reason in json.loads(refused.stderr)["reasons"]] == ["fd.tcp"]
-            assert not (tmp_path / "refused").exists()
-            nginx.goes_on()
-        eventually("the connection to be gone", lambda: not obstacles(nginx))
-        nginx.cycle()
-        assert get(port) == b"text" * 1000
+def test_a_client_outside_keeps_its_connection_over_a_checkpoint_that_kills(tmp_path: Path) -> None:
+    with Served(tmp_path, ALONE) as nginx, Browser(int((tmp_path / "port").read_text())) as browser:
+        family = nginx.family()
+        image = checkpoint(nginx, "image", "--kill")
+        nginx.wait_gone()
+        eventually("their end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+        restart(image, nginx)
+        browser.goes_on()
+        assert (browser.lost, browser.wrong) == (0, [])
+
+
+def test_a_client_outside_connects_again_after_a_crash(tmp_path: Path) -> None:
+    with Served(tmp_path, ALONE) as nginx, Browser(int((tmp_path / "port").read_text())) as browser:
+        image = checkpoint(nginx)
+        browser.goes_on()
+        assert browser.lost == 0
+        nginx.kill_tree()
+        eventually("the loss", lambda: browser.lost)
+        done = run(nginx, "restart", "-i", image)
+        assert done.returncode == 0, done.stderr
+        browser.goes_on()
+        assert browser.wrong == []
+        nginx.goes_on()

@@ -448,6 +448,18 @@ def test_everything_in_one_run_the_most_important_first(tmp_path: Path) -> None:
         assert codes == ["fd.io-uring", "memory.io-uring"]
 
 
+def test_an_epoll_set_that_changes_all_the_time(tmp_path: Path) -> None:
+    source = ("ends = [socket.socketpair() for _ in range(4)]; watch = select.epoll()\n"
+              "def change():\n"
+              "    while True:\n"
+              "        for one, _ in ends: watch.register(one.fileno(), 1)\n"
+              "        for one, _ in ends: watch.unregister(one.fileno())\n"
+              "threading.Thread(target=change, daemon=True).start()")
+    with provoked(tmp_path, source) as program:
+        for _ in range(20):
+            assert preflight.obstacles(program.pid, kcmp=kcmp) == ()
+
+
 def test_hostile_names_are_harmless(tmp_path: Path) -> None:
     source = ("libc.prctl(15, b') R 1\\n\\x1b[2J')\n"
               "name = 'a\\n\\x1b[31m \\udcff (deleted)'; fd = new(name); os.mkdir('d')\n"
