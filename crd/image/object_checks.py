@@ -43,6 +43,7 @@ from crd.image.objects import (
     UnixSocket,
     UnnamedFile,
     UnnamedOpen,
+    plain_address,
 )
 from crd.image.profile import PAGE_BYTES
 
@@ -260,12 +261,16 @@ def _check_inet_socket(record: InetSocket, image: ImageState) -> None:
     _need_options(record.options)
 
 
+def _is_at(address: str, port: int, other_address: str, other_port: int) -> bool:
+    return (plain_address(address), port) == (plain_address(other_address), other_port)
+
+
 @check.register(InetConnection)
 def _check_inet_connection(record: InetConnection, image: ImageState) -> None:
     one, other = image.streams.pop(record.one, None), image.streams.pop(record.other, None)
-    need(one and other and one.family == other.family
-         and (one.local_address, one.local_port) == (other.remote_address, other.remote_port)
-         and (one.remote_address, one.remote_port) == (other.local_address, other.local_port),
+    need(one and other
+         and _is_at(one.local_address, one.local_port, other.remote_address, other.remote_port)
+         and _is_at(one.remote_address, one.remote_port, other.local_address, other.local_port),
          f"connects objects {record.one} and {record.other}, which are no ends of one connection")
 
 

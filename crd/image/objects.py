@@ -257,6 +257,11 @@ class InetSocket(Record, type=0x4352004C):
     options: Items[SocketOption]
 
 
+def plain_address(address: str) -> str:
+    """Return an address as a socket of the other family shows it: those of IPv4 without ::ffff: (RFC 4291, 2.5.5.2)."""
+    return address.removeprefix("::ffff:") if "." in address else address
+
+
 class InetConnection(Record, type=0x43520050):
     """Two sockets of TCP that are connected."""
 

@@ -221,8 +221,8 @@ def test_what_is_held_can_be_let_go_twice() -> None:
 
 SPEAKS_TO_ITSELF = """
 import socket
-listener = socket.create_server(("127.0.0.1", 0))
-one = socket.create_connection(listener.getsockname())
+listener = LISTENER
+one = socket.create_connection(("127.0.0.1", listener.getsockname()[1]))
 other = listener.accept()[0]
 open("ready", "w").close()
 for number in range(10**9):
@@ -234,15 +234,17 @@ for number in range(10**9):
 """
 
 
-def test_a_connection_within_the_image_is_made_again_and_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("listener", ["socket.create_server(('127.0.0.1', 0))",
+                                      "socket.create_server(('::', 0), family=socket.AF_INET6, dualstack_ipv6=True)"])
+def test_a_connection_within_the_image_is_made_again_and_again(tmp_path: Path, listener: str) -> None:
     """The one before lingers for a minute, and has no timestamps by which the kernel would let it be replaced."""
     def counted() -> int:
         return int((tmp_path / "count").read_text() or "0") if (tmp_path / "count").exists() else 0
 
-    with interpreted(tmp_path, f"import time\n{SPEAKS_TO_ITSELF}") as program:
+    with interpreted(tmp_path, f"import time\n{SPEAKS_TO_ITSELF.replace('LISTENER', listener)}") as program:
         for _ in range(4):
             image = taken(program)
-            restarted(image, program)
+            assert restarted(image, program).notes == ()
             before = counted()
             until("it to count on", lambda so_far=before: program.is_running() and counted() not in range(so_far + 20))
         assert program.stderr() == ""

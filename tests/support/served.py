@@ -114,7 +114,8 @@ def restart(image: Path, program: Program, *options: str) -> None:
     """Bring a program back under its old numbers, all as it was."""
     done = run(program, "restart", "-i", image, "--json", *options)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["notes"] == []
+    notes = json.loads(done.stdout)["notes"]
+    assert notes == [], notes
 
 
 def obstacles(program: Program) -> dict[str, str]:

@@ -16,7 +16,7 @@ from crd.engine.userspace.fds import socket_options, tcp_repair, tcp_state
 from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.fds.tcp_repair import populate, tell
 from crd.errors import Obstacle, RestartError
-from crd.image.objects import InetConnection, InetMessage, InetSocket
+from crd.image.objects import InetConnection, InetMessage, InetSocket, plain_address
 from crd.target import inet_obstacles
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def paired(records: Iterable[InetSocket]) -> tuple[list[InetConnection], list[In
     by_local = {_local(record): record for record in records if is_connection(record)}
     for record in by_local.values():
         other = by_local.get(_remote(record))
-        if other is None or _remote(other) != _local(record) or other.family != record.family:
+        if other is None or _remote(other) != _local(record):
             outside.append(record)
         elif record.objref < other.objref:
             pairs.append(InetConnection(one=record.objref, other=other.objref))
@@ -100,11 +100,13 @@ def is_connection(record: InetSocket) -> bool:
 
 
 def _local(record: InetSocket) -> tuple[str, int, str, int]:
-    return record.local_address, record.local_port, record.remote_address, record.remote_port
+    return (plain_address(record.local_address), record.local_port,
+            plain_address(record.remote_address), record.remote_port)
 
 
 def _remote(record: InetSocket) -> tuple[str, int, str, int]:
-    return record.remote_address, record.remote_port, record.local_address, record.local_port
+    here, our_port, there, their_port = _local(record)
+    return there, their_port, here, our_port
 
 
 def restart(making: Making) -> None:
