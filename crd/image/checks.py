@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
-from crd.image.objects import DESCRIPTIONS, Epoll, InetSocket, Pipe, RegularFile, SharedMemory, UnnamedFile
+from crd.image.objects import (
+    DESCRIPTIONS,
+    Epoll,
+    InetSocket,
+    Pipe,
+    RegularFile,
+    SeccompFilter,
+    SharedMemory,
+    UnnamedFile,
+)
 from crd.image.profile import (
     LOCK_LEASE,
     LOCK_POSIX,
@@ -19,6 +28,7 @@ from crd.image.profile import (
     VMA_PRIVATE_FILE,
     VMA_SHARED_FILE,
     VMA_SHARED_MEMORY,
+    Confinement,
     EpollTarget,
     FileDescriptor,
     FileLock,
@@ -54,6 +64,8 @@ SIGINFO_BYTES = 128
 XSTATE_BYTES_MIN = 576
 """The legacy area and the header that follows it."""
 RESOURCES = 16
+FILTERS_MAX = 4096
+"""The kernel takes 32768 instructions, and counts four more for each filter."""
 FD_MAX = 2**31 - 1
 FILE_OFFSET_MAX = 2**63 - 1
 
@@ -81,6 +93,7 @@ class ProcessState:
     timers: set[tuple[type[Record], int]] = field(default_factory=set)  # also limits
     threads: int = 0
     tid: int = 0  # of the thread read last; 0: none yet
+    filters_known: int = 0  # tid of the last thread of which no CONFINEMENT may come any more
     shares_files: bool = False  # those of its parent
 
 
@@ -95,6 +108,7 @@ class ImageState:
     watches: set[int] = field(default_factory=set)  # of the INOTIFY declared last
     sockets: dict[int, int] = field(default_factory=dict)  # state of those not yet connected
     streams: dict[int, InetSocket] = field(default_factory=dict)  # connections of which only one end is known
+    sysv: set[tuple[type[Record], int]] = field(default_factory=set)  # numbers of semaphores and queues
     outside: set[int] = field(default_factory=set)  # those to processes that are not in the image
     pipe: Pipe | None = None
     pipe_bytes: int = 0
@@ -253,7 +267,9 @@ def _check_signal_actions(record: SignalActions, _image: ImageState) -> None:
 
 @check.register(PendingSignal)
 def _check_pending_signal(record: PendingSignal, image: ImageState) -> None:
-    need(record.tid == image.current.tid, f"is of tid {record.tid} where one of {image.current.tid} must be")
+    process = image.current
+    need(record.tid == process.tid, f"is of tid {record.tid} where one of {process.tid} must be")
+    process.filters_known = record.tid
     need(len(record.siginfo) == SIGINFO_BYTES, f"has a siginfo of {len(record.siginfo)} bytes")
     need(1 <= int.from_bytes(record.siginfo[:4], "little") <= SIGNALS, "has a signal outside 1 to 64")
 
@@ -290,6 +306,16 @@ def _check_thread(record: Thread, image: ImageState) -> None:
     image.tids.add(record.tid)
     process.threads += 1
     process.tid = record.tid
+
+
+@check.register(Confinement)
+def _check_confinement(record: Confinement, image: ImageState) -> None:
+    process = image.current
+    need(record.tid == process.tid != process.filters_known, f"is of thread {record.tid}, not of the one before it")
+    need(0 < len(record.filters) <= FILTERS_MAX, f"has {len(record.filters)} filters")
+    for objref in record.filters:
+        image.need_object(objref, SeccompFilter)
+    process.filters_known = record.tid
 
 
 # --- memory ------------------------------------------------------------------------------------

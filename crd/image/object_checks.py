@@ -33,6 +33,7 @@ from crd.image.objects import (
     PipeData,
     PipeEnd,
     RegularFile,
+    SeccompFilter,
     SharedMemory,
     SignalFd,
     Terminal,
@@ -71,6 +72,11 @@ TERMINALS_MAX = 1 << 20
 """NR_UNIX98_PTY_MAX."""
 TCP_STATES = {1, 4, 5, 8, 9, 11}
 """Those of a connection: TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING."""
+FILTER_FLAG_LOG = 2
+"""SECCOMP_FILTER_FLAG_LOG."""
+FILTER_INSTRUCTION_BYTES = 8
+FILTER_INSTRUCTIONS_MAX = 4096
+"""BPF_MAXINSNS."""
 WINDOW_SCALE_MAX = 14
 """RFC 7323."""
 DATAGRAM_BYTES_MAX = 0xFFFF
@@ -295,6 +301,14 @@ def _check_inet_message(record: InetMessage, image: ImageState) -> None:
     image.need_object(record.socket, InetSocket)
     need(len(record.data) <= DATAGRAM_BYTES_MAX, f"has {len(record.data)} bytes")
     _need_address(record.address, record.port, 0)
+
+
+@check.register(SeccompFilter)
+def _check_seccomp_filter(record: SeccompFilter, image: ImageState) -> None:
+    _declare(image, record)
+    need(record.flags in {0, FILTER_FLAG_LOG}, f"has the flags {record.flags:#x}")
+    length, rest = divmod(len(record.program), FILTER_INSTRUCTION_BYTES)
+    need(1 <= length <= FILTER_INSTRUCTIONS_MAX and not rest, f"has a program of {len(record.program)} bytes")
 
 
 @check.register(Terminal)

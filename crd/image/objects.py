@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from crd.image.codec import Record, Struct
 from crd.image.fields import S32, S64, U8, U16, U32, U64, Bytes, Items, Text  # noqa: TC001  # evaluated when the classes are made
+from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 
 
 class Owner(Struct):
@@ -307,6 +308,14 @@ class InetMessage(Record, type=0x4352004D):
     data: Bytes
 
 
+class SeccompFilter(Record, type=0x43520062):
+    """A filter of seccomp(2)."""
+
+    objref: U32
+    flags: U32  # SECCOMP_FILTER_FLAG_LOG or 0
+    program: Bytes  # struct sock_filter, 8 bytes each
+
+
 TERMIOS_BYTES = 44
 
 
@@ -341,15 +350,15 @@ class TerminalEnd(Record, type=0x4352004F):
 
 OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
                                      Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket, Terminal,
-                                     TerminalEnd)
+                                     TerminalEnd, SeccompFilter)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
 """Open file descriptions, which descriptors refer to."""
 
-PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify}
+PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify, SysvMemory: SharedMemory}
 """What stands behind the object that it is in, and the kind of that."""
 
 BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, OutsideConnection, InetMessage,
-                                     InetSending)
+                                     InetSending, SysvSemaphores, SysvQueue, SysvMessage)
 """What has no objref of its own, and refers to objects before it."""

@@ -289,3 +289,11 @@ class Thread(Record, type=0x43520030):
     membarrier: U32  # MEMBARRIER_CMD_GET_REGISTRATIONS; process-wide, on the leader only
 
 
+class Confinement(Record, type=0x43520031):
+    """What seccomp(2) keeps the thread before it from."""
+
+    tid: U32
+    filters: Items[U32]  # objrefs of SECCOMP_FILTERs, those installed first at the front
+
+
+

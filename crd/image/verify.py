@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crd.image import object_checks  # noqa: F401  # registers its checks
+from crd.image import object_checks, sysv_checks  # noqa: F401  # register their checks
 from crd.image.checks import ImageState, MisfitError, check, need
 from crd.image.codec import Record, corrupt
 from crd.image.objects import BETWEEN, OBJECTS, PARTS, PipeData
 from crd.image.profile import (
+    Confinement,
     EpollTarget,
     FileDescriptor,
     FileLock,
@@ -66,7 +67,8 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     IntervalTimer: {*_TIMERS_AND_LIMITS},
     PosixTimer: {*_TIMERS_AND_LIMITS[1:]},
     ResourceLimit: {*_TIMERS_AND_LIMITS[2:]},
-    Thread: {PendingSignal, Thread, Task, SharedPages, Pages, Tail},
+    Thread: {Confinement, PendingSignal, Thread, Task, SharedPages, Pages, Tail},
+    Confinement: {PendingSignal, Thread, Task, SharedPages, Pages, Tail},
     Zombie: {Task, SharedPages, Pages, Tail},
     SharedPages: {SharedPages, Pages, Tail},
     Pages: {Pages, Tail},

@@ -7,11 +7,15 @@ import signal
 import struct
 import time
 from dataclasses import dataclass, fields
-from typing import Self
+from itertools import count
+from typing import TYPE_CHECKING, Self
 
 from crd.errors import NativeError
 from crd.native.check import call
 from crd.native.ffi import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OPTION_TRACESYSGOOD = 1
 OPTION_TRACEVFORK = 1 << 2
@@ -29,6 +33,7 @@ _XSTATE_BYTES_MAX = 64 << 10
 _SIGINFO_BYTES = 128
 _LAYOUT = struct.Struct("<27Q")
 _WORD = (1 << 64) - 1
+_FILTER_INSTRUCTIONS_MAX = 4096
 
 
 @dataclass(slots=True)
@@ -315,3 +320,17 @@ def robust_list(tid: int) -> tuple[int, int]:
     head, length = ffi.new("uint64_t *"), ffi.new("uint64_t *")
     call(lib.crd_robust_list_get, tid, head, length)
     return int(head[0]), int(length[0])
+
+
+def seccomp_filters(tid: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the filters of seccomp(2) of a stopped tracee, flags and program, those installed first at the front.
+
+    Raises:
+        NativeError: EACCES: we have no CAP_SYS_ADMIN, or are confined ourselves.
+    """
+    instructions, n, flags = ffi.new("uint64_t[]", _FILTER_INSTRUCTIONS_MAX), ffi.new("int *"), ffi.new("uint64_t *")
+    for index in count():
+        call(lib.crd_seccomp_filter_get, tid, index, instructions, n, flags)
+        if not n[0]:
+            return
+        yield int(flags[0]), bytes(ffi.buffer(instructions, n[0] * 8))

@@ -77,7 +77,7 @@ def obstacles(look: Look, fds: set[int]) -> Iterator[Obstacle]:
 
 
 def _may_repair() -> bool:
-    return bool(procfs.status("self").numbers("CapEff", 16)[0] >> _CAP_NET_ADMIN & 1)
+    return bool(procfs.status("self").capabilities("Eff") >> _CAP_NET_ADMIN & 1)
 
 
 def _connected_elsewhere(ours: set[int | None]) -> set[int]:

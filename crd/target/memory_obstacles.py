@@ -29,7 +29,6 @@ _BY_FLAG = {  # VmFlags of smaps, proc_pid_smaps(5)
     "pf": ("memory.device", "maps a device"),
 }
 _BY_NAME = {  # of file systems that only the kernel mounts; the names end in " (deleted)"
-    "/SYSV": ("memory.sysv", "is System V shared memory"),
     "/anon_hugepage": ("memory.huge-pages", "uses huge pages of hugetlbfs"),
     "/[aio]": ("memory.aio", "is the ring of an asynchronous I/O context (io_setup(2))"),
     "/secretmem": ("memory.secret", "is secret memory (memfd_secret(2)), which nobody else may read"),

@@ -26,6 +26,7 @@ _STUCK_POLL_SECONDS = 0.01
 _VFORK_CALLS = {"56", "58", "435"}  # clone, vfork, clone3
 _KCMP_KINDS = {1: "memory", 2: "file descriptors", 3: "working directory and umask", 4: "signal handlers"}
 _KCMP_FILES, _KCMP_FS = 2, 3
+_CAP_SYS_ADMIN = 21
 
 
 class Kcmp(Protocol):
@@ -131,13 +132,25 @@ def _call_of(pid: int, tid: int) -> str:
 
 
 def confinement(statuses: dict[int, Status]) -> Iterator[Obstacle]:
-    """Find seccomp: an injected system call could kill the target."""
-    for mode, word in ((1, "strict mode"), (2, "a filter")):
-        tids = [tid for tid, status in statuses.items() if status.seccomp == mode]
-        if tids:
-            yield Obstacle("task.seccomp", f"thread {tids[0]}",
-                           f"runs under {word} of seccomp, which crd cannot save yet",
-                           "Run it without (systemd: SystemCallFilter=, containers: seccomp=unconfined).")
+    """Find seccomp where it cannot be told whether a system call of a stub would kill the target.
+
+    What a filter allows is read in the stop only.
+    """
+    strict, filtered = ([tid for tid, status in statuses.items() if status.seccomp == mode] for mode in (1, 2))
+    if strict:
+        yield Obstacle("task.seccomp", f"thread {strict[0]}",
+                       "runs under strict mode of seccomp, in which crd can make it do nothing", "Run it without.")
+    if filtered and (reason := why_no_filters()):
+        yield Obstacle("task.seccomp", f"thread {filtered[0]}", f"runs under a filter of seccomp, and {reason}",
+                       "Run crd as root, or the target without (systemd: SystemCallFilter=).")
+
+
+def why_no_filters() -> str:
+    """Return why we can neither read nor install filters of seccomp; empty if we can."""
+    ours = procfs.status("self")
+    if ours.seccomp:
+        return "crd itself does too"
+    return "" if ours.capabilities("Eff") >> _CAP_SYS_ADMIN & 1 else "crd has no CAP_SYS_ADMIN"
 
 
 def namespaces(pid: int, tids: list[int]) -> Iterator[Obstacle]:

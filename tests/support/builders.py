@@ -26,6 +26,7 @@ from crd.image.objects import (
     PipeData,
     PipeEnd,
     RegularFile,
+    SeccompFilter,
     SharedMemory,
     SignalFd,
     SocketOption,
@@ -46,6 +47,7 @@ from crd.image.profile import (
     VMA_PRIVATE_FILE,
     VMA_SHARED_MEMORY,
     Capabilities,
+    Confinement,
     EpollTarget,
     FileDescriptor,
     FileLock,
@@ -67,6 +69,7 @@ from crd.image.profile import (
     Zombie,
 )
 from crd.image.records import HeadArch, Task, comm_string
+from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 from crd.image.writer import ImageWriter
 
 if TYPE_CHECKING:
@@ -234,6 +237,12 @@ def make_records() -> list[Record]:
         Pipe(objref=4, inode=99, capacity_bytes=65536, data_bytes=8, path="", device=14, mode=0o600, deleted=0),
         PipeData(objref=4, packet=0, data=b"hello"), PipeData(objref=4, packet=0, data=b"you"),
         make_pipe_end(5, 4), make_pipe_end(6, 4, flags=1), *make_special_files(),
+        SeccompFilter(objref=30, flags=0, program=bytes(16)),
+        SysvSemaphores(number=6, key=77, mode=0o600, uid=0, gid=0, values=[1, 0, 32767]),
+        SysvQueue(number=6, key=77, mode=0o600, uid=0, gid=0, capacity_bytes=16384),
+        SysvMessage(queue=6, kind=1, data=b"waits"),
+        SharedMemory(objref=31, bytes=2 * PAGE_BYTES),
+        SysvMemory(objref=31, number=5, key=0, asked_bytes=8000, mode=0o600, uid=0, gid=0, removed=1, locked=0),
         Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"), make_process(),
         make_memory_layout(),
         make_vma(MEMORY_START), make_vma(MEMORY_START + 4 * PAGE_BYTES, kind=VMA_PRIVATE_FILE, objref=1),
@@ -248,7 +257,8 @@ def make_records() -> list[Record]:
         IntervalTimer(which=0, value_us=500_000, interval_us=1_000_000),
         PosixTimer(timer_id=0, clock=1, notify=0, signal=14, tid=0, value=0, value_ns=10**9, interval_ns=0, overrun=0),
         ResourceLimit(resource=7, soft=1024, hard=2**64 - 1),
-        make_thread(), make_thread(PID + 1), PendingSignal(tid=PID + 1, siginfo=SIGINFO),
+        make_thread(), make_thread(PID + 1), Confinement(tid=PID + 1, filters=[30, 30]),
+        PendingSignal(tid=PID + 1, siginfo=SIGINFO),
         SharedPages(objref=2, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
         SharedPages(objref=16, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
         make_pages(), make_pages(address=MEMORY_START + 3 * PAGE_BYTES, pages=2, fill=0xCD),

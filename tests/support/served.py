@@ -6,13 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tests.support.daemon import BIN, eventually
 from tests.support.victims import Program
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CLIENT = """
 import os, pathlib, socket, subprocess, sys, threading, time
@@ -88,7 +86,20 @@ class Served(Program):
         known = self.acknowledged()
         self.goes_on(1)
         self.kill_tree()
+        self.brought_back(image, known)
+
+    def saved_and_killed(self) -> Path:
+        """Save it and have crd kill it at that very moment, for what must not go on without the image: files."""
+        family = self.family()
+        image = checkpoint(self, "image", "--kill")
+        self.wait_gone()
+        eventually("their end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+        return image
+
+    def brought_back(self, image: Path, known: list[int] | None = None) -> None:
+        """Bring it back; it goes on from what it knew when the image was taken, or at most one answer further."""
         told = len(self.acknowledged())
+        known = known or self.acknowledged()
         restart(image, self)
         self.goes_on()
         since = self.acknowledged()[told:]

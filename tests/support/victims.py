@@ -27,8 +27,8 @@ PATIENCE_SECONDS = 60.0
 NAMES = ("counter", "blocked", "vector", "fpu", "memory", "signals", "timers", "files", "pipes", "credentials",
          "robust", "stopped", "rwhog", "idle", "events",
          "epolls", "watches", "unnamed", "named", "fifos", "locks", "unixes",
-         "inets", "terminals", "connections")
-"""The programs of tests/victims; all but credentials and robust exist as NAME-musl, statically linked, too."""
+         "inets", "terminals", "connections", "confined", "segments", "queues")
+"""The programs of tests/victims that need no other; most exist as NAME-musl, statically linked, too."""
 
 
 def until(what: str, condition: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import attributes, credentials, limits, scheduling
+from crd.engine.userspace import attributes, confinement, credentials, limits, scheduling
 from crd.engine.userspace.fds import unnamed
 from crd.engine.userspace.interrupted import begin_again
 from crd.engine.userspace.interview import interview
@@ -21,13 +21,14 @@ from crd.errors import Obstacle, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
 from crd.native.inject import Injector
 from crd.native.syscall import NR, kcmp
-from crd.target import procfs, task_obstacles
+from crd.target import procfs
 from crd.target.paths import DELETED
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from crd.engine.userspace.attributes import Attributes
+    from crd.engine.userspace.confinement import Confined
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.interview import Interview
@@ -104,7 +105,7 @@ class Capture:
     pid: int
     known: Known
     stat: Stat
-    statuses: dict[int, Status]  # of some threads; of the others their text is in the group
+    confined: Confined
     group: ThreadGroup
     told: Interview
     scheduling: dict[int, Scheduling]
@@ -131,7 +132,7 @@ class Capture:
 
     def status(self, tid: int) -> Status:
         """Return the status of a thread in the stop."""
-        return self.statuses.get(tid) or procfs.parsed_status(self.group.status(tid))
+        return self.confined.statuses.get(tid) or procfs.parsed_status(self.group.status(tid))
 
 
 def know(pid: int) -> Known:
@@ -175,7 +176,7 @@ def injector(frozen: Frozen, entries: list[MapEntry]) -> Injector:
 
 
 def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Known, mapped: MappedObjects,
-            relatives: Container[int], *, everything: bool) -> Capture:
+            relatives: Container[int], confined: Confined, *, everything: bool) -> Capture:
     """Read a stopped process.
 
     Args:
@@ -185,6 +186,7 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         known: what was read before.
         mapped: the objects of all processes.
         relatives: pids of all processes.
+        confined: what seccomp(2) keeps it from.
         everything: ask it also what a snapshot child could be asked later.
 
     Raises:
@@ -192,13 +194,14 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         InjectionInterrupted: a signal came; let go and try again.
     """
     pid = frozen.pid
-    statuses = _refuse_confined(frozen)
-    told = interview(frozen, stubs, entries, _THREAD_QUESTIONS,
-                     [*_PROCESS_QUESTIONS, *(attributes.QUESTIONS if everything else ())])
+    about_process = [*_PROCESS_QUESTIONS, *(attributes.QUESTIONS if everything else ())]
+    confined.need([*_THREAD_QUESTIONS, *about_process])
+    told = interview(frozen, stubs, entries, _THREAD_QUESTIONS, about_process,
+                     at_once=not confined.forbids(confinement.SURVEY))
     stat = procfs.stat(pid)
     shared = _shared(pid, stat.parent_pid if stat.parent_pid in relatives else 0)
     found = Capture(
-        pid=pid, known=known, stat=stat, statuses=statuses, group=frozen.group, told=told, entries=entries,
+        pid=pid, known=known, stat=stat, confined=confined, group=frozen.group, told=told, entries=entries,
         scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
         shared=shared,
         subreaper=bool(told.of_process[0].number(0, 4)),
@@ -209,6 +212,7 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         interval_timers=interval.dump(told.of_process[1:4]), auxv=procfs.read_bytes(pid, "auxv"),
         attributes=attributes.Attributes.told(told.of_process[len(_PROCESS_QUESTIONS):]) if everything else None)
     if timers := procfs.posix_timers(pid):
+        confined.need(posix.ANY_QUESTIONS)
         found.posix_timers = posix.dump(timers, TargetAsker(stubs, pid, frozen.registers))
     for entry in entries:
         mapped.note(pid, entry)
@@ -235,21 +239,6 @@ def _shared(pid: int, parent: int) -> Shared:
         raise TargetUnsupported(reasons=[Obstacle(
             "task.shared", f"pid {pid}", f"shares its memory with pid {parent}, which crd cannot save yet")])
     return Shared(files, directories)
-
-
-def _refuse_confined(frozen: Frozen) -> dict[int, Status]:
-    """Look again at what may have changed since the preflight, before any stub is run.
-
-    Returns:
-        The statuses that had to be looked at closely.
-
-    Raises:
-        TargetUnsupported: a thread has a seccomp filter, which would kill it in a stub.
-    """
-    suspects = {tid: frozen.status(tid) for tid in frozen.group.confined()}
-    if found := [*task_obstacles.confinement(suspects)]:
-        raise TargetUnsupported(reasons=found, pid=frozen.pid)
-    return suspects
 
 
 def threads(captured: Capture, memory: Memory) -> list[Thread]:

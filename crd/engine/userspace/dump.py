@@ -14,6 +14,7 @@ from crd.engine.userspace import image
 from crd.engine.userspace.fds import table
 from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.fds.tcp_leaving import Leaving
+from crd.engine.userspace.ipc import messages, semaphores
 from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.taking import ChangedError, TryAgainError, Whole, taken
 from crd.engine.userspace.tree import frozen
@@ -151,6 +152,8 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
     files = table.dump(own_files, mapped.numbers, mapped.named, leaving)
     for part in processes:
         capturing.add_unnamed(part.capture, files)
+    threads = {pid: list(state.threads) for pid, state in tree.processes.items()}
+    files.object_records += [*semaphores.dump(threads), *messages.dump(threads)]
     return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, mapped)
 
 

@@ -7,21 +7,24 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace import confinement
 from crd.engine.userspace.mem.layout import vdso_digest
-from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Process, Profile, Sharing
+from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Confinement, Process, Profile, Sharing
 from crd.image.profile import Zombie as ZombieRecord
 from crd.image.records import HeadArch, Task, comm_string
 from crd.native.memory import Memory
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from crd.engine.userspace.attributes import Attributes
     from crd.engine.userspace.capture import Capture
+    from crd.engine.userspace.confinement import Filter
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.mem.layout import Layout, MappedObjects
     from crd.engine.userspace.tree import Zombie
+    from crd.image.objects import SeccompFilter
     from crd.image.profile import EpollTarget, FileDescriptor, FileLock, Thread
     from crd.image.writer import ImageWriter
 
@@ -65,15 +68,21 @@ def write_records(writer: ImageWriter, clocks_ns: tuple[int, int, int], processe
     xstate = processes[0].threads[0].xstate
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(xstate)))
     writer.write(_profile(clocks_ns, processes, xstate))
-    for shared_object in (*files.object_records, *mapped.files.values(), *mapped.memories.values()):
+    filters = confinement.records((one.captured.confined for one in processes), mapped.numbers)
+    for shared_object in (*files.object_records, *mapped.files.values(), *filters.values()):
         writer.write(shared_object)
+    for identity, memory in mapped.memories.items():
+        writer.write(memory)
+        if segment := mapped.segments.get(identity):
+            writer.write(segment)
     for one in processes:
-        _write_process(writer, one, files)
+        _write_process(writer, one, files, filters)
     for zombie in zombies:
         _write_zombie(writer, zombie)
 
 
-def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable) -> None:
+def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable,
+                   filters: Mapping[Filter, SeccompFilter]) -> None:
     captured, attributes = one.captured, one.attributes
     stat = captured.stat
     state = "T" if captured.stopped_by else captured.state
@@ -93,6 +102,8 @@ def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable) -
     one.threads[0].membarrier = attributes.membarrier
     for thread in one.threads:
         writer.write(thread)
+        if chain := captured.confined.filters.get(thread.tid):
+            writer.write(Confinement(tid=thread.tid, filters=[filters[each].objref for each in chain]))
         for signal in captured.queues.get(thread.tid, ()):
             writer.write(signal)
 

@@ -34,14 +34,16 @@ class Interview:
 
 
 def interview(state: Frozen, stubs: Injector, entries: Sequence[MapEntry], about_thread: Sequence[Question],
-              about_process: Sequence[Question]) -> Interview:
+              about_process: Sequence[Question], *, at_once: bool) -> Interview:
     """Ask the leader about its process, and every thread about itself.  An area may stay mapped.
+
+    With ``at_once`` all may be asked at the same time.
 
     Raises:
         FeatureMissing: a stub cannot bring a thread home.
         InjectionInterrupted: try again after letting go.
     """
-    if len(state.group) > 1 or len(about_process) > _FEW:
+    if at_once and (len(state.group) > 1 or len(about_process) > _FEW):
         try:
             return _all_at_once(state, stubs, entries, about_thread, about_process)
         except FeatureMissing:

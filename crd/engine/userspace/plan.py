@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crd.engine.userspace import limits, numbers, scheduling
+from crd.engine.userspace import confinement, limits, numbers, scheduling
 from crd.engine.userspace.fds import placement, tcp_outside
-from crd.engine.userspace.mem import restore
+from crd.engine.userspace.ipc import messages, semaphores
+from crd.engine.userspace.mem import restore, sysv
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
 from crd.errors import AccessDenied, ResourceChanged, RestartUnsupported
@@ -219,6 +220,7 @@ def check(tree: TreePlan, options: RestartOptions) -> None:
             scheduling.check(thread)
     placement.check(tree.processes, must_be_same=options.files == "fail")
     tcp_outside.check(tree.root, options.tcp)
+    confinement.check(tree.processes)
     for plan in tree.processes:
         for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
             if not os.path.isdir(path) and not (path == plan.process.cwd and plan.process.cwd_object):
@@ -226,6 +228,9 @@ def check(tree: TreePlan, options: RestartOptions) -> None:
         restore.check_program(plan, _stat_program(plan.process))
     if options.pids == "original":
         numbers.await_free(sorted(tree.numbers))
+    semaphores.check(tree.root)
+    messages.check(tree.root)
+    sysv.check(tree.processes)  # whoever had those numbers has let go of it by now
 
 
 def _stat_program(process: Process) -> os.stat_result:

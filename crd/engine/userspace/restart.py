@@ -15,7 +15,8 @@ from crd.engine.api import Files, Pids, RestartOptions, RestartResult
 from crd.engine.userspace import credentials, limits, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement
-from crd.engine.userspace.mem import restore
+from crd.engine.userspace.ipc import messages, semaphores
+from crd.engine.userspace.mem import restore, sysv
 from crd.engine.userspace.namespace import restart_inside
 from crd.engine.userspace.plan import check, read_plan
 from crd.engine.userspace.sig import actions, pending
@@ -110,6 +111,8 @@ class Restart:
             making.turn_to(plan)
             restore.finish(plan, skeleton[plan.pid], broker, homes)
             _write_login_uid(plan, skeleton[plan.pid])
+        sysv.settle(making)
+        making.notes += [*semaphores.restart(self.plan.root, broker), *messages.restart(self.plan.root, broker)]
         placement.restart(making, plans)
         tids: dict[int, int] = {}
         for plan in plans:
@@ -171,7 +174,7 @@ class Restart:
         vessel.run()
         parent_stays = plan is not self.plan.root or (self._options.reap and self._options.pids != Pids.NAMESPACE)
         for thread in reversed(plan.threads):
-            threads.become_itself(thread, vessel, tids[thread.tid], self._ours, parent_stays=parent_stays)
+            threads.become_itself(thread, plan, vessel, tids[thread.tid], self._ours, parent_stays=parent_stays)
         self._notes += _what_is_missing(plan, self._ours, parent_stays=parent_stays)
         if plan.process.dumpable in _DUMPABLE_SETTABLE:
             vessel.batch.call(NR.PRCTL, _PR_SET_DUMPABLE, plan.process.dumpable)

@@ -77,8 +77,14 @@ def stub_places(entries: Sequence[MapEntry]) -> list[MapEntry]:
 
 
 @contextmanager
-def snapshot(frozen: Frozen, stubs: Injector, entries: Sequence[MapEntry]) -> Iterator[Snapshot]:
+def snapshot(frozen: Frozen, stubs: Injector, entries: Sequence[MapEntry], *, confined: bool) -> Iterator[Snapshot]:
     """Make a snapshot child of a stopped target; it does not outlive the context, nor us.
+
+    Args:
+        frozen: the target.
+        stubs: for system calls in it.
+        entries: its areas.
+        confined: it has filters of seccomp(2), which are to keep the child from nothing.
 
     Raises:
         NativeError: the kernel makes no child of it (EAGAIN, ENOMEM).
@@ -86,6 +92,9 @@ def snapshot(frozen: Frozen, stubs: Injector, entries: Sequence[MapEntry]) -> It
     """
     child = Snapshot(stubs.snapshot(frozen.pid, frozen.registers), entries)
     try:
+        if confined:
+            tracee.set_options(child.pid, tracee.OPTION_EXITKILL | tracee.OPTION_TRACESYSGOOD
+                               | tracee.OPTION_SUSPEND_SECCOMP)
         yield child
     finally:
         child.end()

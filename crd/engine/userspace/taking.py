@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import attributes
+from crd.engine.userspace import attributes, confinement
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.attributes import Attributes
 from crd.engine.userspace.mem import pages
@@ -133,6 +133,7 @@ def taken(state: Frozen, before: Known | None, whole: Whole) -> Iterator[Taken]:
     maps = procfs.read(state.pid, "maps")
     entries = before.areas(state.pid, maps) if before else procfs.parsed_maps(state.pid, maps)
     stubs = capturing.injector(state, entries)
+    confined = confinement.look(state)
     if inside := [tid for tid, at in zip(state.group.tids, state.group.addresses(), strict=True) if stubs.inside(at)]:
         _see_home(state, inside)
         raise TryAgainError
@@ -145,7 +146,8 @@ def taken(state: Frozen, before: Known | None, whole: Whole) -> Iterator[Taken]:
             notes = _looked(whole.notes.get(state.pid), entries)
             little = whole.options.method == "auto" and before is not None and notes is not None and notes.is_little()
             captured = capturing.capture(state, entries, stubs, before or capturing.know(state.pid),
-                                         whole.mapped, whole.pids, everything=little or whole.options.method == "copy")
+                                         whole.mapped, whole.pids, confined,
+                                         everything=little or whole.options.method == "copy")
             if captured.subreaper or state.pid == 1 or captured.stat.parent_pid in whole.adopters:
                 whole.adopters.add(state.pid)
             found = _precopied(state, stubs, captured, notes) if little and notes else None
@@ -189,6 +191,8 @@ def _why_copy(captured: Capture, whole: Whole) -> str:
         return "asked for"
     if captured.pid in whole.adopters:
         return "the snapshot child would become the target's own: it adopts orphans (PR_SET_CHILD_SUBREAPER)"
+    if name := captured.confined.forbids(confinement.SNAPSHOT):
+        return f"a filter of seccomp allows the target no snapshot child ({name})"
     return ""
 
 
@@ -216,7 +220,7 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
               must: bool) -> Taken | None:
     """Make the snapshot child; None if the kernel makes none."""
     try:
-        child = stack.enter_context(snapshot(state, stubs, captured.entries))
+        child = stack.enter_context(snapshot(state, stubs, captured.entries, confined=bool(captured.confined.filters)))
     except NativeError as error:
         if error.operation != "clone" or must:
             raise
@@ -233,6 +237,7 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
 def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste: Haste) -> Taken:
     """Copy all private memory now; needs as much of ours."""
     stubs.unmap_area(state.pid, state.registers)
+    captured.confined.need(attributes.QUESTIONS)
     told = captured.attributes or Attributes.told(
         TargetAsker(stubs, state.pid, state.registers).ask(attributes.QUESTIONS))
     haste.relax()

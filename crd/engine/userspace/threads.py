@@ -6,7 +6,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import credentials, numbers, scheduling
+from crd.engine.userspace import confinement, credentials, numbers, scheduling
 from crd.engine.userspace.sig import pending
 from crd.errors import NativeError, RestartError
 from crd.native import tracee
@@ -29,6 +29,7 @@ _AT_ONCE = 256
 
 def make(plan: Plan, vessel: Vessel, *, same_numbers: bool) -> dict[int, int]:
     """Make all threads but the leader; return the new number of each by the image's."""
+    confinement.restart_common(plan, vessel)
     made = {plan.pid: vessel.pid}
     others = plan.threads[1:]
     for at in range(0, len(others), _AT_ONCE):
@@ -69,8 +70,10 @@ def set_up(thread: Thread, plan: Plan, vessel: Vessel, tid: int) -> None:
     vessel.run(tid)
 
 
-def become_itself(thread: Thread, vessel: Vessel, tid: int, ours: Capabilities, *, parent_stays: bool) -> None:
-    """Give a thread its credentials; it can make nothing any more that its image could not."""
+def become_itself(thread: Thread, plan: Plan, vessel: Vessel, tid: int, ours: Capabilities, *,
+                  parent_stays: bool) -> None:
+    """Give a thread its filters and credentials; it can make nothing any more that its image could not."""
+    confinement.restart(thread, plan, vessel, tid)
     credentials.restart(thread, vessel.batch, ours)
     vessel.batch.call(NR.PRCTL, _PR_SET_PDEATHSIG, thread.parent_death_signal if parent_stays else 0)
     vessel.run(tid)

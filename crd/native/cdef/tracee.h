@@ -22,4 +22,8 @@ int crd_wait(int tid, int64_t timeout_ns, int *tid_ret, int *status_ret, struct 
  * *status_ret: its last stop, which is no such stop if it ended or another signal is due. Waits without limit. */
 int crd_syscall_stops(int tid, int n, int *status_ret, struct crd_error *err);
 
+/* A filter of seccomp(2), 0 = the one installed first: its instructions and flags. *n_ret: how many, 0 = there is none. */
+int crd_seccomp_filter_get(int tid, int index, uint64_t *instructions, int *n_ret, uint64_t *flags_ret,
+                           struct crd_error *err);
+
 int crd_robust_list_get(int tid, uint64_t *head_ret, uint64_t *length_ret, struct crd_error *err);

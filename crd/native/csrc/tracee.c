@@ -158,3 +158,21 @@ int crd_robust_list_get(int tid, uint64_t *head_ret, uint64_t *length_ret, struc
         return crd_fail(err, "get_robust_list", tid, 0);
     return 0;
 }
+
+int crd_seccomp_filter_get(int tid, int index, uint64_t *instructions, int *n_ret, uint64_t *flags_ret,
+                           struct crd_error *err)
+{
+    struct seccomp_metadata about = {.filter_off = (uint64_t)index};
+    long n = syscall(SYS_ptrace, PTRACE_SECCOMP_GET_FILTER, (long)tid, (long)index, instructions);
+
+    *n_ret = 0;
+    if (n < 0 && errno == ENOENT)
+        return 0;
+    if (n < 0)
+        return crd_fail(err, "ptrace SECCOMP_GET_FILTER", tid, 0);
+    if (syscall(SYS_ptrace, PTRACE_SECCOMP_GET_METADATA, (long)tid, sizeof(about), &about) < 0)
+        return crd_fail(err, "ptrace SECCOMP_GET_METADATA", tid, 0);
+    *n_ret = (int)n;
+    *flags_ret = about.flags;
+    return 0;
+}

@@ -24,6 +24,7 @@ from crd.image.objects import (
     PipeData,
     PipeEnd,
     RegularFile,
+    SeccompFilter,
     SharedMemory,
     SocketOption,
     Terminal,
@@ -37,6 +38,7 @@ from crd.image.objects import (
 )
 from crd.image.profile import (
     PAGE_BYTES,
+    Confinement,
     EpollTarget,
     FileDescriptor,
     FileLock,
@@ -58,6 +60,7 @@ from crd.image.profile import (
 )
 from crd.image.reader import ImageReader
 from crd.image.records import HeadArch, String, Tail, Task
+from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 from crd.image.verify import verified
 from tests.support.builders import (
     MEMORY_START,
@@ -200,6 +203,25 @@ RULES = [
     (InetMessage, 0, {"socket": 5}, "no INET_SOCKET"),
     (InetMessage, 0, {"address": "localhost"}, "address"),
     (InetMessage, 0, {"data": bytes(65536)}, "65536 bytes"),
+    (SysvSemaphores, 0, {"number": 1 << 31}, "number"),
+    (SysvSemaphores, 0, {"values": []}, "0 semaphores"),
+    (SysvSemaphores, 0, {"values": [32768]}, "more than 32767"),
+    (SysvQueue, 0, {"mode": 0o1000}, "mode"),
+    (SysvMessage, 0, {"queue": 7}, "queue 7"),
+    (SysvMessage, 0, {"kind": 0}, "kind 0"),
+    (SysvMemory, 0, {"objref": 1}, "not the one before it"),
+    (SysvMemory, 0, {"number": 1 << 31}, "number"),
+    (SysvMemory, 0, {"asked_bytes": 4096}, "4096 bytes"),
+    (SysvMemory, 0, {"asked_bytes": 2 * 4096 + 1}, "8193 bytes"),
+    (SysvMemory, 0, {"mode": 0o1000}, "mode"),
+    (SysvMemory, 0, {"removed": 2}, "removed 2"),
+    (SeccompFilter, 0, {"flags": 1}, "flags 0x1"),
+    (SeccompFilter, 0, {"program": bytes(9)}, "9 bytes"),
+    (SeccompFilter, 0, {"program": b""}, "0 bytes"),
+    (SeccompFilter, 0, {"program": bytes(8 * 4097)}, "32776 bytes"),
+    (Confinement, 0, {"tid": 1}, "thread 1"),
+    (Confinement, 0, {"filters": []}, "0 filters"),
+    (Confinement, 0, {"filters": [21]}, "no SECCOMP_FILTER"),
     (Terminal, 0, {"index": 1 << 20}, "number"),
     (Terminal, 0, {"settings": bytes(43)}, "43 bytes"),
     (Terminal, 0, {"mode": 0o10000}, "mode"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.broker import Broker
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.table import FileTable
+    from crd.engine.userspace.mem.sysv import Attached
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
     from crd.errors import Obstacle
@@ -50,6 +51,7 @@ class Making:
         contents: our descriptor, to read and write, of each file whose content is in the image, by objref.
         ours: our descriptor of each description, by objref.
         peers: our descriptor of the other end of a socket, by objref.
+        segments: of System V shared memory, attached by us, by objref.
         notes: what cannot be as it was, a sentence each.
     """
 
@@ -61,6 +63,7 @@ class Making:
     contents: dict[int, int] = field(default_factory=dict)
     ours: dict[int, int] = field(default_factory=dict)
     peers: dict[int, int] = field(default_factory=dict)
+    segments: dict[int, Attached] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def wanted(self, kind: type[R]) -> list[R]:

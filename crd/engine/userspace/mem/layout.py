@@ -8,11 +8,20 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
+from crd.engine.userspace.mem import sysv
 from crd.engine.userspace.mem.shared import copy_shared
 from crd.engine.userspace.objects import ObjectNumbers
 from crd.errors import Obstacle, TargetUnsupported
 from crd.image.objects import RegularFile, SharedMemory
-from crd.image.profile import VMA_ANONYMOUS, VMA_PRIVATE_FILE, VMA_SHARED_FILE, VMA_SHARED_MEMORY, MemoryLayout, Vma
+from crd.image.profile import (
+    PAGE_BYTES,
+    VMA_ANONYMOUS,
+    VMA_PRIVATE_FILE,
+    VMA_SHARED_FILE,
+    VMA_SHARED_MEMORY,
+    MemoryLayout,
+    Vma,
+)
 from crd.target.paths import is_memory_with_a_name, name_left
 
 if TYPE_CHECKING:
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 
     from crd.engine.userspace.capture import Capture
     from crd.engine.userspace.mem.shared import Copied
+    from crd.image.sysv import SysvMemory
     from crd.native.memory import Memory
     from crd.target.procfs import MapEntry
 
@@ -36,7 +46,7 @@ def kind(entry: MapEntry) -> int:
     """Return VMA_*."""
     if not entry.is_file:
         return VMA_ANONYMOUS
-    if entry.shared and entry.path.startswith(_SHARED_MEMORY_NAMES):
+    if entry.shared and (entry.path.startswith(_SHARED_MEMORY_NAMES) or sysv.is_segment(entry)):
         return VMA_SHARED_MEMORY
     return VMA_SHARED_FILE if entry.shared else VMA_PRIVATE_FILE
 
@@ -47,6 +57,7 @@ class MappedObjects:
     Attributes:
         numbers: gives out objrefs.
         files, memories: records by device and inode.
+        segments: those of the memories that are System V's.
         copies: content of the shared memory, by device and inode.
         named: device and inode of shared memory that has a name (shm_open(3), sem_open(3)).
     """
@@ -56,6 +67,7 @@ class MappedObjects:
         self.numbers = ObjectNumbers()
         self.files: dict[tuple[int, int], RegularFile] = {}
         self.memories: dict[tuple[int, int], SharedMemory] = {}
+        self.segments: dict[tuple[int, int], SysvMemory] = {}
         self.copies: dict[tuple[int, int], Copied] = {}
         self.named: set[tuple[int, int]] = set()
 
@@ -82,7 +94,10 @@ class MappedObjects:
             return 0
         if what == VMA_SHARED_MEMORY:
             if identity not in self.memories:
-                self.memories[identity] = SharedMemory(objref=self.numbers.new(), bytes=self.copies[identity].bytes)
+                size = self.copies[identity].bytes
+                self.memories[identity] = SharedMemory(objref=self.numbers.new(), bytes=size + -size % PAGE_BYTES)
+                if sysv.is_segment(entry):
+                    self.segments[identity] = sysv.dump(self.memories[identity].objref, entry)
             return int(self.memories[identity].objref)
         if identity not in self.files:
             path = _path(entry)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
+from crd.engine.userspace.mem import sysv
 from crd.errors import MemoryFault, ResourceChanged, RestartError
 from crd.image.objects import RegularFile, SharedMemory
 from crd.image.profile import (
@@ -20,6 +21,7 @@ from crd.image.profile import (
     Pages,
     SharedPages,
 )
+from crd.image.sysv import SysvMemory
 from crd.native.memory import process_write_runs
 from crd.native.syscall import NR
 
@@ -64,6 +66,7 @@ def map_areas(making: Making, homes: dict[int, Home]) -> None:
     """
     plan, vessel, broker = making.plan, making.vessel, making.broker
     _map_shared(plan, vessel, broker, homes)
+    sysv.attach(plan, making)
     for (objref, writable), areas in _by_file(plan).items():
         record = plan.objects[objref]
         content = making.contents.get(objref)
@@ -79,7 +82,7 @@ def map_areas(making: Making, homes: dict[int, Home]) -> None:
         if vma.kind == VMA_ANONYMOUS:
             vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _flags(vma), -1, 0,
                               what=f"mapping {vma.start:#x} {vma.name}")
-        elif vma.kind == VMA_SHARED_MEMORY:
+        elif vma.kind == VMA_SHARED_MEMORY and vma.objref in homes:
             _map_part(vma, vessel, broker, homes[vma.objref])
         vessel.flush()
     vessel.run()
@@ -114,6 +117,7 @@ def _by_file(plan: Plan) -> dict[tuple[int, bool], list[Vma]]:
 def _map_shared(plan: Plan, vessel: Vessel, broker: Broker, homes: dict[int, Home]) -> None:
     """Map each shared memory object that has no home yet as a whole, where no area of the image will be."""
     used = {vma.objref for vma in plan.vmas if vma.kind == VMA_SHARED_MEMORY} - homes.keys()
+    used -= {record.objref for record in plan.of(SysvMemory)}
     records = [record for record in plan.of(SharedMemory) if record.objref in used]
     whole = {record.objref: vessel.reserve(record.bytes) for record in records}
     unreserved = {vma.objref for vma in plan.vmas if "nr" in vma.flags.split()}
@@ -161,6 +165,10 @@ def _write(making: Making, record: Record, homes: Mapping[int, Home]) -> int:
     if isinstance(record, SharedPages) and record.objref in making.contents:
         _write_file(making, record)
         return record.data.nbytes
+    if isinstance(record, SharedPages) and record.objref in making.segments:
+        base = making.segments[record.objref].address
+        process_write_runs(os.getpid(), _runs(record, base), record.data)
+        return record.data.nbytes
     if isinstance(record, SharedPages):
         if record.objref not in homes:
             raise RestartError(f"nobody maps the shared memory object {record.objref} of the image")
@@ -169,12 +177,16 @@ def _write(making: Making, record: Record, homes: Mapping[int, Home]) -> int:
         vessel, base = making.vessels[record.pid], 0
     else:
         raise RestartError(f"{type(record).__name__} among the memory of the image")
-    runs = [(base + run.address, run.pages * PAGE_BYTES) for run in record.runs]
+    runs = _runs(record, base)
     try:
         process_write_runs(vessel.pid, runs, record.data)
     except MemoryFault:  # part of it is not writable for the process itself
         vessel.memory.write_runs(runs, record.data)
     return record.data.nbytes
+
+
+def _runs(record: Pages | SharedPages, base: int) -> list[tuple[int, int]]:
+    return [(base + run.address, run.pages * PAGE_BYTES) for run in record.runs]
 
 
 def _write_file(making: Making, record: SharedPages) -> None:

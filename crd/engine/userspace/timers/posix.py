@@ -26,6 +26,8 @@ _PR_TIMER_CREATE_RESTORE_IDS, _OFF, _ON, _GET = 77, 0, 1, 2
 _IN_TURN_MAX = 1 << 16
 _SPARE = PosixTimer(timer_id=0, clock=1, notify=_SIGEV_NONE, signal=0, tid=0, value=0, value_ns=0, interval_ns=0,
                     overrun=0)
+ANY_QUESTIONS = [Question(NR.TIMER_GETTIME, (OUT, OUT)), Question(NR.TIMER_GETOVERRUN, (OUT,))]
+"""What is asked about any timer."""
 
 
 def dump(entries: Sequence[PosixTimerEntry], asker: Asker) -> list[PosixTimer]:
