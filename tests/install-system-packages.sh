@@ -17,13 +17,19 @@ need python3-dev python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("i
 need musl-tools command -v musl-gcc
 need sqlite3 command -v sqlite3
 need strace command -v strace
-need postgresql sh -c 'ls /usr/lib/postgresql/*/bin/initdb'
 need systemd test -x /lib/systemd/systemd
 need systemd-container command -v systemd-nspawn
 need dbus command -v dbus-daemon
 need man-db command -v man
 need groff-base command -v groff
 need prometheus command -v prometheus
+need nginx-light command -v nginx
+need redis-server command -v redis-server
+need nodejs command -v node
+need openjdk-17-jdk-headless command -v javac
+need postgresql test -n "$(compgen -G '/usr/lib/postgresql/*/bin/postgres')"
+need tmux command -v tmux
+need vim command -v vim
 need iproute2 command -v ip
 
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -18,6 +18,7 @@ from crd.image.objects import (
     UNIX_RESET,
     UNNAMED_DIRECTORY,
     UNNAMED_MEMORY,
+    UNNAMED_SHARED,
     Epoll,
     EventFd,
     InetConnection,
@@ -43,6 +44,7 @@ from crd.image.objects import (
     UnixSocket,
     UnnamedFile,
     UnnamedOpen,
+    plain_address,
 )
 from crd.image.profile import PAGE_BYTES
 
@@ -84,6 +86,8 @@ MODE_MAX = 0o7777
 SEALS = 0x3F
 """F_SEAL_SEAL to F_SEAL_EXEC."""
 WATCH_MAX = 2**31 - 1
+SHARED_MEMORY = "/dev/shm/"  # noqa: S108
+"""Where shm_open(3) and sem_open(3) make it."""
 
 
 def declare(image: ImageState, record: Record) -> None:
@@ -183,12 +187,17 @@ def _check_pid_fd(record: PidFd, image: ImageState) -> None:
     need(record.pid == -1 or 0 < record.pid <= PID_MAX, f"is of pid {record.pid}")
 
 
+def _is_below(directory: str, path: str) -> bool:
+    return path.startswith(directory) and not {"", ".", ".."} & {*path.removeprefix(directory).split("/")}
+
+
 @check.register(UnnamedFile)
 def _check_unnamed_file(record: UnnamedFile, image: ImageState) -> None:
     declare(image, record)
-    need(UNNAMED_MEMORY <= record.kind <= UNNAMED_DIRECTORY, f"is of unknown kind {record.kind}")
+    need(UNNAMED_MEMORY <= record.kind <= UNNAMED_SHARED, f"is of unknown kind {record.kind}")
     if record.kind != UNNAMED_MEMORY:
         need(record.path.startswith("/"), "has no absolute path")
+    need(record.kind != UNNAMED_SHARED or _is_below(SHARED_MEMORY, record.path), f"is no shared memory: {record.path}")
     need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
     need(record.size <= (0 if record.kind == UNNAMED_DIRECTORY else FILE_OFFSET_MAX), f"has {record.size} bytes")
     need(record.kind == UNNAMED_MEMORY or not record.seals, "has seals, but is no memory")
@@ -259,12 +268,16 @@ def _check_inet_socket(record: InetSocket, image: ImageState) -> None:
     _need_options(record.options)
 
 
+def _is_at(address: str, port: int, other_address: str, other_port: int) -> bool:
+    return (plain_address(address), port) == (plain_address(other_address), other_port)
+
+
 @check.register(InetConnection)
 def _check_inet_connection(record: InetConnection, image: ImageState) -> None:
     one, other = image.streams.pop(record.one, None), image.streams.pop(record.other, None)
-    need(one and other and one.family == other.family
-         and (one.local_address, one.local_port) == (other.remote_address, other.remote_port)
-         and (one.remote_address, one.remote_port) == (other.local_address, other.local_port),
+    need(one and other
+         and _is_at(one.local_address, one.local_port, other.remote_address, other.remote_port)
+         and _is_at(one.remote_address, one.remote_port, other.local_address, other.local_port),
          f"connects objects {record.one} and {record.other}, which are no ends of one connection")
 
 

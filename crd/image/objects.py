@@ -142,14 +142,15 @@ UNNAMED_MEMORY = 1
 UNNAMED_FILE = 2
 UNNAMED_TEMPORARY = 3
 UNNAMED_DIRECTORY = 4
+UNNAMED_SHARED = 5
 
 
 class UnnamedFile(Record, type=0x43520047):
-    """A file that no name leads to; its content is in SHARED_PAGES."""
+    """A file that no name leads to, or shared memory that has one; its content is in SHARED_PAGES."""
 
     objref: U32
     kind: U32  # UNNAMED_*
-    path: Text  # that it had; of memory: its name
+    path: Text  # that it had; of memory: its name; of shared memory: that it has
     mode: U32  # permission bits
     uid: U32
     gid: U32
@@ -249,6 +250,11 @@ class InetSocket(Record, type=0x4352004C):
     remote_address: Text
     remote_port: U32  # 0 = not connected
     options: Items[SocketOption]
+
+
+def plain_address(address: str) -> str:
+    """Return an address as a socket of the other family shows it: those of IPv4 without ::ffff: (RFC 4291, 2.5.5.2)."""
+    return address.removeprefix("::ffff:") if "." in address else address
 
 
 class InetConnection(Record, type=0x43520050):

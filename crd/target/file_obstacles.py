@@ -10,7 +10,7 @@ from crd.errors import Obstacle
 from crd.target import inet_obstacles, message_queues, nameless, procfs, terminals, unix_obstacles, unnamed
 from crd.target.descriptors import open_descriptors
 from crd.target.holders import pipe_inode
-from crd.target.paths import Reach, reach
+from crd.target.paths import Reach, name_left, reach
 from crd.target.wording import printable, process_names
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _regular(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
     how = reach(entry.link, entry.file)
     if unnamed.is_unnamed(entry.file):
         yield from unnamed.obstacles(entry, look)
-    elif how is not Reach.SAME:
+    elif how is not Reach.SAME and not (how is Reach.UNLINKED and name_left(entry.link, entry.file.st_ino)):
         yield Obstacle(f"fd.{how.name.lower()}", entry.name, f"{how.value}, and crd cannot save its content yet",
                        "Have the program open the file again (log rotation: copytruncate, or a reload).")
 

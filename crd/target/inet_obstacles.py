@@ -82,6 +82,11 @@ def _may_repair() -> bool:
 
 def _connected_elsewhere(ours: set[int | None]) -> set[int]:
     """Return the inodes among these whose connection has its other end not among these."""
-    ends = {(words[1], words[2]): int(words[9]) for words in _lines(socket.SOCK_STREAM)
+    ends = {(_plain(words[1]), _plain(words[2])): int(words[9]) for words in _lines(socket.SOCK_STREAM)
             if int(words[3], 16) != LISTENING and int(words[9]) in ours}
     return {inode for (local, remote), inode in ends.items() if (remote, local) not in ends}
+
+
+def _plain(end: str) -> str:
+    """Return an address of /proc/net/tcp6 as /proc/net/tcp has it, if it is one of IPv4."""
+    return end.removeprefix("0000000000000000FFFF0000")

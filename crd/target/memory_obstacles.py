@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle, TargetError, TargetGone
 from crd.target import procfs
-from crd.target.paths import DELETED, Reach, reach
+from crd.target.paths import DELETED, Reach, is_memory_with_a_name, name_left, reach
 from crd.target.unnamed import is_unnamed
 from crd.target.wording import printable, process_names
 
@@ -64,7 +64,7 @@ def mappings(pid: int, holders: Mapping[tuple[int, int], list[int]]) -> Iterator
             files.setdefault((entry.device, entry.inode), entry)
     for entry in files.values():
         yield from _file(pid, entry)
-        if entry.shared and entry.deleted:
+        if entry.shared and (entry.deleted or is_memory_with_a_name(entry.path)):
             shared[entry.device, entry.inode] = entry
     yield from _shared(shared, holders)
     yield from _program(pid)
@@ -106,14 +106,17 @@ def _file(pid: int, entry: MapEntry) -> Iterator[Obstacle]:
     file = None
     try:
         file = procfs.map_file_stat(pid, entry)
-        how = reach(procfs.map_file_link(pid, entry), file)
+        link = procfs.map_file_link(pid, entry)
+        how = reach(link, file)
         regular = stat.S_ISREG(file.st_mode)
     except TargetGone:  # unmapped meanwhile, or the process ended, which others notice
         return
     except TargetError:  # no CAP_CHECKPOINT_RESTORE
-        how, regular = _reach_by_maps(entry), True
+        link, how, regular = entry.path, _reach_by_maps(entry), True
     if not regular:
         yield Obstacle("memory.device", _name(entry), "maps a device, which crd cannot save yet", _REMEDY)
+    elif how is Reach.UNLINKED and name_left(link, entry.inode):
+        return
     elif how is not Reach.SAME and not (file and is_unnamed(file)):
         yield Obstacle(f"memory.{how.name.lower()}", f"mapped file {printable(entry.path)}",
                        f"{how.value}, and crd cannot save its content yet", _FILE_REMEDY)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
-from crd.target import epoll
+from crd.target import epoll, procfs
+from crd.target.descriptors import open_descriptors
 from crd.target.holders import description_holders
 from crd.target.wording import process_name, process_names
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _EVENT_COUNT_MAX = 2**64 - 2
 _DEAD = -1
+_LOOKS = 10
+_LOOK_AGAIN_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,24 @@ def _eventfd(entry: Open, _look: Look) -> Iterator[Obstacle]:
 
 
 def _epoll(entry: Open, look: Look) -> Iterator[Obstacle]:
-    files = {other.fd: other.file for other in look.table}
-    if look.kcmp and any(epoll.holder(look.pid, entry.fd, one, files, look.kcmp) is None
-                         for one in epoll.watched(entry.info)):
+    if look.kcmp and _always_lost(entry, look, look.kcmp):
         yield Obstacle("fd.epoll", entry.name, *epoll.WHY_NOT)
+
+
+def _always_lost(entry: Open, look: Look, kcmp: Kcmp) -> set[epoll.Watched]:
+    """Return the registrations without a descriptor, however often one looks: busy programs change theirs meanwhile."""
+    files, info = {other.fd: other.file for other in look.table}, entry.info
+    lost = {*epoll.watched(info)}
+    for attempt in range(_LOOKS):
+        lost &= {one for one in epoll.watched(info) if epoll.holder(look.pid, entry.fd, one, files, kcmp) is None}
+        if not lost or attempt == _LOOKS - 1:
+            break
+        time.sleep(_LOOK_AGAIN_SECONDS)
+        files = {other.fd: other.file for other in open_descriptors(look.pid)}
+        if entry.fd not in files:
+            return set()
+        info = procfs.fdinfo(look.pid, entry.fd)
+    return lost
 
 
 def _pidfd(entry: Open, look: Look) -> Iterator[Obstacle]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 DELETED = " (deleted)"
 
+SHARED_MEMORY = "/dev/shm/"  # noqa: S108  (shm_overview(7), sem_overview(7))
+
 
 class Reach(Enum):
     """What the name of a file leads to, as a clause about the file."""
@@ -40,6 +42,24 @@ def reach(link: str, file: stat_result) -> Reach:
     if link.endswith(DELETED):
         return Reach.UNLINKED
     return Reach.HIDDEN
+
+
+def name_left(link: str, inode: int) -> str:
+    """Return another hard link of a file, in the directory of the name that it lost; "" if there is none.
+
+    A file that is made under a passing name, linked to its own and unlinked from the first (as sem_open(3) does it)
+    shows the first one for good.
+    """
+    try:
+        with os.scandir(os.path.dirname(link)) as entries:  # noqa: PTH120  (as the kernel has it)
+            return next((entry.path for entry in entries if entry.inode() == inode), "")
+    except OSError:
+        return ""
+
+
+def is_memory_with_a_name(link: str) -> bool:
+    """Whether a file is in the directory of POSIX shared memory and semaphores: mapped shared it is memory."""
+    return link.startswith(SHARED_MEMORY)
 
 
 def _lstat(path: str) -> stat_result | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crd.engine.api import restart
 from crd.engine.userspace import threads
 from crd.engine.userspace.fds import socket_options
 from crd.errors import ResourceChanged, RestartError, RestartUnsupported, TargetUnsupported
@@ -204,11 +205,46 @@ def test_an_option_that_crd_does_not_save_is_not_set() -> None:
         socket_options.restart(sock, [attach_filter])
 
 
-@pytest.mark.parametrize("name", ["events", "epolls", "watches", "unnamed", "fifos", "locks", "unixes", "inets",
-                                  "terminals", "connections"])
+@pytest.mark.parametrize("name", ["events", "epolls", "watches", "unnamed", "named", "fifos", "locks", "unixes",
+                                  "inets", "terminals", "connections"])
 def test_they_are_the_same_in_a_namespace_of_their_own(tmp_path: Path, name: str) -> None:
     with Victim(name, tmp_path) as victim:
         assert restarted_elsewhere(taken(victim), victim, "--pidns")["notes"] == []
+        victim.verify()
+
+
+@pytest.mark.parametrize("pids", ["--pidns", "--new-pids"])
+def test_a_copy_beside_the_living_original_leaves_it_its_shared_memory(tmp_path: Path, pids: str) -> None:
+    with Victim("named", tmp_path) as victim:
+        original = victim.pid
+        result = restarted_elsewhere(taken(victim, kill=False), victim, pids)
+        try:
+            assert len(result["notes"]) == 2, result["notes"]
+            assert all("stays without a name" in note for note in result["notes"])
+        finally:
+            victim.kill()
+        victim.pid = original
+        victim.verify()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_shared_memory_has_the_name_of_the_original_only_when_the_task_lives(tmp_path: Path, *, there: bool) -> None:
+    def refuse(_: object) -> None:
+        raise RestartError("not today")
+
+    with Victim("named", tmp_path) as victim:
+        image = taken(victim)
+        name = Path(f"/dev/shm/crd-victim-{victim.pid}")
+        if not there:
+            name.unlink()
+        before, names = there and name.stat().st_ino, os.listdir("/dev/shm")
+        with image.open("rb") as file, pytest.raises(RestartError, match="not today"):
+            restart(file.fileno(), confirm=refuse)
+        until("its end", lambda: not victim.is_there())
+        assert os.listdir("/dev/shm") == names
+        assert before == (there and name.stat().st_ino)
+        restarted(image, victim)
+        assert before != name.stat().st_ino
         victim.verify()
 
 

@@ -16,6 +16,8 @@ from crd.engine.api import After, CheckpointOptions, CheckpointResult, RestartOp
 from crd.engine.crid import CridCounter
 from crd.engine.userspace.fds import network_hold
 from crd.errors import ResourceChanged
+from tests.engine.images import restarted, taken
+from tests.engine.programs import interpreted
 from tests.support.tcp_peer import Peer, network_of
 from tests.support.victims import Victim, until
 
@@ -215,3 +217,80 @@ def test_what_is_held_can_be_let_go_twice() -> None:
     network_hold.let_go([one])
     network_hold.let_go([one])
     assert network_hold.kept([one]) == set()
+
+
+SPEAKS_TO_ITSELF = """
+import socket
+listener = LISTENER
+one = socket.create_connection(("127.0.0.1", listener.getsockname()[1]))
+other = listener.accept()[0]
+open("ready", "w").close()
+for number in range(10**9):
+    for sender, receiver in ((one, other), (other, one)):
+        sender.sendall(b"%09d" % number)
+        assert receiver.recv(9) == b"%09d" % number
+    open("count", "w").write(str(number))
+    time.sleep(0.001)
+"""
+
+
+@pytest.mark.parametrize("listener", ["socket.create_server(('127.0.0.1', 0))",
+                                      "socket.create_server(('::', 0), family=socket.AF_INET6, dualstack_ipv6=True)"])
+def test_a_connection_within_the_image_is_made_again_and_again(tmp_path: Path, listener: str) -> None:
+    """The one before lingers for a minute, and has no timestamps by which the kernel would let it be replaced."""
+    def counted() -> int:
+        return int((tmp_path / "count").read_text() or "0") if (tmp_path / "count").exists() else 0
+
+    with interpreted(tmp_path, f"import time\n{SPEAKS_TO_ITSELF.replace('LISTENER', listener)}") as program:
+        for _ in range(4):
+            image = taken(program)
+            assert restarted(image, program).notes == ()
+            before = counted()
+            until("it to count on", lambda so_far=before: program.is_running() and counted() not in range(so_far + 20))
+        assert program.stderr() == ""
+
+
+FILLS_ITSELF = """
+import hashlib, os, socket, time
+listener = socket.create_server(("127.0.0.1", 0))
+one = socket.create_connection(listener.getsockname())
+other = listener.accept()[0]
+one.setblocking(False)
+sent, number = hashlib.sha256(), 0
+filled = False
+while not filled:
+    piece = hashlib.sha256(b"%d" % number).digest() * 1000
+    try:
+        length = one.send(piece)
+    except BlockingIOError:
+        filled = True
+    else:
+        sent.update(piece[:length])
+        number += length
+other.sendall(b"back")
+open("ready", "w").close()
+while not os.path.exists("go"):
+    time.sleep(0.01)
+assert one.recv(9) == b"back"
+received, left = hashlib.sha256(), number
+while left:
+    piece = other.recv(min(left, 65536))
+    received.update(piece)
+    left -= len(piece)
+assert received.digest() == sent.digest()
+one.setblocking(True)
+one.sendall(b"more")
+assert other.recv(9) == b"more"
+open("result", "w").write(str(number))
+"""
+
+
+def test_what_an_end_within_the_image_has_no_room_for_arrives(tmp_path: Path) -> None:
+    with interpreted(tmp_path, FILLS_ITSELF) as program:
+        for _ in range(3):
+            image = taken(program)
+            restarted(image, program)
+        (tmp_path / "go").touch()
+        until("its end", lambda: not program.is_running())
+        assert program.stderr() == ""
+        assert int((tmp_path / "result").read_text()) > 500_000

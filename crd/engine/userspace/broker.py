@@ -62,6 +62,16 @@ class Broker:
         """Do this when nothing keeps the tasks from coming to life; what fails is for their programs to find."""
         self._last.append(act)
 
+    def with_these_rights(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Return what does this with the rights of the task whose turn it is now, whenever it is called."""
+        leader = self._leader
+
+        def done() -> None:
+            self.act_for(leader)
+            with self.as_the_task():
+                act()
+        return done
+
     def keep(self) -> None:
         """Leave what was made: the tasks come to life."""
         self._undo.clear()

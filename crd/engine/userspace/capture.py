@@ -216,15 +216,15 @@ def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Kno
         confined.need(posix.ANY_QUESTIONS)
         found.posix_timers = posix.dump(timers, TargetAsker(stubs, pid, frozen.registers))
     for entry in entries:
-        if layout.kind(entry) == VMA_SHARED_MEMORY:
-            mapped.copy(pid, entry)
+        mapped.note(pid, entry)
     return found
 
 
 def add_unnamed(captured: Capture, files: FileTable) -> None:
-    """Note the files without a name that a stopped process maps or works in, beside those that it has open."""
+    """Note the files that a stopped process maps or works in, and whose content travels, beside those it has open."""
     for entry in captured.entries:
-        if entry.deleted and entry.is_file and layout.kind(entry) != VMA_SHARED_MEMORY:
+        travels = entry.deleted or (entry.device, entry.inode) in files.named
+        if travels and entry.is_file and layout.kind(entry) != VMA_SHARED_MEMORY:
             objref = unnamed.dump_mapped(files, captured.pid, entry)
             if objref:
                 captured.unnamed[entry.start] = objref

@@ -154,7 +154,7 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
     processes = [stack.enter_context(taken(state, before.get(pid), whole)) for pid, state in tree.processes.items()]
     own_files = [part.pid for part in processes if not part.capture.shared.files]
     leaving = stack.enter_context(Leaving()) if options.after == After.KILL else None
-    files = table.dump(own_files, mapped.numbers, leaving, options.left_out)
+    files = table.dump(own_files, mapped.numbers, mapped.named, leaving, options.left_out)
     for part in processes:
         capturing.add_unnamed(part.capture, files)
     threads = {pid: list(state.threads) for pid, state in tree.processes.items()}

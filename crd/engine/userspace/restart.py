@@ -124,10 +124,10 @@ class Restart:
                 self._serve(skeleton[plan.pid], broker)
             tids |= threads.make(plan, skeleton[plan.pid], same_numbers=same_numbers)
         placement.number(making, {**skeleton.numbers, **tids})
-        self._notes += making.notes
         for plan in reversed(plans):  # the end of a child's making may be told to its parent, who forgets it then
             self._complete(plan, skeleton, tids)
         placement.arm(making)
+        self._notes += making.notes
         return tids
 
     def _serve(self, vessel: Vessel, broker: Broker) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -74,7 +75,7 @@ def found(pid: int) -> dict[str, Obstacle]:
 @pytest.mark.parametrize(("name", "arguments"), [
     ("idle", [1]), ("idle-musl", []), ("counter", [64]), ("blocked", []), ("memory", []), ("files", []), ("pipes", []),
     ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
-    ("events", []), ("epolls", []), ("watches", []), ("unnamed", []),
+    ("events", []), ("epolls", []), ("watches", []), ("unnamed", []), ("named", []),
     ("fifos", []), ("locks", []), ("unixes", []),
     ("inets", []), ("terminals", []), ("connections", []), ("confined", []),
     ("segments", []), ("queues", []), ("mqueues", [])])
@@ -108,10 +109,10 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
     pytest.param("fd.fanotify", "fd = call(300, 0, 0)", marks=pytest.mark.root),
     pytest.param("fd.device", "fd = os.open('/dev/kmsg', os.O_WRONLY)", marks=pytest.mark.root),
     ("fd.special", "fd = os.open('/proc/self/ns/net', os.O_RDONLY)"),
-    ("fd.unlinked", "fd = new('x'); os.link('x', 'y'); os.unlink('x')"),
+    ("fd.unlinked", "os.mkdir('d'); fd = new('x'); os.link('x', 'd/y'); os.unlink('x')"),
     ("fd.memfd", "fd = os.memfd_create('name', os.MFD_HUGETLB)"),
-    ("memory.unlinked", ("fd = new('x'); os.ftruncate(fd, 4096); map(fd, PRIVATE); os.close(fd); os.link('x', 'y')\n"
-                        "os.unlink('x')")),
+    ("memory.unlinked", ("fd = new('x'); os.ftruncate(fd, 4096); map(fd, PRIVATE); os.close(fd)\n"
+                        "os.mkdir('d'); os.link('x', 'd/y'); os.unlink('x')")),
     ("fd.unlinked", "os.mkfifo('x'); fd = os.open('x', os.O_RDWR); os.link('x', 'y'); os.unlink('x')"),
     ("fd.lease", ("os.close(new('x')); fd = os.open('x', os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_SETLEASE, 0)\n"
                   "os.unlink('x')")),
@@ -191,6 +192,18 @@ def test_what_it_is(tmp_path: Path, code: str, source: str, said: str) -> None:
 
 
 CHILD = "if os.fork() == 0: time.sleep(1000)"
+
+
+def test_shared_memory_with_a_name_that_another_process_has_mapped(tmp_path: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.truncate(4096)
+        source = f"fd = os.open({file.name!r}, os.O_RDWR); map(fd, SHARED); os.close(fd)\n{CHILD}"
+        with provoked(tmp_path, source) as program:
+            assert preflight.obstacles(program.pid, kcmp=kcmp) == ()
+            alone, = preflight.obstacles(program.pid, kcmp=kcmp, tree=False)
+            assert alone.code == "memory.shared"
+            assert file.name in alone.object
+            assert "shared with pid" in alone.reason
 
 
 @pytest.mark.parametrize(("code", "source", "said"), [
@@ -352,7 +365,7 @@ def test_a_32_bit_program(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this kernel runs no 32-bit programs (CONFIG_IA32_EMULATION)")
     with program:
-        until("its exec", lambda: procfs.stat(program.pid).comm == "small")
+        until("its pause", lambda: (stat := procfs.stat(program.pid)).comm == "small" and stat.state == "S")
         assert list(found(program.pid)) == ["task.32-bit"]
 
 
@@ -431,9 +444,22 @@ def test_everything_in_one_run_the_most_important_first(tmp_path: Path) -> None:
         assert codes == ["fd.io-uring", "memory.io-uring"]
 
 
+def test_an_epoll_set_that_changes_all_the_time(tmp_path: Path) -> None:
+    source = ("ends = [socket.socketpair() for _ in range(4)]; watch = select.epoll()\n"
+              "def change():\n"
+              "    while True:\n"
+              "        for one, _ in ends: watch.register(one.fileno(), 1)\n"
+              "        for one, _ in ends: watch.unregister(one.fileno())\n"
+              "threading.Thread(target=change, daemon=True).start()")
+    with provoked(tmp_path, source) as program:
+        for _ in range(20):
+            assert preflight.obstacles(program.pid, kcmp=kcmp) == ()
+
+
 def test_hostile_names_are_harmless(tmp_path: Path) -> None:
     source = ("libc.prctl(15, b') R 1\\n\\x1b[2J')\n"
-              "name = 'a\\n\\x1b[31m \\udcff (deleted)'; fd = new(name); os.link(name, 'b'); os.unlink(name)")
+              "name = 'a\\n\\x1b[31m \\udcff (deleted)'; fd = new(name); os.mkdir('d')\n"
+              "os.link(name, 'd/b'); os.unlink(name)")
     with provoked(tmp_path, source) as program:
         report = preflight.check(program.pid)
         assert report.comm == r") R 1\n\x1b[2J"

@@ -34,6 +34,7 @@ class Description:
         pidfd: of that process.
         link, stat, info: what /proc shows of it.
         objref: its number in the image.
+        is_memory: its file is mapped as shared memory, and has a name.
     """
 
     pid: int
@@ -43,6 +44,7 @@ class Description:
     stat: os.stat_result
     info: FdInfo
     objref: int = 0
+    is_memory: bool = False
     _borrowed: int = field(default=-1, repr=False)
 
     @classmethod

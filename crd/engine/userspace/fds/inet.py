@@ -13,7 +13,7 @@ from crd.engine.userspace.fds import lingering, socket_options, socket_queue, tc
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
 from crd.engine.userspace.fds.unix import domain, opened
 from crd.errors import Obstacle, ResourceChanged, RestartUnsupported
-from crd.image.objects import InetMessage, InetSocket
+from crd.image.objects import InetConnection, InetMessage, InetSocket
 from crd.target import inet_obstacles, procfs
 from crd.target.holders import link_holders
 from crd.target.sock_diag import LISTENING, socket_inode
@@ -65,10 +65,11 @@ class InetSockets(Kind):
                 records[one.objref] = _dump(one, sock)
         pairs, outside = tcp.paired(records.values())
         yield from records.values()
+        arriving = _arriving(pairs, by_objref)
         for record in records.values():
             with opened(by_objref[record.objref]) as sock:
                 if record not in outside:
-                    table.late_records += _waiting(by_objref[record.objref], sock)
+                    table.late_records += _waiting(by_objref[record.objref], sock, arriving.get(record.objref, b""))
         yield from pairs
         if outside:
             yield from _outside(outside, by_objref, table)
@@ -107,8 +108,20 @@ class InetSockets(Kind):
             making.set_flags(record.objref, record.flags)
 
 
-def _waiting(one: Description, sock: socket.socket) -> Iterator[InetMessage]:
+def _arriving(pairs: Sequence[InetConnection], by_objref: dict[int, Description]) -> dict[int, bytes]:
+    """Return what is on its way within the target; raises as ``tcp.arriving``."""
+    with ExitStack() as stack:
+        return tcp.arriving(pairs, {end: stack.enter_context(opened(by_objref[end]))
+                                    for pair in pairs for end in (pair.one, pair.other)})
+
+
+def _waiting(one: Description, sock: socket.socket, arriving: bytes) -> Iterator[InetMessage]:
     """Yield what waits in a socket, but in a connection to another process.
+
+    Args:
+        one: the socket.
+        sock: a duplicate.
+        arriving: what is on its way to it.
 
     Raises:
         TryLaterError: something is on its way.
@@ -118,7 +131,7 @@ def _waiting(one: Description, sock: socket.socket) -> Iterator[InetMessage]:
             source: tuple[str, int] = message.source or ("", 0)  # type: ignore[assignment]
             yield InetMessage(socket=one.objref, address=_bare(source[0]), port=source[1], data=message.data)
     elif (state := tcp_state.of(sock)) in tcp.SETTLED:
-        yield from tcp.waiting(one, sock)
+        yield from tcp.waiting(one, sock, arriving)
     elif state not in {LISTENING, tcp_repair.CLOSE}:
         raise _unsettled(one)
 

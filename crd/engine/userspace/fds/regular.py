@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds.description import NOBODY
 from crd.engine.userspace.fds.kind import Kind, Making
-from crd.errors import ResourceChanged
+from crd.errors import Obstacle, ResourceChanged, TargetUnsupported
 from crd.image.objects import RegularFile
+from crd.target.paths import Reach, name_left, reach
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ class RegularFiles(Kind):
         """Note path, position and what a restart can hold the file against."""
         del table
         for one in found:
-            yield dump(one.objref, one.link, one.stat, flags=one.flags, position=one.info.position, owner=one.owner)
+            yield dump(one.objref, _path(one), one.stat, flags=one.flags, position=one.info.position, owner=one.owner)
 
     def check(self, plan: Plan, *, must_be_same: bool) -> None:
         """Hold each file against what the image knew; raises ResourceChanged."""
@@ -53,6 +54,14 @@ class RegularFiles(Kind):
             making.act_for(record.objref)
             making.add(record.objref, _restart(record, making.broker, must_be_same=making.must_be_same))
 
+
+def _path(one: Description) -> str:
+    """Return the name it was opened by, or another that is left of it."""
+    if reach(one.link, one.stat) is not Reach.UNLINKED:
+        return one.link
+    if name := name_left(one.link, one.stat.st_ino):
+        return name
+    raise TargetUnsupported(reasons=[Obstacle("fd.unlinked", one.name, Reach.UNLINKED.value)])
 
 
 def dump(objref: int, path: str, found: os.stat_result, *, flags: int = 0, position: int = 0,

@@ -32,14 +32,16 @@ class FileTable:
 
     Attributes:
         objects: gives out objrefs.
+        named: device and inode of the files that are shared memory with a name.
         descriptions: by objref, in the order of their descriptors.
-        contents: of files that no name leads to, by device and inode, also of those that are only mapped.
+        contents: of files that travel with the image, by device and inode, also of those that are only mapped.
         unix, queues: what is known of unix sockets, and what waits in them, by objref.
         leaving: where connections to other processes go if the target is to be killed; None: it runs on.
         late_records: of what is in flight, which may be any description.
     """
 
     objects: ObjectNumbers
+    named: set[tuple[int, int]]
     leaving: Leaving | None = None
     descriptions: dict[int, Description] = field(default_factory=dict)
     contents: dict[tuple[int, int], Content] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class FileTable:
     locks: list[FileLock] = field(default_factory=list)
 
 
-def dump(pids: Sequence[int], objects: ObjectNumbers, leaving: Leaving | None,
+def dump(pids: Sequence[int], objects: ObjectNumbers, named: set[tuple[int, int]], leaving: Leaving | None,
          left_out: Entry | None = None) -> FileTable:
     """Describe all open files of stopped processes, what several of them have only once.
 
@@ -61,6 +63,7 @@ def dump(pids: Sequence[int], objects: ObjectNumbers, leaving: Leaving | None,
     Args:
         pids: of the processes, each with a file table of its own.
         objects: gives out objrefs.
+        named: device and inode of the files that are shared memory with a name.
         leaving: where connections to other processes go if the target is to be killed.
         left_out: is not described.
 
@@ -68,7 +71,7 @@ def dump(pids: Sequence[int], objects: ObjectNumbers, leaving: Leaving | None,
         TargetUnsupported: something of a kind, or in a state, that cannot be restarted was opened since the preflight.
         TryLaterError: something is in a state that cannot be captured just now.
     """
-    table = FileTable(objects, leaving)
+    table = FileTable(objects, named, leaving)
     with ExitStack() as stack:
         looked: dict[Entry, Description] = {}
         for pid in pids:
@@ -112,6 +115,8 @@ def _by_kind(table: FileTable) -> dict[Kind, list[Description]]:
     sorted_out = 0
     while new := list(table.descriptions.values())[sorted_out:]:
         sorted_out += len(new)
+        for one in new:
+            one.is_memory = (one.stat.st_dev, one.stat.st_ino) in table.named
         kinds = {one.objref: _kind(one) for one in new}
         for kind in KINDS:
             if some := [one for one in new if kinds[one.objref] is kind]:

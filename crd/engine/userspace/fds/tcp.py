@@ -12,15 +12,15 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import socket_options, tcp_repair
+from crd.engine.userspace.fds import socket_options, tcp_repair, tcp_state
 from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.fds.tcp_repair import populate, tell
 from crd.errors import Obstacle, RestartError
-from crd.image.objects import InetConnection, InetMessage, InetSocket
+from crd.image.objects import InetConnection, InetMessage, InetSocket, plain_address
 from crd.target import inet_obstacles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.kind import Making
@@ -29,7 +29,7 @@ OF_THE_CONNECTION = {(socket.IPPROTO_TCP, name) for name in (2, 10, 12)}
 """TCP_MAXSEG, TCP_WINDOW_CLAMP and TCP_QUICKACK: options that a connection finds out by itself."""
 
 SETTLED = {tcp_repair.ESTABLISHED, tcp_repair.FIN_WAIT_2, tcp_repair.CLOSE_WAIT}
-"""The states of a connection that nothing is on the way in."""
+"""The states of a connection that is neither being made nor closed."""
 
 _SEQUENCES = 1_000_000, 2_000_000
 _AGREED = ((tcp_repair.MAXIMUM_SEGMENT, 1460), (tcp_repair.WINDOW_SCALE, 7 | 7 << 16), (tcp_repair.SACK_PERMITTED, 0))
@@ -44,21 +44,41 @@ def acknowledge(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1 if eager else 2)
 
 
-def waiting(one: Description, sock: socket.socket) -> Iterator[InetMessage]:
-    """Yield what has been received and not been read.
+def waiting(one: Description, sock: socket.socket, arriving: bytes) -> Iterator[InetMessage]:
+    """Yield what has been received and not been read, and what is on its way: that has arrived in the image.
 
     Raises:
-        TryLaterError: the other end has not received all yet.
+        TryLaterError: some of it is urgent.
     """
-    if inet_obstacles.unsent(sock):
-        raise TryLaterError(Obstacle("fd.tcp", one.name, "has sent what the other end has no room for",
-                                     "Try again when the program has read it."))
     length = inet_obstacles.unread(sock)
     data = sock.recv(length, socket.MSG_PEEK | socket.MSG_DONTWAIT) if length else b""
     if len(data) != length:
         raise TryLaterError(Obstacle("fd.tcp", one.name, "has urgent data", "Try again when the program has read it."))
-    for piece in tcp_repair.in_pieces(data):
+    for piece in tcp_repair.in_pieces(data + arriving):
         yield InetMessage(socket=one.objref, address="", port=0, data=piece)
+
+
+def arriving(pairs: Iterable[InetConnection], socks: Mapping[int, socket.socket]) -> dict[int, bytes]:
+    """Return what is on its way to an end, for which it may have no room, by objref.
+
+    Most of what an end has sent and that was not acknowledged is not among that: it waits at the other end.
+
+    Raises:
+        EngineError: these privileges or this kernel do not let us look.
+        TryLaterError: one changes all the time.
+    """
+    ways = [way for pair in pairs for way in ((pair.one, pair.other), (pair.other, pair.one))
+            if inet_obstacles.unsent(socks[way[0]])]
+    ends = [*dict.fromkeys(end for way in ways for end in way)]
+    states = dict(zip(ends, tcp_state.look([socks[end] for end in ends]) if ends else (), strict=True))
+    found = {}
+    for sender, receiver in ways:
+        ours, theirs = states[sender], states[receiver]
+        if not ours or not theirs:
+            raise TryLaterError(Obstacle("fd.tcp", "a connection", "changes all the time", "Try again."))
+        left = (ours.send_sequence - theirs.receive_sequence) & 0xFFFF_FFFF
+        found[receiver] = ours.sending[len(ours.sending) - left:] if left <= len(ours.sending) else b""
+    return found
 
 
 def paired(records: Iterable[InetSocket]) -> tuple[list[InetConnection], list[InetSocket]]:
@@ -67,7 +87,7 @@ def paired(records: Iterable[InetSocket]) -> tuple[list[InetConnection], list[In
     by_local = {_local(record): record for record in records if is_connection(record)}
     for record in by_local.values():
         other = by_local.get(_remote(record))
-        if other is None or _remote(other) != _local(record) or other.family != record.family:
+        if other is None or _remote(other) != _local(record):
             outside.append(record)
         elif record.objref < other.objref:
             pairs.append(InetConnection(one=record.objref, other=other.objref))
@@ -80,11 +100,13 @@ def is_connection(record: InetSocket) -> bool:
 
 
 def _local(record: InetSocket) -> tuple[str, int, str, int]:
-    return record.local_address, record.local_port, record.remote_address, record.remote_port
+    return (plain_address(record.local_address), record.local_port,
+            plain_address(record.remote_address), record.remote_port)
 
 
 def _remote(record: InetSocket) -> tuple[str, int, str, int]:
-    return record.remote_address, record.remote_port, record.local_address, record.local_port
+    here, our_port, there, their_port = _local(record)
+    return there, their_port, here, our_port
 
 
 def restart(making: Making) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import socket_options
+from crd.engine.userspace.fds import lingering, socket_options
 from crd.errors import RestartError
 
 if TYPE_CHECKING:
@@ -60,9 +61,23 @@ def populate(record: InetSocket, sock: socket.socket, sequences: tuple[int, int]
     for queue, sequence in zip((SEND_QUEUE, RECEIVE_QUEUE), sequences, strict=True):
         tell(sock, REPAIR_QUEUE, queue)
         tell(sock, QUEUE_SEQUENCE, (sequence & 0xFFFF_FFFF).to_bytes(4, "little"))
-    sock.connect((record.remote_address, record.remote_port, *scope))
+    _connect(sock, record, (record.remote_address, record.remote_port, *scope))
     tell(sock, REPAIR_OPTIONS, b"".join(_OPTION.pack(*one) for one in agreed))
     fill(sock, RECEIVE_QUEUE, received)
+
+
+def _connect(sock: socket.socket, record: InetSocket, remote: tuple[str | int, ...]) -> None:
+    """Connect, if need be in the place of the connection that the image before this one was restarted with.
+
+    That one lingers when it was killed, and the kernel lets it be replaced only if it had timestamps
+    (tcp_twsk_unique in net/ipv4/tcp_ipv4.c).
+    """
+    try:
+        sock.connect(remote)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL or not lingering.remove(record.local_port, record.remote_port):
+            raise
+        sock.connect(remote)
 
 
 def make_room(sock: socket.socket) -> None:

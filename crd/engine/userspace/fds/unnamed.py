@@ -1,6 +1,8 @@
-"""Files that no name leads to, whose content travels with the image.
+"""Files whose content travels with the image: those that no name leads to, and shared memory that has one.
 
-These are memory files (memfd_create(2)), files and directories that were deleted while in use, and O_TMPFILE.
+The former are memory files (memfd_create(2)), files and directories that were deleted while in use, and O_TMPFILE; the
+latter is what shm_open(3) and sem_open(3) make.  It is always made anew, and gets its name when all else is done: what
+has the name until then may be another's by now, and is never written to.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from crd.image.objects import (
     UNNAMED_DIRECTORY,
     UNNAMED_FILE,
     UNNAMED_MEMORY,
+    UNNAMED_SHARED,
     UNNAMED_TEMPORARY,
     UnnamedFile,
     UnnamedOpen,
 )
-from crd.target.paths import DELETED
+from crd.target.paths import DELETED, Reach, name_left, reach
+from crd.target.unnamed import is_unnamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,7 +61,7 @@ class UnnamedFiles(Kind):
 
     def recognises(self, one: Description) -> bool:
         """By the number of its names: the text of the link may deceive."""
-        return one.stat.st_nlink == 0 and stat.S_IFMT(one.stat.st_mode) in {stat.S_IFREG, stat.S_IFDIR}
+        return one.is_memory or is_unnamed(one.stat)
 
     def dump(self, found: Sequence[Description], table: FileTable) -> Iterator[Record]:
         """Copy the content of each file once."""
@@ -94,12 +98,20 @@ class UnnamedFiles(Kind):
             if file.seals:
                 fcntl.fcntl(making.contents[file.objref], _F_ADD_SEALS, file.seals)
 
+    def arm(self, making: Making) -> None:
+        """Have shared memory get its name at last, unless that is another's by now."""
+        for record in making.plan.of(UnnamedFile):
+            if record.kind == UNNAMED_SHARED:
+                making.act_for(record.objref)
+                _name_at_last(record, making)
+
 
 def dump_mapped(table: FileTable, pid: int, entry: MapEntry) -> int:
-    """Copy the content of a file that is mapped, if no name leads to it; return its objref, or 0 if one does."""
+    """Copy the content of a file that is mapped, if it travels with the image; return its objref, or else 0."""
     path = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
     found = os.stat(path)
-    if found.st_nlink or not stat.S_ISREG(found.st_mode) or entry.path.startswith(_KERNELS_OWN):
+    has_name = found.st_nlink and (found.st_dev, found.st_ino) not in table.named
+    if has_name or not stat.S_ISREG(found.st_mode) or entry.path.startswith(_KERNELS_OWN):
         return 0
     return _add(table, path, os.readlink(path), found)
 
@@ -121,26 +133,39 @@ def _add(table: FileTable, path: str, link: str, found: os.stat_result) -> int:
 
 
 def _dump(objref: int, path: str, link: str, found: os.stat_result) -> Content:
-    name = link.removesuffix(DELETED)
-    temporary = Path(name).name == f"#{found.st_ino}"  # what d_tmpfile of fs/dcache.c calls it
-    kind, seals, copied = UNNAMED_TEMPORARY if temporary else UNNAMED_FILE, 0, _WITHOUT_CONTENT
-    if stat.S_ISDIR(found.st_mode):
-        kind = UNNAMED_DIRECTORY
-    else:
+    kind, name = _kind_and_name(link, found)
+    seals, copied = 0, _WITHOUT_CONTENT
+    if kind != UNNAMED_DIRECTORY:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 copied = copy_content(fd)
-                if link.startswith(_MEMFD):
-                    kind, name, seals = UNNAMED_MEMORY, name.removeprefix(_MEMFD), fcntl.fcntl(fd, _F_GET_SEALS)
+                if kind == UNNAMED_MEMORY:
+                    seals = fcntl.fcntl(fd, _F_GET_SEALS)
             finally:
                 os.close(fd)
         except OSError as error:
-            raise TargetUnsupported(reasons=[Obstacle("fd.deleted", f"deleted file {name}",
+            raise TargetUnsupported(reasons=[Obstacle("fd.deleted", f"file {link}",
                                                       f"cannot be read: {error.strerror}")]) from error
     record = UnnamedFile(objref=objref, kind=kind, path=name, mode=stat.S_IMODE(found.st_mode), uid=found.st_uid,
                          gid=found.st_gid, size=copied.bytes, mtime_ns=found.st_mtime_ns, seals=seals)
     return Content(record, copied)
+
+
+def _kind_and_name(link: str, found: os.stat_result) -> tuple[int, str]:
+    """Return UNNAMED_*, and the name that it had or, as shared memory, is to have."""
+    name = link.removesuffix(DELETED)
+    if found.st_nlink:
+        left = link if reach(link, found) is not Reach.UNLINKED else name_left(link, found.st_ino)
+        if not left:
+            raise TargetUnsupported(reasons=[Obstacle("fd.unlinked", f"shared memory {link}", Reach.UNLINKED.value)])
+        return UNNAMED_SHARED, left
+    if stat.S_ISDIR(found.st_mode):
+        return UNNAMED_DIRECTORY, name
+    if link.startswith(_MEMFD):
+        return UNNAMED_MEMORY, name.removeprefix(_MEMFD)
+    temporary = Path(name).name == f"#{found.st_ino}"  # what d_tmpfile of fs/dcache.c calls it
+    return UNNAMED_TEMPORARY if temporary else UNNAMED_FILE, name
 
 
 def _make(record: UnnamedFile, making: Making) -> int:
@@ -168,6 +193,39 @@ def _make(record: UnnamedFile, making: Making) -> int:
         raise RestartError(f"{record.size} bytes for the deleted file {record.path}: {error.strerror}",
                            errno=error.errno) from error
     return fd
+
+
+def _name_at_last(record: UnnamedFile, making: Making) -> None:
+    if _is_in_use(record.path):
+        making.notes.append(f"the shared memory {record.path} stays without a name: another process uses what has it")
+    else:
+        fd = making.contents[record.objref]
+        making.broker.at_last(making.broker.with_these_rights(lambda: _give_name(fd, record.path)))
+
+
+def _is_in_use(path: str) -> bool:
+    """Whether a file is open or mapped, in whatever namespace: then nobody gets a lease for writing (fcntl(2))."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:  # a link, or not ours
+        return True
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _give_name(fd: int, path: str) -> None:
+    """Put a file of ours in the place of the one that has this name, if one has."""
+    passing = _free_name(path)
+    os.link(f"/proc/self/fd/{fd}", passing, src_dir_fd=fd)  # a directory of no account: it has os.link follow the link
+    if passing != path:
+        Path(passing).rename(path)
 
 
 def _create(record: UnnamedFile, making: Making) -> int:
@@ -217,4 +275,4 @@ def _free_name(path: str) -> str:
 
 
 _MAKERS = {UNNAMED_MEMORY: _make_memory, UNNAMED_FILE: _make_file, UNNAMED_TEMPORARY: _make_temporary,
-           UNNAMED_DIRECTORY: _make_directory}
+           UNNAMED_DIRECTORY: _make_directory, UNNAMED_SHARED: _make_temporary}

@@ -22,6 +22,7 @@ from crd.image.profile import (
     MemoryLayout,
     Vma,
 )
+from crd.target.paths import is_memory_with_a_name, name_left
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +59,7 @@ class MappedObjects:
         files, memories: records by device and inode.
         segments: those of the memories that are System V's.
         copies: content of the shared memory, by device and inode.
+        named: device and inode of shared memory that has a name (shm_open(3), sem_open(3)).
     """
 
     def __init__(self) -> None:
@@ -67,10 +69,17 @@ class MappedObjects:
         self.memories: dict[tuple[int, int], SharedMemory] = {}
         self.segments: dict[tuple[int, int], SysvMemory] = {}
         self.copies: dict[tuple[int, int], Copied] = {}
+        self.named: set[tuple[int, int]] = set()
 
-    def copy(self, pid: int, entry: MapEntry) -> None:
-        """Copy the object behind a shared area of a process, unless that has been done: a snapshot does not hold it."""
-        if (entry.device, entry.inode) not in self.copies:
+    def note(self, pid: int, entry: MapEntry) -> None:
+        """Copy the object behind a shared area of a process, unless that has been done: a snapshot does not hold it.
+
+        One that has a name is copied with the files.
+        """
+        if kind(entry) != VMA_SHARED_MEMORY:
+            if entry.shared and is_memory_with_a_name(entry.path):
+                self.named.add((entry.device, entry.inode))
+        elif (entry.device, entry.inode) not in self.copies:
             where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
             self.copies[entry.device, entry.inode] = copy_shared(where)
 
@@ -91,15 +100,21 @@ class MappedObjects:
                     self.segments[identity] = sysv.dump(self.memories[identity].objref, entry)
             return int(self.memories[identity].objref)
         if identity not in self.files:
-            self.files[identity] = regular.dump(self.numbers.new(), entry.path, _stat(entry))
+            path = _path(entry)
+            self.files[identity] = regular.dump(self.numbers.new(), path, _stat(entry, path))
         if what == VMA_PRIVATE_FILE:
             self.files[identity].mapped = True  # its content must stay what it was
         return int(self.files[identity].objref)
 
 
-def _stat(entry: MapEntry) -> os.stat_result:
+def _path(entry: MapEntry) -> str:
+    """Return the name it was opened by, or another that is left of it."""
+    return (entry.deleted and name_left(entry.path, entry.inode)) or entry.path
+
+
+def _stat(entry: MapEntry, path: str) -> os.stat_result:
     try:
-        found = os.stat(entry.path)
+        found = os.stat(path)
     except OSError:
         found = None
     if found is None or found.st_ino != entry.inode:
