@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 @image_argument
 @click.option("--new-pids", "pids", flag_value="new", help="Whatever pids are free, instead of the original ones.")
 @click.option("--pidns", "pids", flag_value="namespace", help="The original pids, in a pid namespace of their own.")
-@click.option("--files", type=click.Choice(["keep", "fail"]), default="keep", show_default=True,
-              help="What is done about open files that have changed since: take them as they are, or fail.")
+@click.option("--files", type=click.Choice(["keep", "rollback", "fail"]),
+              help="What is done about open files that have changed since: take them as they are; cut off what they "
+                   "have grown by, or put their saved content back, and keep the newer one beside it; or fail.  "
+                   "Without it: as the target says, else keep.")
 @click.option("--wait", is_flag=True, help="Come back when the tasks run, or with the reason why they do not.")
 @json_option
 @socket_option
-def restart(image: str, *, pids: str | None, files: str, wait: bool, as_json: bool) -> None:
+def restart(image: str, *, pids: str | None, files: str | None, wait: bool, as_json: bool) -> None:
     """Queue the restart of IMAGE, and print the number of the request.
 
     The request is on disk when its number is printed: it will be carried out exactly once, or fail.

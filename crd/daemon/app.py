@@ -130,10 +130,11 @@ class App:
         self.start(self.retention.apply_all())
         logger.info("settings reloaded", extra={"event": "daemon.reloaded"})
 
-    def checkpoint_options(self, after: After = After.RUN) -> CheckpointOptions:
-        """Return how images are taken by the settings."""
+    def checkpoint_options(self, target: ScheduledTarget | None = None, after: After = After.RUN) -> CheckpointOptions:
+        """Return how images are taken by the settings, of a target or of any process."""
         engine = self.settings.engine
-        return CheckpointOptions(after=after, method=engine.method, freeze_seconds=engine.freeze_timeout)
+        return CheckpointOptions(after=after, method=engine.method, freeze_seconds=engine.freeze_timeout,
+                                 save_files_bytes=(target and target.settings.save_files) or 0)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run work that goes on when its caller is gone, and that a stop waits for."""
@@ -202,7 +203,7 @@ class App:
             self.scheduler.add(name, settings, source="catalog", held=held.get(name, settings.held))
 
     async def _due(self, target: ScheduledTarget, late_seconds: float) -> None:
-        await self.checkpoints.take_due(target, self.checkpoint_options(), late_seconds)
+        await self.checkpoints.take_due(target, self.checkpoint_options(target), late_seconds)
 
     async def _measure(self) -> None:
         while True:

@@ -16,7 +16,7 @@ from crd.daemon.pipeline import usable
 from crd.daemon.rendering import TARGET_KEYS, image_json, request_json, target_json, time_json
 from crd.daemon.targets import definition
 from crd.daemon.upkeep import UpkeepHandlers, need_admin
-from crd.engine.api import After, CheckpointOptions
+from crd.engine.api import After, CheckpointOptions, Files
 from crd.errors import (
     AccessDenied,
     BadRequest,
@@ -115,8 +115,8 @@ class Handlers(UpkeepHandlers):
                              after: str | None, tag: str | None, wait: bool | None) -> dict[str, Any]:
         if (target is None) == (pid is None):
             raise BadRequest("name either a target or a pid")
-        options = self._app.checkpoint_options(After(after or "run"))
         known = self._known(target) if target is not None else None
+        options = self._app.checkpoint_options(known, After(after or "run"))
         if known:
             need_admin(peer)
         else:
@@ -161,9 +161,15 @@ class Handlers(UpkeepHandlers):
                           pids: str | None, files: str | None) -> dict[str, Any]:
         image = usable(await self._find(peer, reference))
         request = await self._app.catalog.requests.add(
-            image.crid, pids=pids or "original", files=files or "keep", uid=peer.uid, now=self._app.clock.now())
+            image.crid, pids=pids or "original", files=files or self._files(image), uid=peer.uid,
+            now=self._app.clock.now())
         self._app.restarts.wake()
         return {"request": request_json(request)}
+
+    def _files(self, image: Image) -> str:
+        """Return what is done about files of an image if nobody says."""
+        target = self._app.scheduler.targets.get(image.target or "")
+        return (target and target.settings.files) or Files.KEEP
 
     async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None) -> dict[str, Any]:  # noqa: ARG002, N802
         requests = await self._app.catalog.requests.list(limit=limit, uid=None if peer.is_admin else peer.uid)

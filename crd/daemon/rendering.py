@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _REQUEST_FIELDS = ("number", "crid", "state", "pids", "files", "uid", "requested_at", "started_at", "ended_at",
                    "root_pid", "error", "message", "hint")
-TARGET_KEYS = ("pid", "pidfile", "comm", "every", "on_calendar", "cron", "jitter", "keep")
+TARGET_KEYS = ("pid", "pidfile", "comm", "every", "on_calendar", "cron", "jitter", "keep", "save_files",
+               "files")
 
 
 def time_json(when: datetime | None) -> str | None:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
               help="Write the pid of the first task into this file, before the tasks run.")
 @click.option("--detach/--wait", "detach", default=True, show_default=True,
               help="Come back when the tasks run, or stay as their parent and exit with the first one's exit status.")
-@click.option("--files", type=click.Choice(["keep", "fail"]), default="keep", show_default=True,
-              help="What is done about open files that have changed since: take them as they are, or fail.")
+@click.option("--files", type=click.Choice(["keep", "rollback", "fail"]), default="keep", show_default=True,
+              help="What is done about open files that have changed since: take them as they are; cut off what they "
+                   "have grown by, or put their saved content back, and keep the newer one beside it; or fail.")
 @json_option
 @click.pass_context
 def restart(context: click.Context, image: Path, *, pids: str | None, root: Path | None, detach: bool, files: str,

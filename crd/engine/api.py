@@ -47,6 +47,7 @@ class CheckpointOptions:
         tree: the process's descendants are saved with it; else it alone, and whatever it shares with them is an
             obstacle.
         only_uid: refuse processes that do not run as this user alone; None: whoever they are of.
+        save_files_bytes: regular files up to this size that the target can write to are saved with it.
     """
 
     after: After = After.RUN
@@ -55,6 +56,7 @@ class CheckpointOptions:
     engine: str = "auto"
     tree: bool = True
     only_uid: int | None = None
+    save_files_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,10 @@ class Files(StrEnum):
     """What is done about open files that have changed since the image was taken."""
 
     KEEP = "keep"
+    """They are taken as they are."""
+    ROLLBACK = "rollback"
+    """Those that the tasks could write to are as they were: cut off where they have grown, or else their saved content
+    is put back.  What they held beyond that is kept beside them."""
     FAIL = "fail"
 
 

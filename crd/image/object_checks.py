@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, PID_MAX, ImageState, check, need, need_flag
 from crd.image.objects import (
     DESCRIPTIONS,
+    DIGEST_BYTES,
+    FILE_MAPPED,
     MESSAGE_BYTES_MAX,
     RIGHTS_MAX,
     TERMIOS_BYTES,
@@ -20,6 +22,7 @@ from crd.image.objects import (
     UNNAMED_MEMORY,
     Epoll,
     EventFd,
+    FileContent,
     InetConnection,
     InetMessage,
     InetSocket,
@@ -189,6 +192,19 @@ def _check_unnamed_open(record: UnnamedOpen, image: ImageState) -> None:
     _declare(image, record)
     image.need_object(record.file, UnnamedFile)
     need(record.position <= FILE_OFFSET_MAX, "has a position above 2**63")
+
+
+@check.register(FileContent)
+def _check_file_content(record: FileContent, image: ImageState) -> None:
+    _declare(image, record)
+    image.need_object(record.file, RegularFile)
+    need(record.use <= FILE_MAPPED, f"is of unknown use {record.use}")
+    need(record.size <= FILE_OFFSET_MAX, f"has {record.size} bytes")
+    need_flag(record.saved, "saved")
+    need(len(record.digest) in {0, DIGEST_BYTES}, f"has a digest of {len(record.digest)} bytes")
+    need(record.digest_start <= record.size, "has a digest of what is behind its end")
+    if record.saved:
+        image.shared[record.objref] = (record.size + -record.size % PAGE_BYTES, 0)
 
 
 @check.register(UnixSocket)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from crd.engine.userspace import limits
 from crd.engine.userspace.fds import regular
-from crd.errors import NativeError, ResourceChanged, RestartUnsupported
+from crd.errors import NativeError, ResourceChanged, RestartError, RestartUnsupported
 from crd.native.syscall import NR, syscall
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Broker:
         """Hold nothing yet; open for whoever the leader was."""
         self._leader = leader
         self._fds: list[int] = []
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
+        self._last: dict[str, Callable[[], None]] = {}
         self.fds_max = limits.raise_our_own()
 
     def __enter__(self) -> Self:
@@ -46,19 +47,32 @@ class Broker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        for fd in self._fds:
-            with suppress(OSError):
-                os.close(fd)
         for act in reversed(self._undo):
             with suppress(OSError):
                 act()
+        for fd in self._fds:
+            with suppress(OSError):
+                os.close(fd)
 
-    def undo(self, act: Callable[[], None]) -> None:
+    def undo(self, act: Callable[[], object]) -> None:
         """Do this at the end unless the task comes to life: take away what has a name."""
         self._undo.append(act)
 
+    def at_last(self, what: str, act: Callable[[], None]) -> None:
+        """Do this to something with a name when all is made and nothing runs yet; it must be able to be undone."""
+        self._last[what] = act
+
     def keep(self) -> None:
-        """Leave what was made: the task has come to life."""
+        """Do what is to be done at last, and leave what was made: the task comes to life.
+
+        Raises:
+            RestartError: something of that cannot be done.
+        """
+        for what, act in self._last.items():
+            try:
+                act()
+            except OSError as error:
+                raise RestartError(f"{what}: {error.strerror}", path=what, errno=error.errno) from error
         self._undo.clear()
 
     def release(self, fd: int) -> int:
@@ -143,6 +157,11 @@ class Broker:
         except (OSError, NativeError) as error:
             raise ResourceChanged(f"the directory {path}: {os.strerror(error.errno or 0)}", path=path,
                                   hint="Make it again.") from error
+
+    @property
+    def leader(self) -> Thread:
+        """Whoever files are opened for at the moment."""
+        return self._leader
 
     @property
     def file_owner(self) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace import image
 from crd.engine.userspace.fds import table
+from crd.engine.userspace.fds.content import Contents
 from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.mem import layout, pages
 from crd.engine.userspace.taking import ChangedError, TryAgainError, Whole, taken
@@ -79,8 +80,9 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
         if notes and not written:
             written = notes.prepare(before, options.freeze_seconds)
         try:
-            with frozen(pid, options.freeze_seconds, descendants=options.tree) as tree, ExitStack() as stack:
-                parts = _take(stack, tree, before, options, written)
+            with (closing(_looked_at(pid, options)) as contents,
+                  frozen(pid, options.freeze_seconds, descendants=options.tree) as tree, ExitStack() as stack):
+                parts = _take(stack, tree, before, options, written, contents)
                 written_image = _written(tree, parts, sink, hold=hold)
                 if notes:
                     notes.keep(written)
@@ -120,6 +122,14 @@ def _know(pid: int, options: CheckpointOptions) -> dict[int, Known]:
     return before
 
 
+def _looked_at(pid: int, options: CheckpointOptions) -> Contents:
+    """Read the files that are to be saved, if any are."""
+    contents = Contents(options.save_files_bytes)
+    if options.save_files_bytes:
+        contents.look(Family(pid, descendants=options.tree))
+    return contents
+
+
 @dataclass(frozen=True, slots=True)
 class _Parts:
     """A target, captured: processes, parents first, and what they share."""
@@ -128,11 +138,12 @@ class _Parts:
     processes: list[Taken]
     zombies: list[Zombie]
     files: FileTable
+    contents: Contents
     mapped: layout.MappedObjects
 
 
 def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options: CheckpointOptions,
-          written: dict[int, Tracking]) -> _Parts:
+          written: dict[int, Tracking], contents: Contents) -> _Parts:
     """Capture all processes in the stop."""
     _check_owners(tree, options)
     clocks_ns = (time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
@@ -144,7 +155,8 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
     files = table.dump(own_files, mapped.numbers)
     for part in processes:
         capturing.add_unnamed(part.capture, files)
-    return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, mapped)
+    contents.settle(files, {part.pid: part.capture.entries for part in processes})
+    return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, contents, mapped)
 
 
 def _check_owners(tree: FrozenTree, options: CheckpointOptions) -> None:
@@ -179,12 +191,18 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
     header = current_header()
     writer = ImageWriter(sink)
     writer.header(header)
-    image.write_records(writer, parts.clocks_ns, processes, parts.zombies, parts.files, parts.mapped)
+    saved = parts.contents.finish(parts.mapped)
+    objects = [*parts.files.object_records, *parts.mapped.files.values(), *parts.mapped.memories.values(),
+               *(content.record for content in saved)]
+    image.write_records(writer, parts.clocks_ns, objects, processes, parts.zombies, parts.files)
     pump = pages.PagePump(writer)
     for identity, record in parts.mapped.memories.items():
         pump.shared(record.objref, parts.mapped.copies[identity])
-    for content in parts.files.contents.values():
-        pump.shared(content.record.objref, content.copied)
+    for unnamed in parts.files.contents.values():
+        pump.shared(unnamed.record.objref, unnamed.copied)
+    for content in saved:
+        if content.copied:
+            pump.shared(content.record.objref, content.copied)
     for part in parts.processes:
         part.memories.pump(pump, part.pid, part.capture.entries, sink)
     writer.finish()

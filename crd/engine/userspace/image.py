@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from crd.engine.userspace.attributes import Attributes
     from crd.engine.userspace.capture import Capture
     from crd.engine.userspace.fds.table import FileTable
-    from crd.engine.userspace.mem.layout import Layout, MappedObjects
+    from crd.engine.userspace.mem.layout import Layout
     from crd.engine.userspace.tree import Zombie
+    from crd.image.codec import Record
     from crd.image.profile import EpollTarget, FileDescriptor, FileLock, Thread
     from crd.image.writer import ImageWriter
 
@@ -50,22 +51,22 @@ class ProcessRecords:
     attributes: Attributes
 
 
-def write_records(writer: ImageWriter, clocks_ns: tuple[int, int, int], processes: Sequence[ProcessRecords],
-                  zombies: Sequence[Zombie], files: FileTable, mapped: MappedObjects) -> None:
+def write_records(writer: ImageWriter, clocks_ns: tuple[int, int, int], objects: Sequence[Record],
+                  processes: Sequence[ProcessRecords], zombies: Sequence[Zombie], files: FileTable) -> None:
     """Write what stands between the header and the memory of an image.
 
     Args:
         writer: of the image.
         clocks_ns: realtime, monotonic and since boot, at the stop.
+        objects: what the processes share, or may.
         processes: parents first.
         zombies: children of theirs.
         files: what they have open.
-        mapped: what they have mapped.
     """
     xstate = processes[0].threads[0].xstate
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(xstate)))
     writer.write(_profile(clocks_ns, processes, xstate))
-    for shared_object in (*files.object_records, *mapped.files.values(), *mapped.memories.values()):
+    for shared_object in objects:
         writer.write(shared_object)
     for one in processes:
         _write_process(writer, one, files)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crd.engine.userspace import limits, numbers, scheduling
+from crd.engine.userspace.clash import Clash, clash
 from crd.engine.userspace.fds import placement
 from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
@@ -206,21 +207,31 @@ def check(tree: TreePlan, options: RestartOptions) -> None:
         ResourceChanged: a file, the working directory or the program is missing or not what it was, or is locked by
             somebody else.
     """
-    _check_owner(tree)
-    _check_host(tree)
+    for error in clashes(tree, options):
+        raise error
+
+
+def clashes(tree: TreePlan, options: RestartOptions) -> Iterator[Clash]:
+    """Tell all that keeps the image from being restarted here, the weightiest first."""
+    yield from clash(_check_owner, tree)
+    yield from clash(_check_host, tree)
     for plan in tree.processes:
-        limits.check(plan.limits)
-        posix.check(plan.posix_timers)
+        yield from clash(limits.check, plan.limits)
+        yield from clash(posix.check, plan.posix_timers)
         for thread in plan.threads:
-            scheduling.check(thread)
-    placement.check(tree.processes, must_be_same=options.files == "fail")
+            yield from clash(scheduling.check, thread)
+    yield from placement.clashes(tree.processes, options.files)
     for plan in tree.processes:
         for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
             if not os.path.isdir(path) and not (path == plan.process.cwd and plan.process.cwd_object):
-                raise ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
-        restore.check_program(plan, _stat_program(plan.process))
+                yield ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
+        yield from clash(_check_program, plan)
     if options.pids == "original":
-        numbers.await_free(sorted(tree.numbers))
+        yield from clash(numbers.await_free, sorted(tree.numbers))
+
+
+def _check_program(plan: Plan) -> None:
+    restore.check_program(plan, _stat_program(plan.process))
 
 
 def _stat_program(process: Process) -> os.stat_result:

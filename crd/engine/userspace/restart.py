@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from crd.engine.api import Files, Pids, RestartOptions, RestartResult
+from crd.engine.api import Pids, RestartOptions, RestartResult
 from crd.engine.userspace import credentials, limits, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement
@@ -101,7 +101,7 @@ class Restart:
         """Make the vessels into the tasks, ready to be let go; return the number of each thread by the image's."""
         plans = self.plan.processes
         homes: dict[int, restore.Home] = {}
-        making = placement.prepare(plans, skeleton.vessels, broker, must_be_same=self._options.files == Files.FAIL)
+        making = placement.prepare(plans, skeleton.vessels, broker, self._options.files)
         for plan in plans:
             making.turn_to(plan)
             restore.map_areas(making, homes)

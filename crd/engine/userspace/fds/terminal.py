@@ -20,6 +20,8 @@ from crd.target.terminals import PTMX, is_terminal, slave_index, slave_name
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from crd.engine.api import Files
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.plan import Plan
@@ -62,12 +64,11 @@ class Terminals(Kind):
             yield TerminalEnd(objref=one.objref, terminal=objrefs[index], master=master, flags=one.flags,
                               owner=one.owner)
 
-    def check(self, plan: Plan, *, must_be_same: bool) -> None:
-        """Make sure that the numbers are free; raises ResourceChanged."""
-        del must_be_same
+    def clashes(self, plan: Plan, files: Files) -> Iterator[Clash]:  # noqa: ARG002
+        """Tell which numbers are taken."""
         for record in plan.of(Terminal):
             if os.path.lexists(slave_name(record.index)):
-                raise _taken(record.index)
+                yield _taken(record.index)
 
     def make(self, making: Making) -> None:
         """Make each pair under its number; raises ResourceChanged."""

@@ -30,6 +30,8 @@ from crd.target.paths import DELETED
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from crd.engine.api import Files
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.plan import Plan
@@ -67,12 +69,11 @@ class UnnamedFiles(Kind):
                                                     position=one.info.position))
         yield from ()
 
-    def check(self, plan: Plan, *, must_be_same: bool) -> None:
-        """Make sure that there is a directory to make each file in; raises ResourceChanged."""
-        del must_be_same
+    def clashes(self, plan: Plan, files: Files) -> Iterator[Clash]:  # noqa: ARG002
+        """Tell which file has no directory to be made in."""
         for record in plan.of(UnnamedFile):
             if record.kind != UNNAMED_MEMORY and not Path(record.path).parent.is_dir():
-                raise ResourceChanged(f"there is no directory for the deleted file {record.path}", path=record.path,
+                yield ResourceChanged(f"there is no directory for the deleted file {record.path}", path=record.path,
                                       hint="Make the directory again.")
 
     def prepare(self, making: Making) -> None:
