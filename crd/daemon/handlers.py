@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from crd.daemon.pipeline import usable
-from crd.daemon.rendering import TARGET_KEYS, image_json, request_json, target_json, time_json
+from crd.daemon.rendering import TARGET_KEYS, image_json, plan_json, request_json, target_json, time_json
 from crd.daemon.targets import definition
 from crd.daemon.upkeep import UpkeepHandlers, need_admin
-from crd.engine.api import After, CheckpointOptions, Files
+from crd.engine.api import After, CheckpointOptions, Files, Pids, RestartOptions
 from crd.errors import (
     AccessDenied,
     BadRequest,
@@ -165,6 +165,12 @@ class Handlers(UpkeepHandlers):
             now=self._app.clock.now())
         self._app.restarts.wake()
         return {"request": request_json(request)}
+
+    async def _on_PlanRestart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
+                              pids: str | None, files: str | None) -> dict[str, Any]:
+        image = usable(await self._find(peer, reference))
+        options = RestartOptions(pids=Pids(pids or "original"), files=Files(files or self._files(image)))
+        return plan_json(image, await self._app.pipeline.plan(image.crid, options))
 
     def _files(self, image: Image) -> str:
         """Return what is done about files of an image if nobody says."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from crd.console.image_file import opened_for_reading, write_pid_file
+from crd.console.plan import print_plan
 from crd.console.program import json_option
 
 if TYPE_CHECKING:
@@ -28,16 +29,20 @@ if TYPE_CHECKING:
 @click.option("--files", type=click.Choice(["keep", "rollback", "fail"]), default="keep", show_default=True,
               help="What is done about open files that have changed since: take them as they are; cut off what they "
                    "have grown by, or put their saved content back, and keep the newer one beside it; or fail.")
+@click.option("--plan", is_flag=True, help="Only say what would be made and everything that stands in the way.")
 @json_option
 @click.pass_context
 def restart(context: click.Context, image: Path, *, pids: str | None, root: Path | None, detach: bool, files: str,
-            as_json: bool) -> None:
+            plan: bool, as_json: bool) -> None:
     """Recreate the tasks of an image and let them run on; print the pid of the first.
+
+    With --plan nothing is made, and the exit status is what the restart would fail with.
 
     Exit status: 0 done, 1 failed, 2 usage, 12 denied, 13 this host cannot restart it, 14 conflicting (a pid is in use,
     a file has changed); with --wait that of the first task, 128 + N if signal N ended it.
     """
     from crd.engine.api import Files, Pids, RestartOptions, wait_for_root
+    from crd.engine.api import plan as plan_restart
     from crd.engine.api import restart as recreate
 
     def confirm(ready: RestartResult) -> None:
@@ -46,6 +51,8 @@ def restart(context: click.Context, image: Path, *, pids: str | None, root: Path
 
     options = RestartOptions(pids=Pids(pids or "original"), files=Files(files), reap=not detach)
     with opened_for_reading(image) as fd:
+        if plan:
+            context.exit(print_plan(asdict(plan_restart(fd, options=options)), as_json=as_json))
         result = recreate(fd, options=options, confirm=confirm)
     for note in () if as_json else result.notes:
         click.echo(note, err=True)

@@ -155,6 +155,30 @@ class RestartResult:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Something that a restart makes: what it is, its name or number ("" if it has none), and how, or how many."""
+
+    kind: str
+    name: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPlan:
+    """What a restart would make, and what stands in its way.
+
+    Attributes:
+        makes: tasks, then what they hold.
+        clashes: each an error as ``CrdError.to_json`` returns it; with none the restart can begin.
+        notes: what could not be as it was, a sentence each.
+    """
+
+    makes: tuple[Made, ...]
+    clashes: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options: CheckpointOptions | None = None,
                notes: WriteNotes | None = None,
                commit: Callable[[CheckpointResult], None] | None = None) -> CheckpointResult:
@@ -239,6 +263,22 @@ def restart(fd: int, flags: int = 0, *, options: RestartOptions | None = None,
     if flags:
         raise BadRequest(f"flags {flags:#x}: only 0 is defined")
     return Restart(DescriptorSource(fd), options).run(confirm)
+
+
+def plan(fd: int, *, options: RestartOptions | None = None) -> RestartPlan:
+    """Tell what a restart would make of an image, and what stands in its way; nothing is made, and nothing changed.
+
+    Args:
+        fd: open for reading; read as far as to the memory.
+        options: of the restart.
+
+    Raises:
+        ImageError: the image is damaged.
+    """
+    from crd.engine.stream import DescriptorSource
+    from crd.engine.userspace.restart import plan_of
+
+    return plan_of(DescriptorSource(fd), options or RestartOptions())
 
 
 def wait_for_root(result: RestartResult) -> int:

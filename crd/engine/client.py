@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult
+from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartPlan, RestartResult
 from crd.engine.worker import FDS_MAX, MESSAGE_BYTES_MAX
 from crd.errors import CrdError, WorkerDied
 
@@ -100,6 +100,20 @@ class Worker:
         """
         found, _ = await self._receive("ready")
         return msgspec.convert(found, RestartResult, str_keys=True)
+
+    async def begin_plan(self, fd: int, options: RestartOptions) -> None:
+        """Have it found out what a restart of the image that comes from ``fd`` would make; raises WorkerDied."""
+        await self._send({"call": "plan", "options": asdict(options)}, fd)
+
+    async def planned(self) -> RestartPlan:
+        """Wait for what a restart would make; then the worker ends.
+
+        Raises:
+            CrdError: what the engine raised.
+            WorkerDied: the worker ended.
+        """
+        found, _ = await self._receive("")
+        return msgspec.convert(found, RestartPlan)
 
     async def commit(self) -> None:
         """Give the word to finish: the image is durable, or the restart is noted.

@@ -12,6 +12,9 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
     -> {"commit": true}                             it is noted: let the tasks go
     <- {"result": {...}}
 
+    -> {"call": "plan", "options": {...}} + fd
+    <- {"result": {...}}                            what a restart would make
+
 or, at any point, ``<- {"error": CrdError.to_json()}``.  If the daemon dies or sends anything else instead of the
 commit, the worker takes everything back: a target runs on, half-made tasks die.
 """
@@ -101,7 +104,12 @@ def _restart(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> A
     return api.restart(fd, options=options, confirm=lambda result: channel.await_commit("ready", result))
 
 
-CALLS = {"checkpoint": _checkpoint, "restart": _restart}
+def _plan(message: dict[str, Any], fds: Sequence[int], _channel: Channel) -> Any:
+    [fd] = fds
+    return api.plan(fd, options=msgspec.convert(message["options"], api.RestartOptions))
+
+
+CALLS = {"checkpoint": _checkpoint, "restart": _restart, "plan": _plan}
 
 
 def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import BIN
+from tests.support.daemon import BIN, RunningDaemon, eventually
 from tests.support.victims import Victim, until
 
 pytestmark = pytest.mark.root
@@ -96,3 +97,32 @@ def test_a_file_that_has_changed_is_refused_before_anything_is_made(files: str, 
         assert "has changed since the image was taken" in done.stderr
         assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
         assert not victim.is_there()
+
+
+def test_the_daemon_saves_and_puts_back_what_the_settings_of_a_target_say(tmp_path: Path) -> None:
+    with Victim("contents", tmp_path) as victim:
+        config = f'[targets.victim]\npid = {victim.pid}\nevery = "1h"\nsave_files = "1MiB"\nfiles = "rollback"\n'
+        (tmp_path / "daemon").mkdir()
+        with RunningDaemon(tmp_path / "daemon", config) as daemon:
+            [target] = daemon.crctl("targets")
+            assert (target["save_files"], target["files"]) == (str(1 << 20), "rollback")
+            image = daemon.crctl("checkpoint", "victim")
+            write_on(victim)
+            running = daemon.run_crctl("restart", str(image["crid"]), "--plan", "--json")
+            assert running.returncode == 14
+            assert "restart.pid-in-use" in {clash["error"] for clash in json.loads(running.stdout)["clashes"]}
+            victim.kill()
+            log = victim.file("log").read_bytes()
+            plan = daemon.crctl("restart", str(image["crid"]), "--plan")
+            assert plan["crid"] == image["crid"]
+            assert not plan["clashes"]
+            hows = {made["name"]: made["how"] for made in plan["makes"] if made["kind"] == "file"}
+            assert "cut off to" in hows[str(victim.file("log"))]
+            assert "its saved content put back" in hows[str(victim.file("data"))]
+            assert victim.file("log").read_bytes() == log
+            assert not daemon.crctl("requests")
+            assert not victim.is_there()
+            request = daemon.crctl("restart", str(image["crid"]), "--wait")
+            assert (request["state"], request["files"]) == ("done", "rollback")
+            eventually("it to run", victim.is_running)
+            victim.verify()

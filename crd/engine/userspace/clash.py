@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crd.errors import AccessDenied, RestartError
+from crd.errors import AccessDenied, FeatureMissing, RestartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
 
-Clash = RestartError | AccessDenied
+Clash = RestartError | AccessDenied | FeatureMissing
 
 
 def clash(check: Callable[P, object], *arguments: P.args, **named: P.kwargs) -> Iterator[Clash]:
     """Yield what a check raises, if it does."""
     try:
         check(*arguments, **named)
-    except (RestartError, AccessDenied) as error:
+    except (RestartError, AccessDenied, FeatureMissing) as error:
         yield error

@@ -12,7 +12,7 @@ from crd.engine.userspace.fds import placement
 from crd.engine.userspace.mem import restore
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
-from crd.errors import AccessDenied, ResourceChanged, RestartUnsupported
+from crd.errors import AccessDenied, FeatureMissing, ResourceChanged, RestartUnsupported
 from crd.image.objects import OBJECTS, UnixMessage
 from crd.image.profile import (
     FileDescriptor,
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from crd.image.codec import Record
 
 R = TypeVar("R", bound="Record")
+
+_CAP_SYS_ADMIN, _CAP_CHECKPOINT_RESTORE = 21, 40
 
 @dataclass(slots=True)
 class SharedRecords:
@@ -214,6 +216,7 @@ def check(tree: TreePlan, options: RestartOptions) -> None:
 def clashes(tree: TreePlan, options: RestartOptions) -> Iterator[Clash]:
     """Tell all that keeps the image from being restarted here, the weightiest first."""
     yield from clash(_check_owner, tree)
+    yield from clash(_check_rights, options)
     yield from clash(_check_host, tree)
     for plan in tree.processes:
         yield from clash(limits.check, plan.limits)
@@ -227,7 +230,16 @@ def clashes(tree: TreePlan, options: RestartOptions) -> Iterator[Clash]:
                 yield ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
         yield from clash(_check_program, plan)
     if options.pids == "original":
-        yield from clash(numbers.await_free, sorted(tree.numbers))
+        yield from numbers.in_use(tree.numbers)
+
+
+def _check_rights(options: RestartOptions) -> None:
+    """Refuse numbers that we may not choose, and namespaces that we may not make."""
+    ours = int(procfs.status("self")["CapEff"], 16)
+    enough = {"original": (_CAP_SYS_ADMIN, _CAP_CHECKPOINT_RESTORE), "namespace": (_CAP_SYS_ADMIN,)}.get(options.pids)
+    if enough and not any(ours >> capability & 1 for capability in enough):
+        what = "choosing a pid" if options.pids == "original" else "a namespace of its own"
+        raise FeatureMissing(f"these privileges do not allow {what}", hint="Run as root, or use --new-pids.")
 
 
 def _check_program(plan: Plan) -> None:

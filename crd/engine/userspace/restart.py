@@ -15,6 +15,7 @@ from crd.engine.api import Pids, RestartOptions, RestartResult
 from crd.engine.userspace import credentials, limits, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement
+from crd.engine.userspace.forecast import forecast
 from crd.engine.userspace.mem import restore
 from crd.engine.userspace.namespace import restart_inside
 from crd.engine.userspace.plan import check, read_plan
@@ -30,6 +31,7 @@ from crd.target import procfs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from crd.engine.api import RestartPlan
     from crd.engine.userspace.fds.kind import Making
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
@@ -186,6 +188,13 @@ class Restart:
     def _ours(self) -> Capabilities:
         """The capabilities with which a vessel begins."""
         return credentials.dump(procfs.status("self")).capabilities
+
+
+def plan_of(source: Source, options: RestartOptions) -> RestartPlan:
+    """Read what is to be made and tell it, with all that stands in its way; raises ImageError."""
+    with _impossible_wishes():
+        tree, _ = read_plan(verified(ImageReader(source)))
+        return forecast(tree, options)
 
 
 @contextmanager

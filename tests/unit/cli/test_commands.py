@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crd.errors import AccessDenied, BlobCorrupt, Busy, TargetUnsupported
-from tests.unit.cli.conftest import IMAGE, OBSTACLE, REQUEST, SCRUBBED, STATUS, TARGET, VERDICT
+from tests.unit.cli.conftest import IMAGE, OBSTACLE, PLAN, REQUEST, SCRUBBED, STATUS, TARGET, VERDICT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,6 +176,17 @@ class TestRestart:
         crctl("restart", "42", "--files", "rollback")
         assert daemon.parameters["files"] == "rollback"
         crctl.error("restart", "42", "--files", "lose", status=2)
+
+    def test_plan(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("restart", "42", "--plan", "--pidns") == PLAN
+        assert daemon.calls == [("PlanRestart", {"reference": "42", "pids": "namespace"})]
+        text = crctl("restart", "42", "--plan")
+        assert "Nothing stands in the way." in text
+        assert "\x1b" not in text
+        clash = {"error": "restart.pid-in-use", "message": "pid 4242 is in use", "hint": "End it."}
+        daemon.replies["PlanRestart"] = [{**PLAN, "clashes": [clash] * 2}]
+        text = crctl("restart", "42", "--plan", status=14)
+        assert "2 things stand in the way:\n\n  pid 4242 is in use\n    -> End it.\n" in text
 
     def test_waits_for_the_end(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl("restart", "42", "--wait") == "7\npid 4242\n"
