@@ -282,6 +282,8 @@ def _check_inet_message(record: InetMessage, image: ImageState) -> None:
 def _check_terminal(record: Terminal, image: ImageState) -> None:
     _declare(image, record)
     need(record.index < TERMINALS_MAX, f"has the number {record.index}")
+    need(max(record.session, record.foreground) <= PID_MAX, f"controls session {record.session}")
+    need(record.session or not record.foreground, "has a foreground, but controls no session")
     need(len(record.settings) == TERMIOS_BYTES, f"has {len(record.settings)} bytes of settings")
     need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
     for name in ("locked", "packets", "exclusive", "hung_up"):

@@ -292,6 +292,8 @@ class Terminal(Record, type=0x4352004E):
     mode: U32  # of the slave: permission bits
     uid: U32
     gid: U32
+    session: U32  # that it controls, 0 = none
+    foreground: U32  # process group of that, 0 = none
 
 
 class TerminalEnd(Record, type=0x4352004F):

@@ -147,7 +147,7 @@ def make_special_files() -> list[Record]:
         make_stream(24, 5000, 80), make_stream(25, 80, 5000), InetConnection(one=24, other=25),
         InetMessage(socket=21, address="127.0.0.2", port=53, data=b"hello"),
         Terminal(objref=22, index=3, settings=bytes(TERMIOS_BYTES), rows=24, columns=80, width=0, height=0, locked=0,
-                 packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5),
+                 packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5, session=PID, foreground=PID),
         TerminalEnd(objref=23, terminal=22, master=1, **common),
         FileContent(objref=26, file=1, use=FILE_APPENDED, size=5000, uid=1, gid=2, saved=1, digest=bytes(32),
                     digest_start=0),

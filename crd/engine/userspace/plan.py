@@ -53,11 +53,13 @@ class SharedRecords:
     Attributes:
         records: before those of the processes, by kind.
         objects: the shared objects by objref.
+        pids: of the processes.
         opened: the first process with a descriptor of an object, by its objref; of what is in flight, the first one.
     """
 
     records: dict[type[Record], list[Any]] = field(default_factory=dict)
     objects: dict[int, Any] = field(default_factory=dict)
+    pids: set[int] = field(default_factory=set)
     opened: dict[int, Plan] = field(default_factory=dict)
     _parts: dict[type[Record], dict[int, list[Any]]] = field(default_factory=dict)
 
@@ -178,6 +180,7 @@ def read_plan(records: Iterator[Record]) -> tuple[TreePlan, Record | None]:
         current.setdefault(type(record), []).append(record)
     shared = SharedRecords(whole, {record.objref: record for kind in OBJECTS for record in whole.get(kind, [])})
     processes = [_plan(whole, part, shared) for part in parts]
+    shared.pids.update(plan.pid for plan in processes)
     for plan in reversed(processes):
         shared.opened |= {record.objref: plan for record in plan.descriptors}
     for message in whole.get(UnixMessage, []):

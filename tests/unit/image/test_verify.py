@@ -157,6 +157,8 @@ RULES = [
     (UnnamedFile, 0, {"seals": 0x40}, "seals"),
     (UnnamedOpen, 0, {"file": 1}, "no UNNAMED_FILE"),
     (UnnamedOpen, 0, {"position": 1 << 63}, "position"),
+    (Terminal, 0, {"session": 1 << 23}, "session"),
+    (Terminal, 0, {"session": 0}, "no session"),
     (FileContent, 0, {"file": 2}, "no REGULAR_FILE"),
     (FileContent, 0, {"use": 4}, "unknown use"),
     (FileContent, 0, {"size": 1 << 63}, "bytes"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.table import FileTable
+    from crd.engine.userspace.fds.terminal import Masters
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
     from crd.errors import Obstacle
@@ -49,6 +50,7 @@ class Making:
         vessels: of all processes, by pid in the image.
         broker: who has them until then.
         files: what is done about files that have changed.
+        masters: our descriptors of terminals.
         contents: our descriptor, to read and write, of each file whose content comes from the image, by objref.
         ours: our descriptor of each description, by objref.
         peers: our descriptor of the other end of a socket, by objref.
@@ -60,6 +62,7 @@ class Making:
     vessels: Mapping[int, Vessel]
     broker: Broker
     files: Files
+    masters: Masters
     contents: dict[int, int] = field(default_factory=dict)
     ours: dict[int, int] = field(default_factory=dict)
     peers: dict[int, int] = field(default_factory=dict)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from crd.engine.api import Files
     from crd.engine.userspace.broker import Broker
     from crd.engine.userspace.clash import Clash
+    from crd.engine.userspace.fds.terminal import Masters
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
 
@@ -34,9 +35,10 @@ def clashes(plans: Sequence[Plan], files: Files) -> Iterator[Clash]:
         yield from lock.clashes(plan)
 
 
-def prepare(plans: Sequence[Plan], vessels: Mapping[int, Vessel], broker: Broker, files: Files) -> Making:
+def prepare(plans: Sequence[Plan], vessels: Mapping[int, Vessel], broker: Broker, files: Files,
+            masters: Masters) -> Making:
     """Make what memory is mapped from; raises RestartError."""
-    making = Making(plans[0], vessels[plans[0].pid], vessels, broker, files)
+    making = Making(plans[0], vessels[plans[0].pid], vessels, broker, files, masters)
     for kind in KINDS:
         kind.prepare(making)
     return making
