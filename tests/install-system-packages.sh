@@ -17,6 +17,8 @@ need python3-dev python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("i
 need musl-tools command -v musl-gcc
 need sqlite3 command -v sqlite3
 need strace command -v strace
+need tmux command -v tmux
+need vim-tiny command -v vi
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
