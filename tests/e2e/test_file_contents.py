@@ -126,3 +126,16 @@ def test_the_daemon_saves_and_puts_back_what_the_settings_of_a_target_say(tmp_pa
             assert (request["state"], request["files"]) == ("done", "rollback")
             eventually("it to run", victim.is_running)
             victim.verify()
+
+
+def test_in_a_namespace_of_its_own(tmp_path: Path) -> None:
+    with Victim("contents", tmp_path) as victim:
+        checkpoint(victim, tmp_path / "image", *SAVING)
+        inspected = crd("inspect", tmp_path / "image", home=tmp_path)
+        assert inspected.returncode == 0, inspected.stderr
+        write_on(victim)
+        victim.kill()
+        done = restart(victim, tmp_path / "image", "--pidns", "--files", "rollback")
+        assert done.returncode == 0, done.stderr
+        victim.restarted_as(int(done.stdout))
+        victim.verify()

@@ -114,6 +114,17 @@ def test_what_has_not_changed_is_left_alone(files: Path) -> None:
         assert {path.name: path.stat().st_ino for path in files.iterdir()} == before
 
 
+def test_another_name_of_a_file_leads_to_the_newer_content(files: Path) -> None:
+    image, program = taken(files)
+    with program:
+        os.link(files / "data", files / "name")
+        (files / "data").write_bytes(b"another")
+        [note] = restarted(image, program, files="rollback").notes
+        assert note.endswith("and under its other names")
+        assert (files / "name").read_bytes() == b"another"
+        assert (files / "data").read_bytes() == DATA
+
+
 def test_a_file_that_is_missing_is_made_again(files: Path) -> None:
     image, program = taken(files)
     with program:

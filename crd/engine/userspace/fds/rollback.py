@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _RENAMEAT2, _RENAME_NOREPLACE, _RENAME_EXCHANGE = 316, 1, 2
 _CHUNK_BYTES = 1 << 20
+O_PATH = 0o10000000
 _HINT = "Put that version back, restart with --files keep, or choose another image."
 
 
@@ -73,9 +74,15 @@ class Known:
         return "modification time" if found.st_mtime_ns != record.mtime_ns else ""
 
     def _begins_alike(self, path: str) -> bool:
-        """Whether the part of the file that the image has a digest of is what it was."""
+        """Whether the part of the file that the image has a digest of is what it was; nothing but a file is opened."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            place = os.open(path, O_PATH | os.O_CLOEXEC)
+            try:
+                if not stat.S_ISREG(os.fstat(place).st_mode):
+                    return False
+                fd = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            finally:
+                os.close(place)
         except OSError as error:
             raise ResourceChanged(f"{self.path}: {error.strerror}", path=self.path, hint=_HINT) from error
         try:
@@ -210,7 +217,7 @@ def _prepare_exchange(one: Known, records: Iterable[RegularFile], making: Making
     content, broker = one.content, making.broker
     with broker.as_the_task():
         beside = _Beside(one.path, broker)
-        there = _look_like(one, beside)
+        names = _look_like(one, beside)
     os.ftruncate(beside.fd, content.size)
     for objref in (content.objref, *(record.objref for record in records)):
         making.contents[objref] = beside.fd
@@ -218,30 +225,33 @@ def _prepare_exchange(one: Known, records: Iterable[RegularFile], making: Making
 
     def exchange() -> None:
         broker.act_for(leader)
-        how = _RENAME_EXCHANGE if there else _RENAME_NOREPLACE
+        how = _RENAME_EXCHANGE if names else _RENAME_NOREPLACE
         with broker.as_the_task():
             beside.rename(how)
-        if there:
+        if names:
             broker.undo(partial(beside.rename, how))
         else:
             broker.undo(partial(os.unlink, beside.name, dir_fd=beside.directory))
         os.fsync(beside.directory)
 
     broker.at_last(one.path, exchange)
-    kept = f"what it held since is in {beside.aside}" if there else "it was missing"
+    kept = f"what it held since is in {beside.aside}" if names else "it was missing"
+    if names > 1:
+        kept += ", and under its other names"
     making.notes.append(f"{one.path} has the content that it had in the image; {kept}")
 
 
-def _look_like(one: Known, beside: _Beside) -> bool:
-    """Give the new file owner, mode and attributes of the one that is there, if one is; return whether it is."""
+def _look_like(one: Known, beside: _Beside) -> int:
+    """Give the new file owner, mode and attributes of the one that is there; return how many names that has, or 0."""
     try:
         old = os.open(beside.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
                       dir_fd=beside.directory)
     except FileNotFoundError:
         uid, gid, mode, old = one.content.uid, one.content.gid, stat.S_IMODE(one.record.mode), -1
+        names = 0
     else:
         found = os.fstat(old)
-        uid, gid, mode = found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
+        uid, gid, mode, names = found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), found.st_nlink
     try:
         if (uid, gid) != (os.fstat(beside.fd).st_uid, os.fstat(beside.fd).st_gid):
             os.fchown(beside.fd, uid, gid)
@@ -252,7 +262,7 @@ def _look_like(one: Known, beside: _Beside) -> bool:
     finally:
         if old >= 0:
             os.close(old)
-    return old >= 0
+    return names
 
 
 def finish(making: Making) -> None:
