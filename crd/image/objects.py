@@ -313,7 +313,7 @@ FILE_MAPPED = 3
 DIGEST_BYTES = 32
 
 
-class FileContent(Record, type=0x43520060):
+class FileContent(Record, type=0x43520070):
     """What was in a regular file that was open; of one that was saved, all of it is in SHARED_PAGES."""
 
     objref: U32
