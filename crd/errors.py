@@ -407,6 +407,13 @@ class ImageAmbiguous(CatalogError):
     exit_status = EXIT_CONFLICT
 
 
+class ImageElsewhere(CatalogError):
+    """The image is in the archive of another host."""
+
+    code = "catalog.image-elsewhere"
+    exit_status = EXIT_UNSUPPORTED
+
+
 class RequestNotFound(CatalogError):
     """There is no such restart request."""
 
@@ -440,6 +447,20 @@ class CatalogBusy(CatalogError):
 
     code = "catalog.busy"
     retryable = True
+
+
+class CatalogUnavailable(CatalogError):
+    """The catalog's server does not answer."""
+
+    code = "catalog.unavailable"
+    retryable = True
+
+
+class CatalogInUse(CatalogError):
+    """Another daemon of the same host uses the catalog."""
+
+    code = "catalog.in-use"
+    exit_status = EXIT_CONFLICT
 
 
 class CatalogOutOfDate(CatalogError):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.postgres import PostgresServer
 from tests.support.seaweed import SeaweedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_NUMBERS = count(1)
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +22,19 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]
     """A real S3 server for the whole session; who kills it starts it again."""
     with SeaweedServer(tmp_path_factory.mktemp("seaweed")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL server for the whole session."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: PostgresServer) -> str:
+    """An empty database of its own."""
+    return postgres.database(f"catalog{next(_NUMBERS)}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

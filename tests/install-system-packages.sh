@@ -19,6 +19,7 @@ need sqlite3 command -v sqlite3
 need strace command -v strace
 need tmux command -v tmux
 need vim-tiny command -v vi
+need postgresql sh -c 'ls /usr/lib/postgresql/*/bin/initdb'
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from crd.archive.base import known_pages
 from crd.archive.heads import Heads
 from crd.archive.names import image_key, numbered, pack_key
-from crd.archive.references import References
+from crd.archive.references import References, Sharing
 from crd.archive.sink import ImageSink, Stored
 from crd.archive.source import ImageSource, open_source
 from crd.archive.threads import in_thread
@@ -106,6 +106,10 @@ class Archive:
         """Return what is known of an image from its objects alone; raises as ``open_source``."""
         source = await open_source(self._store, self._references, crid, threads=self._threads)
         return Stored(crid, source.manifest.digest.hex(), source.manifest.image_bytes, await source.own_bytes())
+
+    def sharing(self, crid: Crid) -> Sharing:
+        """Return what an image has in common with others."""
+        return self._references.sharing(crid)
 
     async def size(self) -> ArchiveSize:
         """Return how much it holds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.archive.manifest import HEAD, NEED, NO_PACK, parse_head
@@ -21,6 +22,23 @@ logger = logging.getLogger(__name__)
 
 _USUAL_PACKS = 64
 _READ_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What an image has in common with others.
+
+    Attributes:
+        own_pages: that lie in packs which only it needs, and go with it.
+        own_packs: how many such packs there are.
+        shared_pages: that lie in packs which others need, too.
+        shared_packs: how many such packs there are.
+    """
+
+    own_pages: int = 0
+    own_packs: int = 0
+    shared_pages: int = 0
+    shared_packs: int = 0
 
 
 class References:
@@ -73,6 +91,12 @@ class References:
     def sound(self, crid: int) -> list[Need]:
         """Return what an image needs, without packs that were found damaged; nothing if it is unknown."""
         return [need for need in self._images.get(crid, ()) if need[0] not in self._distrusted]
+
+    def sharing(self, crid: int) -> Sharing:
+        """Return what an image has in common with others, and with checkpoints that are under way."""
+        shared = [pages for pack, pages in self._images.get(crid, ()) if self._counts[pack] > 1]
+        own = [pages for pack, pages in self._images.get(crid, ()) if self._counts[pack] == 1]
+        return Sharing(sum(own), len(own), sum(shared), len(shared))
 
     def distrust(self, pack: int) -> None:
         """Take note that a pack is damaged or missing: no new image shall need it."""

@@ -2,34 +2,69 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, insert, select, text, update
 
 from crd.catalog.checkpoints import Checkpoints
 from crd.catalog.images import Images
+from crd.catalog.presence import present
 from crd.catalog.requests import Requests
+from crd.catalog.schema import checkpoints, holds, hosts, images, requests, targets
 from crd.catalog.session import Database, open_database
 from crd.catalog.targets import Targets
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
+
+    from crd.clock import Clock
 
 
 class Catalog:
     """An open catalog: ``images``, ``checkpoints``, ``targets``, ``requests``.  An async context manager."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, host: str) -> None:
         """Use an open database; ``open`` is the way to one."""
         self._database = database
-        self.images = Images(database)
-        self.checkpoints = Checkpoints(database)
-        self.targets = Targets(database)
-        self.requests = Requests(database)
+        self._host = host
+        self.images = Images(database, host)
+        self.checkpoints = Checkpoints(database, host)
+        self.targets = Targets(database, host)
+        self.requests = Requests(database, host)
 
     @classmethod
-    async def open(cls, url: str) -> Self:
-        """Open a catalog, made or brought up to date if need be; raises as ``open_database``."""
-        return cls(await open_database(url))
+    async def open(cls, url: str, host: str) -> Self:
+        """Open a catalog, made or brought up to date if need be.
+
+        Args:
+            url: of the database; see ``open_database``, which also says what this raises.
+            host: for which it is used: images, targets and requests are kept apart by host.
+        """
+        database = await open_database(url)
+        try:
+            if not database.shared:
+                await _follow(database, host)
+        except BaseException:
+            await database.close()
+            raise
+        return cls(database, host)
+
+    def present(self, clock: Clock, changed: Callable[[], object],
+                ) -> AbstractAsyncContextManager[asyncio.Task[None] | None]:
+        """Be present for the host as long as the context lasts; see ``presence.present``."""
+        return present(self._database, self._host, clock, changed)
+
+    async def hosts(self) -> dict[str, datetime]:
+        """Return the hosts whose daemons share the catalog, and when each was last heard of."""
+        if not self._database.shared:
+            return {}
+        async with self._database.read() as connection:
+            return {row.host: row.seen_at for row in await connection.execute(select(hosts).order_by(hosts.c.host))}
 
     async def __aenter__(self) -> Self:
         return self
@@ -37,3 +72,15 @@ class Catalog:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
         await self._database.close()
+
+
+async def _follow(database: Database, host: str) -> None:
+    """Have a catalog that is of one host follow it when it gets another name."""
+    async with database.begin() as connection:
+        if (await connection.execute(select(hosts.c.host).where(hosts.c.host == host))).first():
+            return
+        await connection.execute(text("PRAGMA defer_foreign_keys=ON"))  # until the transaction ends
+        for table in (images, requests, checkpoints, targets, holds):
+            await connection.execute(update(table).values(host=host))
+        await connection.execute(delete(hosts))
+        await connection.execute(insert(hosts).values(host=host, seen_at=datetime.now(UTC)))

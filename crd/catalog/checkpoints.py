@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, insert, select, update
@@ -16,20 +17,23 @@ if TYPE_CHECKING:
     from crd.catalog.session import Database
     from crd.errors import CrdError
 
+_FIELDS = [checkpoints.c[field.name] for field in fields(Checkpoint)]
+
 
 @whole
 class Checkpoints:
     """The verbs on checkpoints."""
 
-    def __init__(self, database: Database) -> None:
-        """Work on a database."""
+    def __init__(self, database: Database, host: str) -> None:
+        """Work on a database, for a host."""
         self._database = database
+        self._host = host
 
     async def start(self, target: str | None, pid: int | None, now: datetime) -> int:
         """Enter an attempt that begins; return its number."""
         async with self._database.begin() as connection:
-            done = await connection.execute(insert(checkpoints).values(target=target, pid=pid, state="running",
-                                                                       started_at=now))
+            done = await connection.execute(insert(checkpoints).values(
+                host=self._host, target=target, pid=pid, state="running", started_at=now))
             return int(done.inserted_primary_key[0])  # type: ignore[index]
 
     async def finish(self, number: int, state: str, now: datetime, *, crid: int | None = None,
@@ -45,22 +49,22 @@ class Checkpoints:
     async def skip(self, target: str, now: datetime, message: str) -> None:
         """Enter an attempt that was due but not made."""
         async with self._database.begin() as connection:
-            await connection.execute(insert(checkpoints).values(target=target, state="skipped", started_at=now,
-                                                                ended_at=now, message=message))
+            await connection.execute(insert(checkpoints).values(
+                host=self._host, target=target, state="skipped", started_at=now, ended_at=now, message=message))
 
     async def recover(self, now: datetime) -> int:
         """Enter as failed what was running when the daemon ended; return how many."""
         async with self._database.begin() as connection:
             done = await connection.execute(
-                update(checkpoints).where(checkpoints.c.state == "running")
+                update(checkpoints).where(checkpoints.c.host == self._host, checkpoints.c.state == "running")
                 .values(state="failed", ended_at=now, error="crd.interrupted",
                         message="the daemon ended while it was being taken"))
             return int(done.rowcount)
 
     async def last(self) -> dict[str, Checkpoint]:
         """Return the last attempt of each target."""
-        newest = select(func.max(checkpoints.c.number)).where(checkpoints.c.target.is_not(None)).group_by(
-            checkpoints.c.target)
+        newest = select(func.max(checkpoints.c.number)).where(
+            checkpoints.c.host == self._host, checkpoints.c.target.is_not(None)).group_by(checkpoints.c.target)
         async with self._database.read() as connection:
-            rows = await connection.execute(select(checkpoints).where(checkpoints.c.number.in_(newest)))
+            rows = await connection.execute(select(*_FIELDS).where(checkpoints.c.number.in_(newest)))
             return {row.target: Checkpoint(**row._mapping) for row in rows}

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 _FIELDS = [images.c[field.name] for field in fields(Image)]
 _THERE = images.c.state.in_(["ok", "damaged"])
-_WANTED = exists().where(requests.c.crid == images.c.crid, requests.c.state.in_(["queued", "running", "releasing"]))
+_NEWEST_FIRST = (images.c.taken_at.desc(), images.c.crid.desc())
+_WANTED = exists().where(requests.c.host == images.c.host, requests.c.crid == images.c.crid,
+                         requests.c.state.in_(["queued", "running", "releasing"]))
 
 
 @whole
@@ -44,9 +46,11 @@ class Images:
     image.  It is named, and never removed.
     """
 
-    def __init__(self, database: Database) -> None:
-        """Work on a database."""
+    def __init__(self, database: Database, host: str) -> None:
+        """Work on a database, for a host, whose images are meant where no other is named."""
         self._database = database
+        self._host = host
+        self._own = images.c.host == host
 
     async def begin(self, image: Image) -> None:
         """Enter an image whose object is about to be made durable."""
@@ -56,14 +60,15 @@ class Images:
     async def finish(self, crid: Crid, stored_bytes: int) -> Image:
         """Count an image whose object is durable, and return its row."""
         async with self._database.begin() as connection:
-            await connection.execute(update(images).where(images.c.crid == crid)
+            await connection.execute(update(images).where(self._own, images.c.crid == crid)
                                      .values(state="ok", stored_bytes=stored_bytes))
         return await self.get(crid)
 
     async def drop(self, crid: Crid) -> None:
         """Take back an image whose object did not become durable."""
         async with self._database.begin() as connection:
-            await connection.execute(delete(images).where(images.c.crid == crid, images.c.state == "storing"))
+            await connection.execute(delete(images).where(
+                self._own, images.c.crid == crid, images.c.state == "storing"))
 
     async def forget(self, crid: Crid) -> None:
         """Count an image no more; its object may be removed once this returns, and then ``bury`` follows.
@@ -74,7 +79,7 @@ class Images:
         """
         async with self._database.begin() as connection:
             row = (await connection.execute(select(images.c.pinned, _WANTED.label("wanted")).where(
-                images.c.crid == crid, _THERE))).first()
+                self._own, images.c.crid == crid, _THERE).with_for_update(of=images))).first()
             if row is None:
                 raise _not_found(crid)
             if row.pinned:
@@ -82,12 +87,12 @@ class Images:
             if row.wanted:
                 raise ImageInUse(f"a restart of image {crid} is asked for", crid=crid,
                                  hint="Wait for it, or cancel it: crctl requests.")
-            await connection.execute(update(images).where(images.c.crid == crid).values(state="forgotten"))
+            await connection.execute(update(images).where(self._own, images.c.crid == crid).values(state="forgotten"))
 
     async def bury(self, crid: Crid) -> None:
         """Remove the row of a forgotten image whose object is gone, unless a request or the largest crid needs it."""
         async with self._database.begin() as connection:
-            await connection.execute(_burial(crid))
+            await connection.execute(_burial(self._host, crid))
 
     async def pin(self, crid: Crid, *, pinned: bool) -> Image:
         """Keep an image until it is unpinned, or let go of it; raises as ``get``."""
@@ -104,7 +109,7 @@ class Images:
     async def choices(self, target: str) -> list[Choice]:
         """Return what retention has to know of the images of a target."""
         query = select(images.c.crid, images.c.taken_at, images.c.pinned, images.c.state, images.c.stored_bytes,
-                       _WANTED.label("wanted")).where(images.c.target == target, _THERE)
+                       _WANTED.label("wanted")).where(self._own, images.c.target == target, _THERE)
         async with self._database.read() as connection:
             return [Choice(crid=row.crid, taken_at=row.taken_at, pinned=row.pinned, damaged=row.state == "damaged",
                            stored_bytes=row.stored_bytes, wanted=row.wanted)
@@ -113,14 +118,15 @@ class Images:
     async def unchecked_since(self, when: datetime) -> Image | None:
         """Return the image that was not checked for longest, if it was not since then; no damaged one."""
         checked_at = func.coalesce(images.c.verified_at, images.c.taken_at)
-        query = select(*_FIELDS).where(images.c.state == "ok", checked_at < when).order_by(checked_at).limit(1)
+        query = select(*_FIELDS).where(
+            self._own, images.c.state == "ok", checked_at < when).order_by(checked_at).limit(1)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).first()
         return _image(row) if row else None
 
     async def _set(self, crid: Crid, **values: Any) -> Image:
         async with self._database.begin() as connection:
-            await connection.execute(update(images).where(images.c.crid == crid, _THERE).values(values))
+            await connection.execute(update(images).where(self._own, images.c.crid == crid, _THERE).values(values))
         return await self.get(crid)
 
     async def settle(self, there: Collection[Crid], whole: Mapping[Crid, int]) -> Settled:
@@ -136,17 +142,17 @@ class Images:
         """
         objects = set(there)
         async with self._database.begin() as connection:
-            rows = await connection.execute(select(images.c.crid, images.c.state))
+            rows = await connection.execute(select(images.c.crid, images.c.state).where(self._own))
             states = {Crid(row.crid): row.state for row in rows}
             storing = {crid for crid, state in states.items() if state == "storing"}
             for crid in storing & whole.keys():
-                await connection.execute(update(images).where(images.c.crid == crid)
+                await connection.execute(update(images).where(self._own, images.c.crid == crid)
                                          .values(state="ok", stored_bytes=whole[crid]))
                 states[crid] = "ok"
-            await connection.execute(delete(images).where(images.c.state == "storing"))
+            await connection.execute(delete(images).where(self._own, images.c.state == "storing"))
             for crid, state in states.items():
                 if state == "forgotten" and crid not in objects:
-                    await connection.execute(_burial(crid))
+                    await connection.execute(_burial(self._host, crid))
         known = {crid for crid, state in states.items() if state != "storing"}
         return Settled(kept=sorted(storing & known), dropped=sorted(storing - known),
                        surplus=sorted(crid for crid in objects if states.get(crid) == "forgotten"),
@@ -156,32 +162,30 @@ class Images:
     async def storing(self) -> list[Image]:
         """Return what was being made durable when the daemon ended."""
         async with self._database.read() as connection:
-            rows = await connection.execute(select(*_FIELDS).where(images.c.state == "storing"))
+            rows = await connection.execute(select(*_FIELDS).where(self._own, images.c.state == "storing"))
             return [_image(row) for row in rows]
 
-    async def get(self, crid: Crid) -> Image:
-        """Return an image.
+    async def get(self, crid: Crid, host: str = "") -> Image:
+        """Return an image, of this host or of another.
 
         Raises:
             ImageNotFound: there is none of that crid, or it was forgotten.
         """
         async with self._database.read() as connection:
-            row = (await connection.execute(select(*_FIELDS).where(images.c.crid == crid, _THERE))).first()
+            row = (await connection.execute(select(*_FIELDS).where(
+                images.c.host == (host or self._host), images.c.crid == crid, _THERE))).first()
         if row is None:
-            raise _not_found(crid)
+            raise _not_found(crid, host)
         return _image(row)
 
-    async def find(self, reference: ImageRef, host: str) -> Image:
+    async def find(self, reference: ImageRef) -> Image:
         """Return the image that a reference means; raises as ``get``."""
         if reference.crid is not None:
-            image = await self.get(reference.crid)
-            if reference.host and image.host != reference.host:
-                raise ImageNotFound(f"there is no image {reference.crid} of host {reference.host}")
-            return image
-        query = select(*_FIELDS).where(images.c.target == reference.target, _THERE, images.c.host == host)
+            return await self.get(reference.crid, reference.host)
+        query = select(*_FIELDS).where(images.c.target == reference.target, _THERE, self._own)
         if reference.until:
             query = query.where(images.c.taken_at <= reference.until)
-        query = query.order_by(images.c.taken_at.desc(), images.c.crid.desc()).limit(1)
+        query = query.order_by(*_NEWEST_FIRST).limit(1)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).first()
         if row is None:
@@ -192,7 +196,7 @@ class Images:
 
     async def list(self, *, target: str | None = None, since: datetime | None = None, limit: int | None = None,
                    uid: int | None = None) -> Sequence[Image]:
-        """Return images, the newest first.
+        """Return images of all hosts, the newest first.
 
         Args:
             target: only of this one.
@@ -207,15 +211,15 @@ class Images:
             query = query.where(images.c.taken_at >= since)
         if uid is not None:
             query = query.where(images.c.uid == uid)
-        query = query.order_by(images.c.crid.desc()).limit(limit)
+        query = query.order_by(*_NEWEST_FIRST).limit(limit)
         async with self._database.read() as connection:
             return [_image(row) for row in await connection.execute(query)]
 
-    async def relative(self, host: str, pid: int, target: str | None) -> Crid | None:
+    async def relative(self, pid: int, target: str | None) -> Crid | None:
         """Return the newest undamaged image of a process or of its target, None if there is none."""
         same = images.c.pid == pid
         query = select(images.c.crid).where(
-            _THERE, images.c.state == "ok", images.c.host == host,
+            _THERE, images.c.state == "ok", self._own,
             same if target is None else or_(same, images.c.target == target)).order_by(images.c.crid.desc()).limit(1)
         async with self._database.read() as connection:
             crid = (await connection.execute(query)).scalar()
@@ -224,19 +228,21 @@ class Images:
     async def max_crid(self) -> int:
         """Return the largest crid ever entered, 0 if none."""
         async with self._database.read() as connection:
-            return int((await connection.execute(select(func.max(images.c.crid)))).scalar() or 0)
+            return int((await connection.execute(select(func.max(images.c.crid)).where(self._own))).scalar() or 0)
 
 
-def _burial(crid: Crid) -> Delete:
-    largest = select(func.max(images.c.crid).label("crid")).subquery()
-    return delete(images).where(images.c.crid == crid, images.c.state == "forgotten",
-                                ~exists().where(requests.c.crid == crid), images.c.crid < select(largest.c.crid)
-                                .scalar_subquery())
+def _burial(host: str, crid: Crid) -> Delete:
+    largest = select(func.max(images.c.crid).label("crid")).where(images.c.host == host).subquery()
+    return delete(images).where(
+        images.c.host == host, images.c.crid == crid, images.c.state == "forgotten",
+        images.c.crid < select(largest.c.crid).scalar_subquery(),
+        ~exists().where(requests.c.host == host, requests.c.crid == crid))
 
 
 def _image(row: Row[Any]) -> Image:
     return Image(**row._mapping)
 
 
-def _not_found(crid: Crid) -> ImageNotFound:
-    return ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
+def _not_found(crid: Crid, host: str = "") -> ImageNotFound:
+    of = f" of host {host}" if host else ""
+    return ImageNotFound(f"there is no image {crid}{of}", crid=crid, hint="crctl images lists them.")

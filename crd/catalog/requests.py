@@ -37,22 +37,25 @@ _HINTS = {"running": "Ask again.", "releasing": "They may have run and ended; as
 class Requests:
     """The verbs on requests."""
 
-    def __init__(self, database: Database) -> None:
-        """Work on a database."""
+    def __init__(self, database: Database, host: str) -> None:
+        """Work on a database, for a host: requests for its images are its to carry out."""
         self._database = database
+        self._host = host
 
-    async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime) -> Request:
-        """Queue a request; it is durable when this returns.
+    async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime, host: str = "") -> Request:
+        """Queue a request for an image of this host, or of another; it is durable when this returns.
 
         Raises:
             ImageNotFound: the image was forgotten meanwhile.
         """
         async with self._database.begin() as connection:
             if not (await connection.execute(select(images.c.crid).where(
-                    images.c.crid == crid, images.c.state.in_(["ok", "damaged"])))).first():
+                    images.c.host == (host or self._host), images.c.crid == crid,
+                    images.c.state.in_(["ok", "damaged"])).with_for_update(read=True))).first():
                 raise ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
             done = await connection.execute(insert(requests).values(
-                crid=crid, state="queued", pids=pids, files=files, uid=uid, requested_at=now))
+                host=host or self._host, crid=crid, state="queued", pids=pids, files=files, uid=uid, requested_at=now))
+            await self._database.announce(connection)
             return await _get(connection, int(done.inserted_primary_key[0]))  # type: ignore[index]
 
     async def get(self, number: int) -> Request:
@@ -65,7 +68,7 @@ class Requests:
             return await _get(connection, number)
 
     async def list(self, *, limit: int | None = None, uid: int | None = None) -> list[Request]:
-        """Return requests, the newest first; with ``uid`` only those of that user."""
+        """Return requests of all hosts, the newest first; with ``uid`` only those of that user."""
         query = select(requests).order_by(requests.c.number.desc()).limit(limit)
         if uid is not None:
             query = query.where(requests.c.uid == uid)
@@ -73,14 +76,16 @@ class Requests:
             return [Request(**row._mapping) for row in await connection.execute(query)]
 
     async def claim(self, now: datetime) -> Request | None:
-        """Take the oldest queued request, or None."""
+        """Take the oldest queued request of this host, or None."""
         async with self._database.begin() as connection:
-            row = (await connection.execute(select(requests).where(requests.c.state == "queued")
-                                            .order_by(requests.c.number).limit(1))).first()
+            row = (await connection.execute(
+                select(requests).where(requests.c.host == self._host, requests.c.state == "queued")
+                .order_by(requests.c.number).limit(1).with_for_update(skip_locked=True))).first()
             if row is None:
                 return None
             await connection.execute(update(requests).where(requests.c.number == row.number)
                                      .values(state="running", started_at=now))
+            await self._database.announce(connection)
             return Request(**{**row._mapping, "state": "running", "started_at": now})
 
     async def releasing(self, number: int, root_pid: int, root_start_time: int, boot_id: str) -> None:
@@ -118,6 +123,7 @@ class Requests:
             done = await connection.execute(
                 update(requests).where(requests.c.number == number, requests.c.state == "queued")
                 .values(state="cancelled", ended_at=now))
+            await self._database.announce(connection)
             request = await _get(connection, number)
         if not done.rowcount:
             raise RequestNotCancellable(f"request {number} is {request.state}", number=number)
@@ -133,7 +139,7 @@ class Requests:
         """
         async with self._database.begin() as connection:
             rows = (await connection.execute(select(requests).where(
-                requests.c.state.in_(["running", "releasing"])))).all()
+                requests.c.host == self._host, requests.c.state.in_(["running", "releasing"])))).all()
             for row in rows:
                 released = (row.state == "releasing" and row.boot_id == boot_id
                             and runs(row.root_pid, row.root_start_time))
@@ -142,21 +148,24 @@ class Requests:
                     "message": _MESSAGES[row.state], "hint": _HINTS[row.state]}
                 await connection.execute(update(requests).where(requests.c.number == row.number)
                                          .values(ended_at=now, **values))
+            await self._database.announce(connection)
             return len(rows)
 
     async def queue(self) -> tuple[int, int, datetime | None]:
         """Return how many are queued and running, and when the oldest queued one was asked for."""
         async with self._database.read() as connection:
             counted = {row[0]: row[1] for row in await connection.execute(
-                select(requests.c.state, func.count()).group_by(requests.c.state))}
+                select(requests.c.state, func.count()).where(requests.c.host == self._host).group_by(requests.c.state))}
             oldest = (await connection.execute(select(requests.c.requested_at).where(
-                requests.c.state == "queued").order_by(requests.c.number).limit(1))).scalar()
+                requests.c.host == self._host, requests.c.state == "queued").order_by(requests.c.number).limit(1))
+                ).scalar()
         return counted.get("queued", 0), counted.get("running", 0) + counted.get("releasing", 0), oldest
 
     async def _pass(self, number: int, before: set[str], **values: Any) -> None:
         async with self._database.begin() as connection:
             done = await connection.execute(update(requests).where(
                 requests.c.number == number, requests.c.state.in_(before)).values(values))
+            await self._database.announce(connection)
             if not done.rowcount:
                 request = await _get(connection, number)
                 raise CatalogError(f"request {number} is {request.state}, and cannot become {values['state']}")

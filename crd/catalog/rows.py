@@ -99,6 +99,7 @@ class Request:
     """A restart that somebody asked for."""
 
     number: int
+    host: str
     crid: Crid
     state: str
     pids: str

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     DateTime,
     Float,
-    ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -49,14 +50,23 @@ class Instant(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value else None
 
 
+Number = BigInteger().with_variant(Integer, "sqlite")
+"""63 bits; SQLite counts rows only by an INTEGER, which has as many."""
+
+hosts = Table(
+    "hosts", metadata,
+    Column("host", String(255), primary_key=True),
+    Column("seen_at", Instant, nullable=False),
+)
+
 images = Table(
     "images", metadata,
-    Column("crid", Integer, primary_key=True, autoincrement=False),
-    Column("host", String(255), nullable=False),
+    Column("host", String(255), primary_key=True),
+    Column("crid", Number, primary_key=True, autoincrement=False),
     Column("target", String(64)),
     Column("pid", Integer, nullable=False),
     Column("comm", String(64), nullable=False),
-    Column("uid", Integer, nullable=False),
+    Column("uid", Number, nullable=False),
     Column("taken_at", Instant, nullable=False),
     Column("engine", String(16), nullable=False),
     Column("method", String(16), nullable=False),
@@ -64,9 +74,9 @@ images = Table(
     Column("state", String(16), nullable=False),  # storing, ok, damaged, forgotten
     Column("tasks", Integer, nullable=False),
     Column("threads", Integer, nullable=False),
-    Column("image_bytes", Integer, nullable=False),
-    Column("memory_bytes", Integer, nullable=False),
-    Column("stored_bytes", Integer, nullable=False),
+    Column("image_bytes", Number, nullable=False),
+    Column("memory_bytes", Number, nullable=False),
+    Column("stored_bytes", Number, nullable=False),
     Column("stop_seconds", Float, nullable=False),
     Column("duration_seconds", Float, nullable=False),
     Column("digest", String(64), nullable=False),
@@ -76,52 +86,58 @@ images = Table(
     Column("verified_at", Instant),
     Column("damage", Text),
     Index("ix_images_target_taken_at", "target", "taken_at"),
+    Index("ix_images_taken_at", "taken_at"),
 )
 
 checkpoints = Table(
     "checkpoints", metadata,
-    Column("number", Integer, primary_key=True),
+    Column("number", Number, primary_key=True),
+    Column("host", String(255), nullable=False),
     Column("target", String(64)),
     Column("pid", Integer),
     Column("state", String(16), nullable=False),  # running, ok, failed, refused, skipped
-    Column("crid", Integer),
+    Column("crid", Number),
     Column("started_at", Instant, nullable=False),
     Column("ended_at", Instant),
     Column("error", String(64)),
     Column("message", Text),
-    Index("ix_checkpoints_target_number", "target", "number"),
+    Index("ix_checkpoints_target_number", "host", "target", "number"),
 )
 
 targets = Table(
     "targets", metadata,
+    Column("host", String(255), primary_key=True),
     Column("name", String(64), primary_key=True),
     Column("definition", JSON, nullable=False),
 )
 
 holds = Table(
     "holds", metadata,
+    Column("host", String(255), primary_key=True),
     Column("target", String(64), primary_key=True),
     Column("held", Boolean, nullable=False),
 )
 
 requests = Table(
     "requests", metadata,
-    Column("number", Integer, primary_key=True),
-    Column("crid", Integer, ForeignKey("images.crid"), nullable=False),
+    Column("number", Number, primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("crid", Number, nullable=False),
     Column("state", String(16), nullable=False),  # queued, running, releasing, done, failed, cancelled
     Column("pids", String(16), nullable=False),
     Column("files", String(16), nullable=False),
-    Column("uid", Integer, nullable=False),
+    Column("uid", Number, nullable=False),
     Column("requested_at", Instant, nullable=False),
     Column("started_at", Instant),
     Column("ended_at", Instant),
     Column("root_pid", Integer),
-    Column("root_start_time", Integer),
+    Column("root_start_time", Number),
     Column("boot_id", String(36)),
     Column("error", String(64)),
     Column("message", Text),
     Column("hint", Text),
-    Index("ix_requests_state", "state"),
-    Index("ix_requests_crid", "crid"),
+    ForeignKeyConstraint(["host", "crid"], ["images.host", "images.crid"]),
+    Index("ix_requests_state", "host", "state"),
+    Index("ix_requests_crid", "host", "crid"),
     sqlite_autoincrement=True,
 )

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 class Targets:
     """The verbs on targets; a definition is a JSON object, which the daemon understands."""
 
-    def __init__(self, database: Database) -> None:
-        """Work on a database."""
+    def __init__(self, database: Database, host: str) -> None:
+        """Work on a database, for a host."""
         self._database = database
+        self._host = host
 
     async def add(self, name: TargetName, definition: dict[str, Any]) -> None:
         """Add a target.
@@ -32,7 +33,7 @@ class Targets:
         """
         try:
             async with self._database.begin() as connection:
-                await connection.execute(insert(targets).values(name=name, definition=definition))
+                await connection.execute(insert(targets).values(host=self._host, name=name, definition=definition))
         except CatalogError as error:
             if isinstance(error.__cause__, IntegrityError):
                 raise TargetExists(f"there is a target {name} already", hint="Remove it first, or use another name."
@@ -46,8 +47,8 @@ class Targets:
             CatalogTargetNotFound: there is none.
         """
         async with self._database.begin() as connection:
-            done = await connection.execute(delete(targets).where(targets.c.name == name))
-            await connection.execute(delete(holds).where(holds.c.target == name))
+            done = await connection.execute(delete(targets).where(targets.c.host == self._host, targets.c.name == name))
+            await connection.execute(delete(holds).where(holds.c.host == self._host, holds.c.target == name))
         if not done.rowcount:
             raise CatalogTargetNotFound(f"there is no target {name} that was added",
                                         hint="Targets of the settings file are removed there.")
@@ -55,15 +56,17 @@ class Targets:
     async def all(self) -> dict[str, dict[str, Any]]:
         """Return the definitions by name."""
         async with self._database.read() as connection:
-            return {row.name: row.definition for row in await connection.execute(select(targets))}
+            return {row.name: row.definition for row in await connection.execute(
+                select(targets).where(targets.c.host == self._host))}
 
     async def hold(self, name: str, *, held: bool) -> None:
         """Remember whether a target is held, be it of the settings or added."""
         async with self._database.begin() as connection:
-            await connection.execute(delete(holds).where(holds.c.target == name))
-            await connection.execute(insert(holds).values(target=name, held=held))
+            await connection.execute(delete(holds).where(holds.c.host == self._host, holds.c.target == name))
+            await connection.execute(insert(holds).values(host=self._host, target=name, held=held))
 
     async def held(self) -> dict[str, bool]:
         """Return what was said last of each target that was ever held or resumed."""
         async with self._database.read() as connection:
-            return {row.target: row.held for row in await connection.execute(select(holds))}
+            return {row.target: row.held for row in await connection.execute(
+                select(holds).where(holds.c.host == self._host))}

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import inspect
 
-from crd.errors import CatalogError, CatalogOutOfDate
+from crd.errors import CatalogOutOfDate
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
-    from sqlalchemy.ext.asyncio import AsyncEngine
 
-HEAD = "20261124_retention"
+    from crd.catalog.backend import Backend
+
+HEAD = "20261128_hosts"
 """The newest revision in ``migrations/versions``; a test says if that is not so."""
 
 
@@ -31,8 +29,8 @@ def migrations() -> Path:
     return found if (found := inside / "_migrations").is_dir() else inside.parent / "migrations"
 
 
-async def upgrade(engine: AsyncEngine, path: Path) -> None:
-    """Make the schema, or bring it up to date; an older database is copied beside itself first.
+async def upgrade(backend: Backend) -> None:
+    """Make the schema, or bring it up to date; an older file is copied beside itself first.
 
     All of it is one transaction: killed at any moment, the database is as it was.
 
@@ -40,7 +38,7 @@ async def upgrade(engine: AsyncEngine, path: Path) -> None:
         CatalogOutOfDate: a newer crd wrote it, or it is no catalog.
         CatalogError: it cannot be copied.
     """
-    async with engine.connect() as connection:
+    async with backend.engine.connect() as connection:
         revision = await connection.run_sync(_revision)
     if revision == HEAD:
         return
@@ -48,11 +46,11 @@ async def upgrade(engine: AsyncEngine, path: Path) -> None:
         raise CatalogOutOfDate(f"the catalog has revision {revision}, which this version of crd does not know",
                                hint="Install the crd that wrote it, or point catalog.url at another file.")
     if revision:
-        await asyncio.to_thread(_back_up, path, revision)
+        await asyncio.to_thread(backend.back_up, revision)
     else:
-        await asyncio.to_thread(_write_ahead, path)
-    async with engine.connect() as connection:
-        await connection.run_sync(_migrate)
+        await asyncio.to_thread(backend.prepare)
+    async with backend.engine.connect() as connection:
+        await connection.run_sync(_migrate, backend)
 
 
 def _revision(connection: Connection) -> str | None:
@@ -67,33 +65,13 @@ def _revision(connection: Connection) -> str | None:
     return None
 
 
-def _migrate(connection: Connection) -> None:
+def _migrate(connection: Connection, backend: Backend) -> None:
     from alembic import command
     from alembic.config import Config
 
+    backend.lock_schema(connection)
     configuration = Config()
     configuration.set_main_option("script_location", str(migrations()))
     configuration.attributes["connection"] = connection
     command.upgrade(configuration, "head")
     connection.commit()
-
-
-def _write_ahead(path: Path) -> None:
-    """Switch a new database to write-ahead logging, which it remembers."""
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA journal_mode=WAL")
-
-
-def _back_up(path: Path, revision: str) -> None:
-    """Copy a database as it is, by SQLite's own means."""
-    copy = path.with_name(f"{path.name}.{revision}.bak")
-    try:
-        fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as sink:
-                source.backup(sink)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except (OSError, sqlite3.Error) as error:
-        raise CatalogError(f"backing up the catalog to {copy}: {error}", path=str(copy)) from error

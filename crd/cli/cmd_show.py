@@ -6,7 +6,7 @@ import click
 
 from crd.cli.daemon import connect, socket_option
 from crd.cli.image_argument import image_argument
-from crd.cli.render import image_fields, verdict_text
+from crd.cli.render import image_fields, sharing_text, verdict_text
 from crd.console.program import json_option, print_json
 from crd.console.table import print_fields
 
@@ -22,8 +22,9 @@ def show(image: str, *, as_json: bool) -> None:
     """
     with connect() as daemon:
         reply = daemon.call("GetImage", reference=image)
-    found, verdict = reply["image"], reply.get("retention")
+    found, verdict, sharing = reply["image"], reply.get("retention"), reply.get("sharing")
     if as_json:
-        print_json(found | {"retention": verdict})
+        print_json(found | {"retention": verdict, "sharing": sharing})
     else:
-        print_fields(image_fields(found) | {"retention": verdict and verdict_text(verdict)})
+        print_fields(image_fields(found) | {"retention": verdict and verdict_text(verdict),
+                                            "pages": sharing and sharing_text(sharing)})

@@ -67,6 +67,12 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     return ("kept: " if verdict["keep"] else "to be forgotten: ") + "; ".join(verdict["reasons"])
 
 
+def sharing_text(sharing: Mapping[str, Any]) -> str:
+    """Return which pages of an image go with it, and which others need, too."""
+    return (f"{sharing['own_pages']} in {sharing['own_packs']} packs of its own, {sharing['shared_pages']} in "
+            f"{sharing['shared_packs']} packs that others need, too")
+
+
 def target_row(target: Mapping[str, Any]) -> tuple[object, ...]:
     """Return a target as a row of ``TARGET_COLUMNS``."""
     what = next((f"{kind} {target[kind]}" for kind in ("pid", "pidfile", "comm") if target.get(kind) is not None), None)
@@ -96,6 +102,7 @@ def request_fields(request: Mapping[str, Any]) -> dict[str, object]:
     return {
         "number": request["number"],
         "crid": request["crid"],
+        "host": request["host"],
         "state": request["state"],
         "pids": request["pids"],
         "files": request["files"],
@@ -126,6 +133,7 @@ def status_fields(status: Mapping[str, Any]) -> dict[str, object]:
         **({"spool": _spool_text(archive["spool"])} if archive.get("spool") else {}),
         "queue": f"{queue['queued']} queued{oldest}, {queue['running']} running",
         "metrics": status.get("metrics"),
+        "hosts": ", ".join(f"{host['name']} ({units.age(host['seen_at'])})" for host in status["hosts"]) or None,
     }
 
 

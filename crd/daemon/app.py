@@ -57,13 +57,14 @@ class App:
         self.clock: Clock = clock or SystemClock()
         self.started_at = self.clock.now()
         self.version = version("crd")
-        self.host = socket.gethostname()
+        self.host = settings.catalog.host or socket.gethostname()
         self.pid = os.getpid()
         self.metrics = Metrics()
         self.metrics_url = ""
         self.features: dict[str, bool] = {}
         self.readers = Readers()
         self._jobs: set[asyncio.Task[Any]] = set()
+        self._requests_changed = asyncio.Event()
         self.catalog: Catalog
         self.archive: Archive
         self.spool: SpooledStore | None = None
@@ -87,7 +88,8 @@ class App:
             # First: without its keys nothing is touched, not even the catalog.
             opened = await stack.enter_async_context(open_store(settings))
             self.spool = opened.spool
-            self.catalog = await stack.enter_async_context(await Catalog.open(settings.catalog_url))
+            self.catalog = await stack.enter_async_context(await Catalog.open(settings.catalog_url, self.host))
+            lost = await stack.enter_async_context(self.catalog.present(self.clock, self._requests_changed.set))
             self.archive = await stack.enter_async_context(
                 Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads))
             await self._settle()
@@ -105,10 +107,10 @@ class App:
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("measure", self._measure()),
                 ("scrub", self.scrub.run()), ("watchdog", _watchdog()),
-                *((("spool", self.spool.run()),) if self.spool else ()))]
+                ("hearing", self._hear()), *((("spool", self.spool.run()),) if self.spool else ()))]
             notify("READY=1", f"STATUS={len(self.scheduler.targets)} targets")
             logger.info("ready", extra={"event": "daemon.ready"})
-            await _either(stop.wait(), opened.lease)
+            await _either(stop.wait(), opened.lease, lost)
             notify("STOPPING=1")
             logger.info("stopping", extra={"event": "daemon.stopping"})
             await self._stop(server, background)
@@ -205,6 +207,14 @@ class App:
     async def _due(self, target: ScheduledTarget, late_seconds: float) -> None:
         await self.checkpoints.take_due(target, self.checkpoint_options(target), late_seconds)
 
+    async def _hear(self) -> None:
+        """Hear of requests that daemons of other hosts have made or changed."""
+        while True:
+            await self._requests_changed.wait()
+            self._requests_changed.clear()
+            with suppress(CrdError):
+                await self.restarts.heard()
+
     async def _measure(self) -> None:
         while True:
             with suppress(CrdError):
@@ -227,11 +237,11 @@ class App:
         await server.close()
 
 
-async def _either(first: Coroutine[Any, Any, object], second: asyncio.Task[None] | None) -> None:
-    """Wait until one of two has ended, however it did."""
+async def _either(first: Coroutine[Any, Any, object], *others: asyncio.Task[None] | None) -> None:
+    """Wait until one of them has ended, however it did."""
     stopped = asyncio.create_task(first)
     try:
-        await asyncio.wait([stopped, *([second] if second else ())], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopped, *filter(None, others)], return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopped.cancel()
 

@@ -70,7 +70,9 @@ class Handlers(UpkeepHandlers):
                                               "error": waiting.error or None}},
             "queue": {"queued": queued, "running": running, "oldest_at": time_json(oldest)},
             "next_target": following.name if following else None,
-            "next_at": time_json(following.next_at) if following else None, "metrics": app.metrics_url or None}
+            "next_at": time_json(following.next_at) if following else None, "metrics": app.metrics_url or None,
+            "hosts": [{"name": name, "seen_at": time_json(seen_at)}
+                      for name, seen_at in (await app.catalog.hosts()).items()]}
 
     async def _on_ListTargets(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
         last = await self._app.catalog.checkpoints.last()
@@ -160,21 +162,25 @@ class Handlers(UpkeepHandlers):
     async def _on_Restart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                           pids: str | None, files: str | None) -> dict[str, Any]:
         image = usable(await self._find(peer, reference))
+        if image.host != self._app.host:
+            need_admin(peer)  # a uid need not be the same person's there
         request = await self._app.catalog.requests.add(
             image.crid, pids=pids or "original", files=files or self._files(image), uid=peer.uid,
-            now=self._app.clock.now())
+            now=self._app.clock.now(), host=image.host)
         self._app.restarts.wake()
         return {"request": request_json(request)}
 
     async def _on_PlanRestart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                               pids: str | None, files: str | None) -> dict[str, Any]:
-        image = usable(await self._find(peer, reference))
+        image = await self._here(peer, reference)
         options = RestartOptions(pids=Pids(pids or "original"), files=Files(files or self._files(image)))
-        return plan_json(image, await self._app.pipeline.plan(image.crid, options))
+        with self._app.readers.reading(image.crid):
+            return plan_json(image, await self._app.pipeline.plan(image.crid, options))
 
     def _files(self, image: Image) -> str:
-        """Return what is done about files of an image if nobody says."""
-        target = self._app.scheduler.targets.get(image.target or "")
+        """Return what is done about files of an image if nobody says: the targets of other hosts are not known here."""
+        here = image.host == self._app.host
+        target = self._app.scheduler.targets.get(image.target or "") if here else None
         return (target and target.settings.files) or Files.KEEP
 
     async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None) -> dict[str, Any]:  # noqa: ARG002, N802

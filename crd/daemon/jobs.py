@@ -196,6 +196,11 @@ class Restarts:
         async with self.changed:
             self.changed.notify_all()
 
+    async def heard(self) -> None:
+        """Take note that requests may have been made or changed elsewhere."""
+        self.wake()
+        await self._tell()
+
     async def cancelled(self) -> None:
         """Count a request that was cancelled."""
         self._metrics.requests.labels("cancelled").inc()

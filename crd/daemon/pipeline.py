@@ -54,7 +54,7 @@ class Pipeline:
         """
         with self.tracks.of(target) as track:
             followed = track.base if track else None
-            base = followed or await self.catalog.images.relative(self.host, pid, target)
+            base = followed or await self.catalog.images.relative(pid, target)
             async with (_in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease() as worker,
                         self.sink(base, follow=followed is not None) as sink):
                 with Pipe() as pipe:

@@ -11,7 +11,15 @@ from crd.api.channel import PeerLost
 from crd.daemon.rendering import image_json, verdict_json
 from crd.daemon.retention import Verdict
 from crd.daemon.transfer import export_image, import_image
-from crd.errors import AccessDenied, BadRequest, CatalogTargetNotFound, CrdError, ImageInUse, ImageNotFound
+from crd.errors import (
+    AccessDenied,
+    BadRequest,
+    CatalogTargetNotFound,
+    CrdError,
+    ImageElsewhere,
+    ImageInUse,
+    ImageNotFound,
+)
 from crd.ids import parse_image_ref
 
 if TYPE_CHECKING:
@@ -45,13 +53,15 @@ class UpkeepHandlers:
     async def _on_GetImage(self, *, peer: Peer, more: More | None, reference: str) -> dict[str, Any]:  # noqa: ARG002, N802
         image = await self._find(peer, reference)
         verdict = None
-        if image.target in self._app.scheduler.targets:
+        here = image.host == self._app.host
+        if here and image.target in self._app.scheduler.targets:
             verdict = next((verdict for verdict in await self._app.retention.verdicts(str(image.target))
                             if verdict.crid == image.crid), None)
-        return {"image": image_json(image), "retention": verdict_json(verdict) if verdict else None}
+        return {"image": image_json(image), "retention": verdict_json(verdict) if verdict else None,
+                "sharing": asdict(self._app.archive.sharing(image.crid)) if here else None}
 
     async def _on_Pin(self, *, peer: Peer, more: More | None, reference: str, pinned: bool) -> dict[str, Any]:  # noqa: ARG002, N802
-        image = await self._find(peer, reference)
+        image = await self._here(peer, reference)
         return {"image": image_json(await self._app.catalog.images.pin(image.crid, pinned=pinned))}
 
     async def _on_Forget(self, *, peer: Peer, more: More | None, references: list[str] | None,  # noqa: ARG002, N802
@@ -59,7 +69,7 @@ class UpkeepHandlers:
         if references and target is not None:
             raise BadRequest("name either images or a target")
         if references:
-            images = {image.crid: image for image in [await self._find(peer, reference) for reference in references]}
+            images = {image.crid: image for image in [await self._here(peer, reference) for reference in references]}
             work = self._forget_named(list(images.values()), dry_run=bool(dry_run))
         else:
             need_admin(peer)
@@ -82,7 +92,7 @@ class UpkeepHandlers:
 
     async def _on_Verify(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                          restart: bool | None) -> dict[str, Any]:
-        crid = (await self._find(peer, reference)).crid
+        crid = (await self._here(peer, reference)).crid
         async with self._verifying:
             image = await self._app.scrub.check(crid)
             rehearsed = await self._rehearse(image) if restart else None
@@ -105,7 +115,7 @@ class UpkeepHandlers:
 
     async def _on_Export(self, *, peer: Peer, more: Channel, reference: str) -> dict[str, Any]:  # noqa: N802
         need_admin(peer)  # the catalog knows a task's real uid only: what it knew may not have been for its user
-        crid = (await self._find(peer, reference)).crid
+        crid = (await self._here(peer, reference)).crid
         begun = False
 
         async def begin(image: Image) -> None:
@@ -140,9 +150,16 @@ class UpkeepHandlers:
             raise CatalogTargetNotFound(f"there is no target {name}", hint="crctl targets lists them.")
         return self._app.scheduler.targets[name]
 
+    async def _here(self, peer: Peer, reference: str) -> Image:
+        """Find an image in our own archive."""
+        image = await self._find(peer, reference)
+        if image.host != self._app.host:
+            raise ImageElsewhere(f"image {image.crid} of {image.host} is in the archive of that host",
+                                 hint=f"Ask the daemon of {image.host}.")
+        return image
+
     async def _find(self, peer: Peer, reference: str) -> Image:
-        image = await self._app.catalog.images.find(parse_image_ref(reference, now=self._app.clock.now()),
-                                                    self._app.host)
+        image = await self._app.catalog.images.find(parse_image_ref(reference, now=self._app.clock.now()))
         if not peer.is_admin and image.uid != peer.uid:
             raise ImageNotFound(f"there is no image {reference} of yours")
         return image

@@ -84,9 +84,13 @@ class EncryptionSettings(Section):
 
 
 class CatalogSettings(Section):
-    """The database; an empty URL is SQLite in ``catalog.db`` under the state directory."""
+    """The database; an empty URL is SQLite in ``catalog.db`` under the state directory.
+
+    ``host`` is this host's name in a catalog that several share; empty: its host name.
+    """
 
     url: str = ""
+    host: Annotated[str, _shaped(r"[A-Za-z0-9][\w.-]{0,62}", "a name such as a host has")] = ""
 
 
 class ApiSettings(Section):

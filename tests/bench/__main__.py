@@ -35,7 +35,8 @@ from crd.engine.userspace.tree import frozen
 from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap
 from crd.target import procfs
-from tests.bench import s3_throughput
+from tests.bench import s3_throughput, slow_down, workers
+from tests.bench.gaps import longest_gap_ms
 from tests.bench.history import long_history, memory_while_storing, read_seconds
 from tests.support.victims import Program, Victim, until
 
@@ -133,19 +134,6 @@ def stop_and_copy_seconds(pid: int) -> float:
         return time.monotonic() - began
 
 
-def longest_gap_ms(victim: Victim, during: Callable[[], object]) -> float:
-    """Return the longest time that the victim was not allowed to run, as it saw it itself."""
-    def mark() -> float:
-        victim.file("gap").unlink(missing_ok=True)
-        victim.file("mark").touch()
-        until("gap", victim.file("gap").exists)
-        return int(victim.file("gap").read_text()) / 1e6
-
-    mark()
-    during()
-    return mark()
-
-
 def stop_time(home: Path, mebibytes: int, n: int) -> None:
     """Measure the stop of a busy writer."""
     crids = CridCounter(home / "crid")
@@ -183,7 +171,7 @@ def python(home: Path, source: str, *words: str) -> Iterator[int]:
         yield process.pid
     finally:
         with suppress(ProcessLookupError):
-            os.kill(process.pid, 9)
+            os.killpg(process.pid, 9)
         with suppress(ChildProcessError):
             process.wait()
 
@@ -215,7 +203,8 @@ async def whole_checkpoint(home: Path, rows: int, n: int) -> None:
     keys = KeyRing([Key(secrets.token_bytes(KEY_BYTES))])
     with python(home / "heap", HEAP, str(rows)) as pid:
         async with (Archive(plain) as archive, Archive(SealedStore(sealed, keys)) as encrypted,
-                    await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db") as catalog, WorkerPool() as workers):
+                    await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "here") as catalog,
+                    WorkerPool() as workers):
             rates: dict[str, list[float]] = {"clear": [], "encrypted": [], "alone": [], "read": []}
             size = 0
             for _ in range(n):
@@ -248,7 +237,7 @@ async def increments(home: Path, n: int) -> None:
     """Measure images of a process that writes 1 % of its pages between them."""
     with python(home / "changes", CHANGES) as pid:
         async with (Archive(LocalStore(home / "increments")) as archive,
-                    await Catalog.open(f"sqlite+aiosqlite:///{home}/increments.db") as catalog,
+                    await Catalog.open(f"sqlite+aiosqlite:///{home}/increments.db", "here") as catalog,
                     WorkerPool() as workers):
             pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", Tracks(enabled=True), 600, 600)
             cpu, seconds, stored = [], [], []
@@ -355,9 +344,12 @@ def main() -> None:
         trees(home, 7)
         asyncio.run(whole_checkpoint(home, 2_600_000, 5))
         asyncio.run(increments(home, 7))
+        asyncio.run(workers.compare(home, python, row))
         memory_while_storing(home, row)
         asyncio.run(long_history(home, row))
     s3_throughput.main()
+    with tempfile.TemporaryDirectory(prefix="crd-bench-") as name:
+        asyncio.run(slow_down.table(Path(name)))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ def test_the_rules_are_applied_after_each_checkpoint(daemon: RunningDaemon, prog
     eventually("the rules to be applied", lambda: set(crids(daemon)) == kept == objects(daemon))
     shown = daemon.crctl("show", str(first))
     assert shown["retention"]["reasons"] == ["pinned"]
+    assert shown["sharing"]["shared_pages"] > 10 * shown["sharing"]["own_pages"]
     assert daemon.crctl("show", str(later[-1]))["retention"]["reasons"] == ["last 1 of 2"]
     with pytest.raises(Refused) as refused:
         daemon.crctl("forget", str(later[-1]), str(first))

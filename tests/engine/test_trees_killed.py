@@ -58,6 +58,7 @@ def test_a_checkpoint_that_is_killed_at_any_moment(tmp_path: Path, arguments: li
             with suppress(AssertionError):
                 until("all to be as before", lambda: relations(victim) == before)
             assert relations(victim) == before
+        take(victim)
         victim.verify()
 
 

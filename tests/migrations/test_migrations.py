@@ -25,7 +25,7 @@ from crd.errors import CatalogError, CatalogOutOfDate
 
 
 async def open_once(path: Path) -> None:
-    async with await Catalog.open(f"sqlite+aiosqlite:///{path}"):
+    async with await Catalog.open(f"sqlite+aiosqlite:///{path}", "here"):
         pass
 
 
@@ -127,7 +127,7 @@ def test_alembic_is_loaded_only_when_there_is_something_to_do(tmp_path: Path) ->
         import asyncio, sys
         from crd.catalog.catalog import Catalog
         async def main():
-            async with await Catalog.open(sys.argv[1]):
+            async with await Catalog.open(sys.argv[1], "here"):
                 print("alembic" in sys.modules)
         asyncio.run(main())
     """)

@@ -17,7 +17,7 @@ from crd.engine.userspace.mem.memories import Memories
 from crd.engine.userspace.mem.runs import total
 from crd.engine.userspace.questions import TargetAsker
 from crd.engine.userspace.snapshot import snapshot
-from crd.errors import InjectionInterrupted, NativeError, Obstacle, TargetGone, TargetUnsupported
+from crd.errors import InjectionInterrupted, NativeError, Obstacle, TargetGone, TargetUnsupported, TraceeGone
 from crd.native import tracee
 from crd.target import procfs
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from crd.native.inject import Injector
     from crd.target.procfs import MapEntry
 
-_WAY_HOME_SECONDS = 0.001
+_STEP_HOME_SECONDS = 0.002
 _DROPPED_BY_FORK = {"lo", "lf"}
 """VmFlags of mlock(2) and MLOCK_ONFAULT."""
 
@@ -134,7 +134,7 @@ def taken(state: Frozen, before: Known | None, whole: Whole) -> Iterator[Taken]:
     entries = before.areas(state.pid, maps) if before else procfs.parsed_maps(state.pid, maps)
     stubs = capturing.injector(state, entries)
     if inside := [tid for tid, at in zip(state.group.tids, state.group.addresses(), strict=True) if stubs.inside(at)]:
-        _see_home(state, inside)
+        _see_home(state, stubs, inside)
         raise TryAgainError
     if stubs.remove_leftover(state.pid, state.registers, [(entry.start, entry.end, entry.permissions)
                                                           for entry in entries if not entry.path]):
@@ -167,14 +167,25 @@ def taken(state: Frozen, before: Known | None, whole: Whole) -> Iterator[Taken]:
         yield found
 
 
-def _see_home(state: Frozen, tids: list[int]) -> None:
-    """Let threads out of a dead tracer's stubs if a job-control stop keeps them there; the others go alone."""
+def _see_home(state: Frozen, stubs: Injector, tids: list[int]) -> None:
+    """Let threads out of a dead tracer's stubs if a job-control stop keeps them there; the others go alone.
+
+    One that comes home to a system call is stopped before it; one that computes goes on until we tire of waiting.
+    """
     for tid in tids:
-        if state.threads[tid].stop.is_group_stop:
-            tracee.cont(tid)
-            time.sleep(_WAY_HOME_SECONDS)
-            tracee.interrupt(tid)
-            tracee.wait(tid)
+        if not state.threads[tid].stop.is_group_stop:
+            continue
+        while stubs.inside(tracee.get_registers(tid).rip):
+            tracee.to_syscall(tid)  # the interrupt of the freeze may be due yet: it does not stir then
+            stop = tracee.wait_until(time.monotonic() + _STEP_HOME_SECONDS, tid)
+            if not stop:
+                tracee.interrupt(tid)
+                stop = tracee.wait(tid)
+            if stop.ended:
+                raise TraceeGone(f"task {tid} ended", tid=tid)
+            if stop.is_signal:
+                state.threads[tid].signal_due = stop.signal
+                break
 
 
 def _tidy_up(state: Frozen, stubs: Injector) -> None:

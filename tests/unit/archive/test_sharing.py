@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crd.archive.archive import Archive
 from crd.archive.names import image_key, numbered, pack_key
+from crd.archive.references import Sharing
 from crd.archive.stores.memory import MemoryStore, MemoryUpload
 from crd.errors import ArchiveError, ArchiveFull, BlobCorrupt, BlobMissing
 from crd.ids import Crid
 from crd.native.memory import PAGE_BYTES
 from tests.unit.archive.streams import read_image, store_image, stream
-
-if TYPE_CHECKING:
-    pass
 
 
 def packs(store: MemoryStore) -> set[int]:
@@ -33,6 +29,12 @@ async def test_only_new_pages_are_stored() -> None:
         same = await store_image(archive, 3, stream(range(1000)), base=2)
         assert same.stored_bytes < 5000, "pages of the base's base are known, too"
         assert len(packs(store)) == 2
+        assert archive.sharing(Crid(1)) == archive.sharing(Crid(3)) == Sharing(shared_pages=1000, shared_packs=1)
+        assert archive.sharing(Crid(2)) == Sharing(10, 1, 990, 1)
+        await archive.forget(Crid(2))
+        await archive.forget(Crid(3))
+        assert archive.sharing(Crid(1)) == Sharing(1000, 1)
+        assert archive.sharing(Crid(3)) == Sharing()
 
 
 async def test_equal_pages_of_an_image_are_stored_once() -> None:

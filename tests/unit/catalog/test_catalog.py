@@ -54,10 +54,10 @@ async def test_references(catalog: Catalog) -> None:
     for crid, minutes, target in ((1, -30, "web"), (2, -10, "web"), (3, -5, "db"), (4, -1, None)):
         await enter(catalog, crid, taken_at=NOW + timedelta(minutes=minutes), target=target)
     for text, crid in (("web@latest", 2), ("web@15 min ago", 1), ("db@latest", 3), ("here/3", 3), ("4", 4)):
-        assert (await catalog.images.find(parse_image_ref(text, now=NOW), "here")).crid == crid, text
+        assert (await catalog.images.find(parse_image_ref(text, now=NOW))).crid == crid, text
     for text in ("5", "there/3", "nobody@latest", "web@2 hours ago", "db@10 min ago"):
         with pytest.raises(ImageNotFound):
-            await catalog.images.find(parse_image_ref(text, now=NOW), "here")
+            await catalog.images.find(parse_image_ref(text, now=NOW))
 
 
 async def test_lists_are_newest_first_and_filtered(catalog: Catalog) -> None:
@@ -112,7 +112,7 @@ async def test_many_writers_at_once_lose_nothing(catalog: Catalog) -> None:
     assert len(await catalog.images.list()) == 80
 
 
-async def test_the_file_is_private(catalog: Catalog, tmp_path: Path) -> None:
+async def test_the_file_is_private(sqlite_catalog: Catalog, tmp_path: Path) -> None:
     assert (tmp_path / "catalog.db").stat().st_mode & 0o777 == 0o600
 
 
@@ -123,7 +123,7 @@ async def test_a_foreign_database_is_refused_and_untouched(tmp_path: Path) -> No
     other.close()
     before = path.read_bytes()
     with pytest.raises(CatalogOutOfDate):
-        await Catalog.open(f"sqlite+aiosqlite:///{path}")
+        await Catalog.open(f"sqlite+aiosqlite:///{path}", "here")
     with sqlite3.connect(path) as other:
         assert other.execute("select name from sqlite_master").fetchall() == [("recipes",)]
     other.close()
@@ -134,8 +134,8 @@ async def test_rubbish_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rubbish.db"
     path.write_bytes(b"this is no database at all, " * 1000)
     with pytest.raises(CatalogOutOfDate):
-        await Catalog.open(f"sqlite+aiosqlite:///{path}")
+        await Catalog.open(f"sqlite+aiosqlite:///{path}", "here")
     with pytest.raises(CatalogError):
-        await Catalog.open("no url at all")
+        await Catalog.open("no url at all", "here")
     with pytest.raises(CatalogError):
-        await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/no/such/directory/catalog.db")
+        await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/no/such/directory/catalog.db", "here")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,7 +71,7 @@ async def test_no_request_runs_twice_or_is_lost(steps: list[str], tmp_path_facto
     asked: list[int] = []
     current: int | None = None
     stage = ""
-    catalog = await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db")
+    catalog = await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "here")
     async with catalog:
         await enter(catalog, 1)
         requests = catalog.requests
@@ -114,7 +113,7 @@ WRITER = """
     from crd.ids import Crid
 
     async def main():
-        async with await Catalog.open(sys.argv[1]) as catalog:
+        async with await Catalog.open(sys.argv[1], "here") as catalog:
             while True:
                 request = await catalog.requests.add(Crid(1), pids="original", files="keep", uid=0,
                                                      now=datetime.now(UTC))
@@ -124,9 +123,9 @@ WRITER = """
 """
 
 
-async def test_what_was_accepted_survives_kill_9(queue: Catalog, tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path}/catalog.db"
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(WRITER), url], stdout=subprocess.PIPE) as writer:
+async def test_what_was_accepted_survives_kill_9(queue: Catalog, catalog_url: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(WRITER), catalog_url],
+                          stdout=subprocess.PIPE) as writer:
         assert writer.stdout
         accepted = [int(writer.stdout.readline()) for _ in range(40)]
         writer.send_signal(signal.SIGKILL)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from crd.catalog import session
+from crd.catalog import sqlite
 from crd.catalog.catalog import Catalog
 from crd.errors import CatalogBusy, CatalogError, CatalogOutOfDate
 from crd.ids import Crid
@@ -30,18 +30,18 @@ def url(home: Path) -> str:
     return f"sqlite+aiosqlite:///{home}/catalog.db"
 
 
-async def test_readers_do_not_wait_for_another_programs_writing(catalog: Catalog, tmp_path: Path) -> None:
-    await enter(catalog, 1)
+async def test_readers_do_not_wait_for_another_programs_writing(sqlite_catalog: Catalog, tmp_path: Path) -> None:
+    await enter(sqlite_catalog, 1)
     with closing(sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         async with asyncio.timeout(10):
-            assert (await catalog.images.get(Crid(1))).crid == 1
+            assert (await sqlite_catalog.images.get(Crid(1))).crid == 1
         other.execute("ROLLBACK")
 
 
 async def test_a_lock_that_another_program_keeps_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_BUSY_SECONDS", 0.05)
-    async with await Catalog.open(url(tmp_path)) as catalog:
+    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0.05)
+    async with await Catalog.open(url(tmp_path), "here") as catalog:
         with closing(sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(CatalogBusy) as busy:
@@ -51,20 +51,20 @@ async def test_a_lock_that_another_program_keeps_is_said_so(tmp_path: Path, monk
         await enter(catalog, 1)
 
 
-async def test_a_full_catalog_says_what_to_do_and_goes_on_afterwards(catalog: Catalog) -> None:
-    async with catalog._database.begin() as connection:
+async def test_a_full_catalog_says_what_to_do_and_goes_on_afterwards(sqlite_catalog: Catalog) -> None:
+    async with sqlite_catalog._database.begin() as connection:
         pages = (await connection.execute(text("PRAGMA page_count"))).scalar()
         await connection.execute(text(f"PRAGMA max_page_count={pages}"))
     with pytest.raises(CatalogError) as full:
-        await catalog.checkpoints.skip("web", NOW, "x" * 5_000_000)
+        await sqlite_catalog.checkpoints.skip("web", NOW, "x" * 5_000_000)
     assert "space" in full.value.hint
-    async with catalog._database.begin() as connection:
+    async with sqlite_catalog._database.begin() as connection:
         await connection.execute(text("PRAGMA max_page_count=1000000"))
-    await catalog.checkpoints.skip("web", NOW, "")
+    await sqlite_catalog.checkpoints.skip("web", NOW, "")
 
 
 async def test_a_damaged_catalog_is_said_so(tmp_path: Path) -> None:
-    async with await Catalog.open(url(tmp_path)) as catalog:
+    async with await Catalog.open(url(tmp_path), "here") as catalog:
         for crid in range(1, 200):
             await enter(catalog, crid)
     path = tmp_path / "catalog.db"
@@ -74,7 +74,7 @@ async def test_a_damaged_catalog_is_said_so(tmp_path: Path) -> None:
             file.seek(at)
             file.write(os.urandom(2000))
     with pytest.raises(CatalogError) as damaged:
-        async with await Catalog.open(url(tmp_path)) as catalog:
+        async with await Catalog.open(url(tmp_path), "here") as catalog:
             await catalog.images.list()
     assert not isinstance(damaged.value, CatalogOutOfDate)
     assert "backup" in damaged.value.hint
@@ -105,7 +105,7 @@ async def test_cancellations_leave_the_catalog_usable(catalog: Catalog) -> None:
                                      "sqlite+aiosqlite://"])
 async def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(CatalogError):
-        await Catalog.open(address)
+        await Catalog.open(address, "here")
 
 
 async def test_links_and_other_things_are_not_opened(tmp_path: Path) -> None:
@@ -115,14 +115,14 @@ async def test_links_and_other_things_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.db")
     for name in ("link.db", "directory.db", "fifo.db"):
         with pytest.raises(CatalogError):
-            await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/{name}")
+            await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/{name}", "here")
 
 
 async def test_a_catalog_that_was_restored_for_all_to_read_is_closed_again(tmp_path: Path) -> None:
-    async with await Catalog.open(url(tmp_path)):
+    async with await Catalog.open(url(tmp_path), "here"):
         pass
     (tmp_path / "catalog.db").chmod(0o644)
-    async with await Catalog.open(url(tmp_path)) as catalog:
+    async with await Catalog.open(url(tmp_path), "here") as catalog:
         await enter(catalog, 1)
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes
@@ -140,7 +140,7 @@ WORKER = """
         print(what, number, flush=True)
 
     async def main():
-        async with await Catalog.open(sys.argv[1]) as catalog:
+        async with await Catalog.open(sys.argv[1], "here") as catalog:
             requests = catalog.requests
             await requests.recover(datetime.now(UTC), "boot", lambda pid, start: False)
             while True:
@@ -157,12 +157,12 @@ WORKER = """
 """
 
 
-async def test_kill_9_of_a_worker_in_a_loop(catalog: Catalog, tmp_path: Path) -> None:
+async def test_kill_9_of_a_worker_in_a_loop(catalog: Catalog, catalog_url: str) -> None:
     """Each life ends by SIGKILL after a number of lines, so at other places of the loop."""
     await enter(catalog, 1)
     said: dict[str, list[int]] = {"accepted": [], "claimed": [], "released": [], "done": []}
     for n_lines in (1, 2, 3, 4, 7, 13):
-        with subprocess.Popen([sys.executable, "-c", textwrap.dedent(WORKER), url(tmp_path)],
+        with subprocess.Popen([sys.executable, "-c", textwrap.dedent(WORKER), catalog_url],
                               stdout=subprocess.PIPE, text=True) as worker:
             assert worker.stdout
             lines = [worker.stdout.readline() for _ in range(n_lines)]

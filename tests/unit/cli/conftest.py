@@ -31,9 +31,10 @@ IMAGE = {
     "pinned": True, "verified_at": None, "damage": None}
 VERDICT = {"crid": 42, "target": "web", "taken_at": "2026-11-23T10:00:00.5+00:00", "stored_bytes": 1536, "keep": True,
            "reasons": ["last 1 of 3", "daily 1 of 7"], "error": None}
+SHARING = {"own_pages": 12, "own_packs": 1, "shared_pages": 3000, "shared_packs": 2}
 SCRUBBED = {"images": 2, "checked": 2, "bytes": 4096, "damaged": []}
 REQUEST = {
-    "number": 7, "crid": 42, "state": "queued", "pids": "original", "files": "keep", "uid": 0,
+    "number": 7, "host": "db1", "crid": 42, "state": "queued", "pids": "original", "files": "keep", "uid": 0,
     "requested_at": "2026-11-23T10:00:00+00:00", "started_at": None, "ended_at": None, "root_pid": None, "error": None,
     "message": None, "hint": None}
 ATTEMPT = {"number": 1, "target": "web", "pid": 1, "state": "failed", "crid": None,
@@ -47,7 +48,8 @@ STATUS = {"version": "0.1.0", "host": "db1", "pid": 99, "started_at": "2026-11-2
           "archive": {"path": "/var/lib/crd/archive", "bytes": 2048, "images": 3,
                       "spool": {"objects": 3, "bytes": 4096, "error": "s3://bucket: no answer"}},
           "queue": {"queued": 2, "running": 1, "oldest_at": "2026-11-23T10:00:00+00:00"}, "next_target": "web",
-          "next_at": "2126-11-23T10:00:00+00:00", "metrics": "127.0.0.1:9643"}
+          "next_at": "2126-11-23T10:00:00+00:00", "metrics": "127.0.0.1:9643",
+          "hosts": [{"name": "db1", "seen_at": "2026-11-23T10:00:00+00:00"}]}
 PLAN = {"crid": 42, "makes": [{"kind": "task", "name": "4242 (wor\x1b]0;ker)", "how": "3 threads"}], "clashes": [],
         "notes": ["it has no cap\x1b[0m"]}
 OBSTACLE = {"code": "fd.terminal", "object": "fd 0 (/dev/pts/1)", "reason": "is a terminal", "remedy": "redirect it"}
@@ -63,7 +65,7 @@ class Daemon:
             "GetStatus": [STATUS], "ListTargets": [{"targets": [TARGET]}], "AddTarget": [{"target": TARGET}],
             "RemoveTarget": [{}], "HoldTarget": [{}], "ResumeTarget": [{}],
             "Checkpoint": [{"stage": "memory", "bytes": 4096}, {"image": IMAGE}], "ListImages": [{"images": [IMAGE]}],
-            "GetImage": [{"image": IMAGE, "retention": VERDICT}], "Pin": [{"image": IMAGE}],
+            "GetImage": [{"image": IMAGE, "retention": VERDICT, "sharing": SHARING}], "Pin": [{"image": IMAGE}],
             "Forget": [{"verdicts": [VERDICT]}], "Verify": [{"image": IMAGE}],
             "Scrub": [{**SCRUBBED, "checked": 1}, SCRUBBED], "Restart": [{"request": REQUEST}],
             "GetRequest": [{"request": {**REQUEST, "state": "running"}},

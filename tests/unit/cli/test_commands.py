@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crd.errors import AccessDenied, BlobCorrupt, Busy, TargetUnsupported
-from tests.unit.cli.conftest import IMAGE, OBSTACLE, PLAN, REQUEST, SCRUBBED, STATUS, TARGET, VERDICT
+from tests.unit.cli.conftest import IMAGE, OBSTACLE, PLAN, REQUEST, SCRUBBED, SHARING, STATUS, TARGET, VERDICT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,12 +144,13 @@ class TestImages:
 
     @pytest.mark.parametrize("reference", ["42", "web@latest", 'web@"10 min ago"', "db1/42"])
     def test_show(self, crctl: Crctl, daemon: Daemon, reference: str) -> None:
-        assert crctl.json("show", reference) == {**IMAGE, "retention": VERDICT}
+        assert crctl.json("show", reference) == {**IMAGE, "retention": VERDICT, "sharing": SHARING}
         assert daemon.parameters == {"reference": reference}
         text = crctl("show", reference)
         assert "wor\\x1b]0;ker" in text
         assert "12 MiB, 1.5 KiB stored" in text
         assert "kept: last 1 of 3; daily 1 of 7" in text
+        assert "12 in 1 packs of its own, 3000 in 2 packs that others need, too" in text
 
     @pytest.mark.parametrize("verb", ["show", "restart"])
     def test_references_are_checked_first(self, crctl: Crctl, daemon: Daemon, verb: str) -> None:

@@ -1,0 +1,130 @@
+"""SQLite: one file, one host.
+
+A transaction that begins by reading and then writes fails at once under another writer, whatever the busy timeout:
+SQLite cannot turn its snapshot into the newest one.  So one that may write begins by taking the write lock.  Within
+this process writers queue up for a lock of ours, since SQLite's own waiting is asking again after up to 100 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sqlite3
+import stat
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from crd.catalog.session import READS
+from crd.errors import CatalogBusy, CatalogError, CatalogOutOfDate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine import URL, Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+_BUSY_SECONDS = 20
+
+
+class Sqlite:
+    """A file; see ``crd.catalog.backend``."""
+
+    announcement = None
+
+    def __init__(self, url: URL) -> None:
+        """Use a file, which is made if it is missing.
+
+        Raises:
+            CatalogError: it cannot be made, or is no file.
+        """
+        self._path = Path(url.database or "")
+        with _translated_os(self._path):
+            _make(self._path)  # readable by nobody else; SQLite gives its companions (-wal, -shm) the same mode
+        self.engine = create_async_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+        self.writing = asyncio.Lock()
+        _set_up(self.engine)
+
+    def prepare(self) -> None:
+        """Switch to write-ahead logging, which the file remembers."""
+        with closing(sqlite3.connect(self._path)) as database:
+            database.execute("PRAGMA journal_mode=WAL")
+
+    def back_up(self, revision: str) -> None:
+        """Copy the file beside itself, by SQLite's own means."""
+        copy = self._path.with_name(f"{self._path.name}.{revision}.bak")
+        try:
+            fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                with closing(sqlite3.connect(self._path)) as source, closing(sqlite3.connect(copy)) as sink:
+                    source.backup(sink)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except (OSError, sqlite3.Error) as error:
+            raise CatalogError(f"backing up the catalog to {copy}: {error}", path=str(copy)) from error
+
+    def lock_schema(self, connection: Connection) -> None:
+        """Nothing: the transaction has the write lock."""
+
+    def opened(self) -> None:
+        """Close the files to others, whatever they were restored with."""
+        with _translated_os(self._path):
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    self._path.with_name(self._path.name + suffix).chmod(0o600)
+
+    def translated(self, error: Exception) -> CatalogError:
+        """Return what an error of sqlite3 means."""
+        cause = getattr(error, "orig", None)
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the upper bits say more than we need
+        if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            return CatalogBusy(hint="Try again; find who holds it with fuser catalog.db.")
+        if code == sqlite3.SQLITE_NOTADB:
+            return CatalogOutOfDate("the file is no SQLite database", hint="Point catalog.url at another file.")
+        hints = {
+            sqlite3.SQLITE_FULL: "Free some space.",
+            sqlite3.SQLITE_IOERR: "The disk failed, or is full; the kernel's log says more.",
+            sqlite3.SQLITE_READONLY: "Make the file and its directory writable.",
+            sqlite3.SQLITE_CORRUPT: "Restore catalog.db from a backup; the images themselves are in the archive.",
+        }
+        return CatalogError(f"the catalog: {cause or error}", hint=hints.get(code, ""))
+
+
+def _make(path: Path) -> None:
+    """Make the file if it is missing."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is no file")
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _translated_os(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CatalogError(f"the catalog {path}: {error.strerror}", path=str(path)) from error
+
+
+def _set_up(engine: AsyncEngine) -> None:
+    """Set up every connection; sqlite3 is to begin no transactions by itself."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA synchronous=FULL")  # what was accepted outlives a power cut, too: 1 to 2 ms each
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Any) -> None:
+        reads = connection.get_execution_options().get(READS)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
