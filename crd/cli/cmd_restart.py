@@ -8,6 +8,7 @@ import click
 
 from crd.cli.daemon import connect, socket_option
 from crd.cli.image_argument import image_argument
+from crd.console.plan import print_plan
 from crd.console.program import json_option, print_json
 from crd.console.progress import Progress
 from crd.errors import CrdError
@@ -20,21 +21,30 @@ if TYPE_CHECKING:
 @image_argument
 @click.option("--new-pids", "pids", flag_value="new", help="Whatever pids are free, instead of the original ones.")
 @click.option("--pidns", "pids", flag_value="namespace", help="The original pids, in a pid namespace of their own.")
-@click.option("--files", type=click.Choice(["keep", "fail"]), default="keep", show_default=True,
-              help="What is done about open files that have changed since: take them as they are, or fail.")
+@click.option("--files", type=click.Choice(["keep", "rollback", "fail"]),
+              help="What is done about open files that have changed since: take them as they are; cut off what they "
+                   "have grown by, or put their saved content back, and keep the newer one beside it; or fail.  "
+                   "Without it: as the target says, else keep.")
+@click.option("--plan", is_flag=True, help="Only say what would be made and everything that stands in the way.")
 @click.option("--wait", is_flag=True, help="Come back when the tasks run, or with the reason why they do not.")
 @json_option
 @socket_option
-def restart(image: str, *, pids: str | None, files: str, wait: bool, as_json: bool) -> None:
+@click.pass_context
+def restart(context: click.Context, image: str, *, pids: str | None, files: str | None, plan: bool, wait: bool,
+            as_json: bool) -> None:
     """Queue the restart of IMAGE, and print the number of the request.
 
-    The request is on disk when its number is printed: it will be carried out exactly once, or fail.
+    The request is on disk when its number is printed: it will be carried out exactly once, or fail.  With --plan
+    nothing is queued, and the exit status is what the restart would fail with.
 
     Exit status: 0 done, 1 failed, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 13 this host cannot
     restart it, 14 conflicting (a pid is in use, a file has changed, several images fit).
     """
     with connect() as daemon:
-        request = daemon.call("Restart", reference=image, pids=pids or "original", files=files)["request"]
+        options = {"reference": image, "pids": pids or "original", "files": files}
+        if plan:
+            context.exit(print_plan(daemon.call("PlanRestart", **options), as_json=as_json))
+        request = daemon.call("Restart", **options)["request"]
         if not as_json:
             click.echo(request["number"])
         if wait:

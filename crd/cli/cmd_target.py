@@ -40,6 +40,10 @@ _name_argument = click.argument("name", callback=_name)
 @click.option("--jitter", metavar="DURATION", help="Spread over this time, differently for each target.")
 @click.option("--keep", metavar="RULES", help='Which images stay: "last=24 within=2d hourly=24 daily=7 weekly=4 '
               'monthly=12 yearly=3"; empty: all.  Without it the rules of the settings count.')
+@click.option("--save-files", metavar="SIZE", help="Save files that it can write to, up to this size each "
+              "(16MiB), with each image.")
+@click.option("--files", type=click.Choice(["keep", "rollback", "fail"]), help="What a restart does about files that "
+              "have changed, if its request does not say.")
 @json_option
 @socket_option
 def add(name: TargetName, *, pidfile: Path | None, as_json: bool, **given: Any) -> None:

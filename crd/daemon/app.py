@@ -158,11 +158,12 @@ class App:
                     extra={"event": "daemon.reloaded"})
         return waiting
 
-    def checkpoint_options(self, after: After = After.RUN) -> CheckpointOptions:
-        """Return how images are taken by the settings."""
+    def checkpoint_options(self, target: ScheduledTarget | None = None, after: After = After.RUN) -> CheckpointOptions:
+        """Return how images are taken by the settings, of a target or of any process."""
         engine = self.settings.engine
         return CheckpointOptions(after=after, engine=engine.kind, linux_cr=engine.linux_cr, method=engine.method,
-                                 freeze_seconds=engine.freeze_timeout)
+                                 freeze_seconds=engine.freeze_timeout,
+                                 save_files_bytes=(target and target.settings.save_files) or 0)
 
     def add_target(self, name: str, settings: TargetSettings, last_taken: datetime | None, *, source: str,
                    held: bool) -> ScheduledTarget:
@@ -245,7 +246,7 @@ class App:
             self.add_target(name, wanted.settings, taken.get(name), source=wanted.source, held=wanted.held)
 
     async def _due(self, target: ScheduledTarget, late_seconds: float) -> None:
-        await self.checkpoints.take_due(target, self.checkpoint_options(), late_seconds)
+        await self.checkpoints.take_due(target, self.checkpoint_options(target), late_seconds)
 
     async def _hear(self) -> None:
         """Hear of requests that daemons of other hosts have made or changed."""

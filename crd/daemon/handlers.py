@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from crd.daemon.pipeline import usable
-from crd.daemon.rendering import TARGET_KEYS, image_json, request_json, target_json, time_json
+from crd.daemon.rendering import TARGET_KEYS, image_json, plan_json, request_json, target_json, time_json
 from crd.daemon.targets import definition
 from crd.daemon.upkeep import UpkeepHandlers, need_admin
-from crd.engine.api import After, CheckpointOptions
+from crd.engine.api import After, CheckpointOptions, Files, Pids, RestartOptions
 from crd.errors import (
     AccessDenied,
     BadRequest,
@@ -123,12 +123,12 @@ class Handlers(UpkeepHandlers):
                              connection: int | None) -> dict[str, Any]:
         if (target is None) == (pid is None):
             raise BadRequest("name either a target or a pid")
-        options = self._app.checkpoint_options(After(after or "run"))
+        known = self._known(target) if target is not None else None
+        options = self._app.checkpoint_options(known, After(after or "run"))
         if connection is not None:
             if pid != peer.pid:
                 raise BadRequest("only who names its own pid has a connection to leave out")
             options = replace(options, left_out=(peer.pid, connection))
-        known = self._known(target) if target is not None else None
         if known:
             need_admin(peer)
         else:
@@ -175,10 +175,23 @@ class Handlers(UpkeepHandlers):
         if image.host != self._app.host:
             need_admin(peer)  # a uid need not be the same person's there
         request = await self._app.catalog.requests.add(
-            image.crid, pids=pids or "original", files=files or "keep", uid=peer.uid, now=self._app.clock.now(),
-            gids=None if peer.is_admin else peer.groups, host=image.host)
+            image.crid, pids=pids or "original", files=files or self._files(image), uid=peer.uid,
+            now=self._app.clock.now(), gids=None if peer.is_admin else peer.groups, host=image.host)
         await self._app.restarts.asked()
         return {"request": request_json(request)}
+
+    async def _on_PlanRestart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
+                              pids: str | None, files: str | None) -> dict[str, Any]:
+        image = await self._here(peer, reference)
+        options = RestartOptions(pids=Pids(pids or "original"), files=Files(files or self._files(image)))
+        with self._app.readers.reading(image.crid):
+            return plan_json(image, await self._app.pipeline.plan(image.crid, options))
+
+    def _files(self, image: Image) -> str:
+        """Return what is done about files of an image if nobody says: the targets of other hosts are not known here."""
+        here = image.host == self._app.host
+        target = self._app.scheduler.targets.get(image.target or "") if here else None
+        return (target and target.settings.files) or Files.KEEP
 
     async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None) -> dict[str, Any]:  # noqa: ARG002, N802
         requests = await self._app.catalog.requests.list(limit=limit, uid=None if peer.is_admin else peer.uid)

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from crd.catalog.rows import Image
 from crd.daemon.streams import Pipe, both
 from crd.engine.api import Pids, RestartOptions
-from crd.errors import ArchiveError, BlobCorrupt, BlobMissing, ImageDamaged, WorkerDied
+from crd.errors import ArchiveError, BlobCorrupt, BlobMissing, ImageDamaged, ImageSinkClosed, WorkerDied
 from crd.ids import Crid
 from crd.image.inspect import header_of
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from crd.catalog.catalog import Catalog
     from crd.daemon.scopes import Scope
     from crd.daemon.tracking import Tracks
-    from crd.engine.api import CheckpointOptions, CheckpointResult, RestartResult
+    from crd.engine.api import CheckpointOptions, CheckpointResult, RestartPlan, RestartResult
     from crd.engine.client import Worker, WorkerPool
     from crd.target.model import CheckReport
 
@@ -121,6 +121,19 @@ class Pipeline:
             await worker.commit()
             return result
 
+    async def plan(self, crid: Crid, options: RestartOptions) -> RestartPlan:
+        """Tell what a restart of an image would make, and what stands in its way; nothing is made.
+
+        Raises:
+            CrdError: the image cannot be read.
+        """
+        source = await self.archive.source(usable(await self.catalog.images.get(crid)).crid)
+        async with _in_time(self.restart_seconds, "restart"), self.workers.lease() as worker:
+            with Pipe() as pipe:
+                await worker.begin_plan(pipe.read_end, options)
+                pipe.close_read_end()
+                return await both(worker.planned(), _feed_in_part(source, pipe))
+
     async def rehearse(self, crid: Crid) -> RestartResult:
         """Make the tasks of an image, in a pid namespace of their own, and let none run; nothing is left of them.
 
@@ -190,6 +203,12 @@ async def feed(source: ImageSource, pipe: Pipe) -> None:
         await source.pump(pipe.write_end)
     finally:
         pipe.close_write_end()
+
+
+async def _feed_in_part(source: ImageSource, pipe: Pipe) -> None:
+    """Write as much of a stored image into a pipe as is wanted."""
+    with suppress(ImageSinkClosed):
+        await feed(source, pipe)
 
 
 @asynccontextmanager

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from crd.catalog.rows import Checkpoint, Image, Request
     from crd.daemon.retention import Verdict
     from crd.daemon.scheduler import ScheduledTarget
+    from crd.engine.api import RestartPlan
 
 _REQUEST_FIELDS = ("number", "host", "crid", "state", "pids", "files", "uid", "requested_at", "started_at",
                    "ended_at", "root_pid", "error", "message", "hint")
-TARGET_KEYS = ("pid", "pidfile", "comm", "unit", "cgroup", "every", "on_calendar", "cron", "jitter", "keep")
+TARGET_KEYS = ("pid", "pidfile", "comm", "unit", "cgroup", "every", "on_calendar", "cron", "jitter", "keep",
+               "save_files", "files")
 
 
 def time_json(when: datetime | None) -> str | None:
@@ -38,6 +40,12 @@ def request_json(request: Request) -> dict[str, Any]:
     """Return a value of type Request."""
     values = asdict(request)
     return _with_times({name: values[name] for name in _REQUEST_FIELDS})
+
+
+def plan_json(image: Image, plan: RestartPlan) -> dict[str, Any]:
+    """Return the reply of PlanRestart."""
+    return {"crid": image.crid, "makes": [asdict(made) for made in plan.makes], "notes": list(plan.notes),
+            "clashes": [{name: clash[name] for name in ("error", "message", "hint")} for clash in plan.clashes]}
 
 
 def target_json(target: ScheduledTarget, last: Checkpoint | None) -> dict[str, Any]:

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 CRID_FILE_VARIABLE = "CRD_ENGINE__CRID_FILE"
 
 
+def _size(text: str) -> int:
+    from crd.settings.units import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command()
 @click.argument("pid", type=click.IntRange(min=1))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE|-",
@@ -31,12 +40,15 @@ CRID_FILE_VARIABLE = "CRD_ENGINE__CRID_FILE"
 @click.option("--stop", "after", flag_value="stop", help="Leave them stopped (SIGSTOP).")
 @click.option("--no-tree", "tree", is_flag=True, default=True, flag_value=False,
               help="Save the process alone, without its descendants.")
+@click.option("--save-files", "save_files_bytes", type=_size, default="0", metavar="SIZE",
+              help="Save files that it can write to, up to this size each (16MiB): crd restart --files rollback puts "
+                   "them back.")
 @click.option("--engine", type=click.Choice(["auto", "kernel", "userspace"]), default="auto", show_default=True,
               help="What takes the image: a Linux-CR kernel's system call, or crd itself.")
 @linux_cr_option
 @json_option
-def checkpoint(pid: int, *, output: Path, after: str | None, tree: bool, engine: str, linux_cr: str,
-               as_json: bool) -> None:
+def checkpoint(pid: int, *, output: Path, after: str | None, tree: bool, save_files_bytes: int, engine: str,
+               linux_cr: str, as_json: bool) -> None:
     """Write an image of process PID and all its descendants; they run on.
 
     Prints crid and figures on standard error; with --json as one value on standard output (on standard error if that
@@ -50,7 +62,8 @@ def checkpoint(pid: int, *, output: Path, after: str | None, tree: bool, engine:
     from crd.engine.crid import DEFAULT_PATH, CridCounter
 
     crids = CridCounter(Path(os.environ.get(CRID_FILE_VARIABLE) or DEFAULT_PATH))
-    options = CheckpointOptions(after=After(after or "run"), engine=engine, linux_cr=linux_cr, tree=tree)
+    options = CheckpointOptions(after=After(after or "run"), engine=engine, linux_cr=linux_cr, tree=tree,
+                                save_files_bytes=save_files_bytes)
     with opened_for_writing(output) as image:
         result = take(pid, image.fd, options=options, crids=crids, commit=lambda _: image.commit())
     if as_json:

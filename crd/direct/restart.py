@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from crd.console.image_file import opened_for_reading, write_pid_file
+from crd.console.plan import print_plan
 from crd.console.program import json_option
 from crd.direct.linux_cr import linux_cr_option
 
@@ -26,22 +27,27 @@ if TYPE_CHECKING:
               help="Write the pid of the first task into this file, before the tasks run.")
 @click.option("--detach/--wait", "detach", default=True, show_default=True,
               help="Come back when the tasks run, or stay as their parent and exit with the first one's exit status.")
-@click.option("--files", type=click.Choice(["keep", "fail"]), default="keep", show_default=True,
-              help="What is done about open files that have changed since: take them as they are, or fail.")
+@click.option("--files", type=click.Choice(["keep", "rollback", "fail"]), default="keep", show_default=True,
+              help="What is done about open files that have changed since: take them as they are; cut off what they "
+                   "have grown by, or put their saved content back, and keep the newer one beside it; or fail.")
 @linux_cr_option
 @click.option("--tcp", type=click.Choice(["auto", "established", "close"]), default="auto", show_default=True,
               help="What becomes of TCP connections to processes outside of the image: those that are held since a "
                    "checkpoint --kill go on and the others are over; all go on, or fail; all are over.")
+@click.option("--plan", is_flag=True, help="Only say what would be made and everything that stands in the way.")
 @json_option
 @click.pass_context
 def restart(context: click.Context, image: Path, *, pids: str | None, root: Path | None, detach: bool, files: str,
-            linux_cr: str, tcp: str, as_json: bool) -> None:
+            linux_cr: str, tcp: str, plan: bool, as_json: bool) -> None:
     """Recreate the tasks of an image and let them run on; print the pid of the first.
+
+    With --plan nothing is made, and the exit status is what the restart would fail with.
 
     Exit status: 0 done, 1 failed, 2 usage, 12 denied, 13 this host cannot restart it, 14 conflicting (a pid is in use,
     a file has changed); with --wait that of the first task, 128 + N if signal N ended it.
     """
     from crd.engine.api import Files, Pids, RestartOptions, Tcp, wait_for_root
+    from crd.engine.api import plan as plan_restart
     from crd.engine.api import restart as recreate
 
     def confirm(ready: RestartResult) -> None:
@@ -51,6 +57,8 @@ def restart(context: click.Context, image: Path, *, pids: str | None, root: Path
     options = RestartOptions(pids=Pids(pids or "original"), files=Files(files), tcp=Tcp(tcp), reap=not detach,
                              linux_cr=linux_cr)
     with opened_for_reading(image) as fd:
+        if plan:
+            context.exit(print_plan(asdict(plan_restart(fd, options=options)), as_json=as_json))
         result = recreate(fd, options=options, confirm=confirm)
     for note in () if as_json else result.notes:
         click.echo(note, err=True)

@@ -56,6 +56,7 @@ class CheckpointOptions:
         left_out: a pid and a descriptor of it that is closed in the image, whatever it is: by which the process asks
             for this image.
         only_uid: refuse processes that are not this user's (``crd.target.owner``); None: whoever they are of.
+        save_files_bytes: regular files up to this size that the target can write to are saved with it.
     """
 
     after: After = After.RUN
@@ -66,6 +67,7 @@ class CheckpointOptions:
     tree: bool = True
     left_out: tuple[int, int] | None = None
     only_uid: int | None = None
+    save_files_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,10 @@ class Files(StrEnum):
     """What is done about open files that have changed since the image was taken."""
 
     KEEP = "keep"
+    """They are taken as they are."""
+    ROLLBACK = "rollback"
+    """Those that the tasks could write to are as they were: cut off where they have grown, or else their saved content
+    is put back.  What they held beyond that is kept beside them."""
     FAIL = "fail"
 
 
@@ -197,6 +203,30 @@ class ServedCall:
     pid: int
     result: int
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Something that a restart makes: what it is, its name or number ("" if it has none), and how, or how many."""
+
+    kind: str
+    name: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPlan:
+    """What a restart would make, and what stands in its way.
+
+    Attributes:
+        makes: tasks, then what they hold.
+        clashes: each an error as ``CrdError.to_json`` returns it; with none the restart can begin.
+        notes: what could not be as it was, a sentence each.
+    """
+
+    makes: tuple[Made, ...]
+    clashes: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def checkpoint(pid: int, fd: int, flags: int = 0, *, crids: CridCounter, options: CheckpointOptions | None = None,
@@ -320,6 +350,22 @@ def restart(fd: int, flags: int = 0, *, options: RestartOptions | None = None,
 
         return KernelRestart(source, options).run(confirm)
     return Restart(source, options).run(confirm)
+
+
+def plan(fd: int, *, options: RestartOptions | None = None) -> RestartPlan:
+    """Tell what a restart would make of an image, and what stands in its way; nothing is made, and nothing changed.
+
+    Args:
+        fd: open for reading; read as far as to the memory.
+        options: of the restart.
+
+    Raises:
+        ImageError: the image is damaged.
+    """
+    from crd.engine.stream import DescriptorSource
+    from crd.engine.userspace.restart import plan_of
+
+    return plan_of(DescriptorSource(fd), options or RestartOptions())
 
 
 def wait_for_root(result: RestartResult) -> int:

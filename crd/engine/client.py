@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult, ServedCall
+from crd.engine.api import (
+    CheckpointOptions,
+    CheckpointResult,
+    RestartOptions,
+    RestartPlan,
+    RestartResult,
+    ServedCall,
+)
 from crd.engine.worker import FDS_MAX, MESSAGE_BYTES_MAX
 from crd.errors import CrdError, WorkerDied
 from crd.target.model import CheckReport
@@ -154,6 +161,20 @@ class Worker:
             await self._send({"commit": True})
             found, _ = await self._receive("")
         return msgspec.convert(found, ServedCall)
+
+    async def begin_plan(self, fd: int, options: RestartOptions) -> None:
+        """Have it found out what a restart of the image that comes from ``fd`` would make; raises WorkerDied."""
+        await self._send({"call": "plan", "options": asdict(options)}, fd)
+
+    async def planned(self) -> RestartPlan:
+        """Wait for what a restart would make; then the worker ends.
+
+        Raises:
+            CrdError: what the engine raised.
+            WorkerDied: the worker ended.
+        """
+        found, _ = await self._receive("")
+        return msgspec.convert(found, RestartPlan)
 
     async def commit(self) -> None:
         """Give the word to finish: the image is durable, or the restart is noted.

@@ -22,6 +22,9 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
     <- {"event": "ready", ...} + listeners, -> {"commit": true}         of a restart, as above
     <- {"result": {...}}                            the call has returned
 
+    -> {"call": "plan", "options": {...}} + fd
+    <- {"result": {...}}                            what a restart would make
+
 or, at any point, ``<- {"error": CrdError.to_json()}``.  If the daemon dies or sends anything else instead of the
 commit, the worker takes everything back: a target runs on, half-made tasks die.
 """
@@ -136,7 +139,13 @@ def _features(_message: dict[str, Any], _fds: Sequence[int], _channel: Channel) 
     return features()
 
 
-CALLS = {"checkpoint": _checkpoint, "restart": _restart, "serve": _serve, "check": _check, "features": _features}
+def _plan(message: dict[str, Any], fds: Sequence[int], _channel: Channel) -> Any:
+    [fd] = fds
+    return api.plan(fd, options=msgspec.convert(message["options"], api.RestartOptions))
+
+
+CALLS = {"checkpoint": _checkpoint, "restart": _restart, "plan": _plan, "serve": _serve, "check": _check,
+         "features": _features}
 
 
 def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from crd.image.objects import (
     DESCRIPTIONS,
     Epoll,
+    FileContent,
     InetSocket,
     Pipe,
     RegularFile,
@@ -336,8 +337,8 @@ def _check_pages(record: Pages, image: ImageState) -> None:
 
 @check.register(SharedPages)
 def _check_shared_pages(record: SharedPages, image: ImageState) -> None:
-    image.need_object(record.objref, SharedMemory, UnnamedFile)
-    need(record.objref in image.shared, f"is of object {record.objref}, which is a directory")
+    image.need_object(record.objref, SharedMemory, UnnamedFile, FileContent)
+    need(record.objref in image.shared, f"is of object {record.objref}, which is a directory or was not saved")
     n_bytes, last_end = image.shared[record.objref]
     for start, end in _ascending(record.runs, last_end):
         need(end <= n_bytes, f"has pages from 0x{start:x} to 0x{end:x}, behind the end of object {record.objref}")

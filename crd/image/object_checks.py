@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, PID_MAX, ImageState, check, need, need_flag
 from crd.image.objects import (
     DESCRIPTIONS,
+    DIGEST_BYTES,
+    FILE_MAPPED,
     MESSAGE_BYTES_MAX,
     RIGHTS_MAX,
     TERMIOS_BYTES,
@@ -21,6 +23,7 @@ from crd.image.objects import (
     UNNAMED_SHARED,
     Epoll,
     EventFd,
+    FileContent,
     InetConnection,
     InetMessage,
     InetSending,
@@ -213,6 +216,19 @@ def _check_unnamed_open(record: UnnamedOpen, image: ImageState) -> None:
     need(record.position <= FILE_OFFSET_MAX, "has a position above 2**63")
 
 
+@check.register(FileContent)
+def _check_file_content(record: FileContent, image: ImageState) -> None:
+    declare(image, record)
+    image.need_object(record.file, RegularFile)
+    need(record.use <= FILE_MAPPED, f"is of unknown use {record.use}")
+    need(record.size <= FILE_OFFSET_MAX, f"has {record.size} bytes")
+    need_flag(record.saved, "saved")
+    need(len(record.digest) in {0, DIGEST_BYTES}, f"has a digest of {len(record.digest)} bytes")
+    need(record.digest_start <= record.size, "has a digest of what is behind its end")
+    if record.saved:
+        image.shared[record.objref] = (record.size + -record.size % PAGE_BYTES, 0)
+
+
 @check.register(UnixSocket)
 def _check_unix_socket(record: UnixSocket, image: ImageState) -> None:
     declare(image, record)
@@ -316,6 +332,8 @@ def _check_seccomp_filter(record: SeccompFilter, image: ImageState) -> None:
 def _check_terminal(record: Terminal, image: ImageState) -> None:
     declare(image, record)
     need(record.index < TERMINALS_MAX, f"has the number {record.index}")
+    need(max(record.session, record.foreground) <= PID_MAX, f"controls session {record.session}")
+    need(record.session or not record.foreground, "has a foreground, but controls no session")
     need(len(record.settings) == TERMIOS_BYTES, f"has {len(record.settings)} bytes of settings")
     need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
     for name in ("locked", "packets", "exclusive", "hung_up"):

@@ -330,6 +330,8 @@ class Terminal(Record, type=0x4352004E):
     mode: U32  # of the slave: permission bits
     uid: U32
     gid: U32
+    session: U32  # that it controls, 0 = none
+    foreground: U32  # process group of that, 0 = none
 
 
 class TerminalEnd(Record, type=0x4352004F):
@@ -342,9 +344,30 @@ class TerminalEnd(Record, type=0x4352004F):
     owner: Owner
 
 
+FILE_READ = 0
+FILE_APPENDED = 1
+FILE_WRITTEN = 2
+FILE_MAPPED = 3
+DIGEST_BYTES = 32
+
+
+class FileContent(Record, type=0x43520070):
+    """What was in a regular file that was open; of one that was saved, all of it is in SHARED_PAGES."""
+
+    objref: U32
+    file: U32  # objref of a REGULAR_FILE that is open on it
+    use: U32  # FILE_*
+    size: U64
+    uid: U32
+    gid: U32
+    saved: U8
+    digest: Bytes  # blake2b-32 of the file from digest_start to size; empty: not known, it was being written
+    digest_start: U64
+
+
 OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
                                      Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket, Terminal,
-                                     TerminalEnd, SeccompFilter, PosixQueue, PosixQueueOpen)
+                                     TerminalEnd, SeccompFilter, PosixQueue, PosixQueueOpen, FileContent)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)

@@ -128,7 +128,7 @@ class Pages(Record, type=0x43520005):
 
 
 class SharedPages(Record, type=0x43520006):
-    """Content of a SHARED_MEMORY or UNNAMED_FILE object; the run's addresses are offsets into it."""
+    """Content of a SHARED_MEMORY, UNNAMED_FILE or FILE_CONTENT object; the run's addresses are offsets into it."""
 
     objref: U32
     runs: Items[PageRun]

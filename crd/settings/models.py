@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from crd.errors import CrdError
@@ -161,7 +161,11 @@ class RetentionSettings(Section):
 
 
 class TargetSettings(Section):
-    """What is checkpointed and when: exactly one of each kind; without ``keep`` the rules of ``[retention]``."""
+    """What is checkpointed and when: exactly one of each kind; without ``keep`` the rules of ``[retention]``.
+
+    ``save_files``: files that it can write to and that are not larger than this are saved with each image.  ``files``:
+    what a restart does about files that have changed, unless its request says that.
+    """
 
     pid: Annotated[int, Field(gt=0)] | None = None
     pidfile: Path | None = None
@@ -173,6 +177,8 @@ class TargetSettings(Section):
     cron: Annotated[str | None, AfterValidator(_check_cron)] = None
     jitter: Seconds = 0.0
     keep: KeepRules | None = None
+    save_files: Annotated[Bytes, Field(ge=0), PlainSerializer(str)] | None = None
+    files: Literal["keep", "rollback", "fail"] | None = None
     held: bool = False
 
     @model_validator(mode="after")

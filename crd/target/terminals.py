@@ -54,14 +54,14 @@ def _masters(inside: Family) -> Iterator[int]:
 
 
 def obstacles(look: Look) -> Iterator[Obstacle]:
-    """Find terminals with an end elsewhere, and one that controls the session, in the order of their descriptors."""
+    """Find terminals with an end elsewhere, or that control another's session, in the order of descriptors."""
     found = [entry for entry in look.table if is_terminal(entry.file)]
     if not found:
         return
     masters = {entry.fd: _index(entry.info) for entry in found if entry.file.st_rdev == PTMX}
     inside = set(_masters(look.inside))
     holders = link_holders(look.inside, {slave_name(index) for index in masters.values()}) if masters else {}
-    terminal = procfs.stat(look.pid).terminal
+    stat = procfs.stat(look.pid)
     for entry in found:
         index = masters.get(entry.fd, slave_index(entry.file.st_rdev))
         others = holders.get(slave_name(index))
@@ -69,5 +69,5 @@ def obstacles(look: Look) -> Iterator[Obstacle]:
             yield Obstacle("fd.terminal", entry.name, "is a terminal, which crd cannot save yet", _REMEDY)
         elif others:
             yield Obstacle("fd.terminal", entry.name, f"is a terminal of {process_names(others)}, too", _REMEDY)
-        elif terminal == entry.file.st_rdev:
-            yield Obstacle("fd.terminal", entry.name, "controls the session of the program", _REMEDY)
+        elif stat.terminal == entry.file.st_rdev and stat.session not in look.inside:
+            yield Obstacle("fd.terminal", entry.name, "controls a session that is led by another process", _REMEDY)

@@ -38,8 +38,9 @@ class Broker:
         """Hold nothing yet; open for whoever the leader was."""
         self._leader = leader
         self._fds: list[int] = []
-        self._undo: list[Callable[[], None]] = []
-        self._last: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
+        self._last: dict[str, Callable[[], None]] = {}
+        self._afterwards: list[Callable[[], None]] = []
         self.fds_max = limits.raise_our_own()
 
     def __enter__(self) -> Self:
@@ -47,20 +48,24 @@ class Broker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        for fd in self._fds:
-            with suppress(OSError):
-                os.close(fd)
         for act in reversed(self._undo):
             with suppress(OSError):
                 act()
+        for fd in self._fds:
+            with suppress(OSError):
+                os.close(fd)
 
-    def undo(self, act: Callable[[], None]) -> None:
+    def undo(self, act: Callable[[], object]) -> None:
         """Do this at the end unless the task comes to life: take away what has a name."""
         self._undo.append(act)
 
-    def at_last(self, act: Callable[[], None]) -> None:
+    def at_last(self, what: str, act: Callable[[], None]) -> None:
+        """Do this to something with a name when all is made and nothing runs yet; it must be able to be undone."""
+        self._last[what] = act
+
+    def afterwards(self, act: Callable[[], None]) -> None:
         """Do this when nothing keeps the tasks from coming to life; what fails is for their programs to find."""
-        self._last.append(act)
+        self._afterwards.append(act)
 
     def with_these_rights(self, act: Callable[[], None]) -> Callable[[], None]:
         """Return what does this with the rights of the task whose turn it is now, whenever it is called."""
@@ -73,9 +78,18 @@ class Broker:
         return done
 
     def keep(self) -> None:
-        """Leave what was made: the tasks come to life."""
+        """Do what is to be done at last, and leave what was made: the task comes to life.
+
+        Raises:
+            RestartError: something of that cannot be done.
+        """
+        for what, act in self._last.items():
+            try:
+                act()
+            except OSError as error:
+                raise RestartError(f"{what}: {error.strerror}", path=what, errno=error.errno) from error
         self._undo.clear()
-        for act in self._last:
+        for act in self._afterwards:
             with suppress(OSError, RestartError):
                 act()
 
@@ -165,6 +179,11 @@ class Broker:
         except (OSError, NativeError) as error:
             raise ResourceChanged(f"the directory {path}: {os.strerror(error.errno or 0)}", path=path,
                                   hint="Make it again.") from error
+
+    @property
+    def leader(self) -> Thread:
+        """Whoever files are opened for at the moment."""
+        return self._leader
 
     @property
     def file_owner(self) -> tuple[int, int]:

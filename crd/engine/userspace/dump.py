@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from crd.engine.api import After
 from crd.engine.userspace import capture as capturing
-from crd.engine.userspace import image
+from crd.engine.userspace import confinement, image
 from crd.engine.userspace.fds import table
+from crd.engine.userspace.fds.content import Contents
 from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.fds.tcp_leaving import Leaving
 from crd.engine.userspace.ipc import messages, semaphores
@@ -90,9 +91,10 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
         if notes and not written:
             written = notes.prepare(before, options.freeze_seconds)
         try:
-            with (frozen(pid, options.freeze_seconds, descendants=options.tree, caller=caller) as tree,
+            with (closing(_looked_at(pid, options)) as contents,
+                  frozen(pid, options.freeze_seconds, descendants=options.tree, caller=caller) as tree,
                   ExitStack() as stack):
-                parts = _take(stack, tree, before, options, written)
+                parts = _take(stack, tree, before, options, written, contents)
                 written_image = _written(tree, parts, sink, hold=hold)
                 if notes:
                     notes.keep(written)
@@ -132,6 +134,14 @@ def _know(pid: int, options: CheckpointOptions) -> dict[int, Known]:
     return before
 
 
+def _looked_at(pid: int, options: CheckpointOptions) -> Contents:
+    """Read the files that are to be saved, if any are."""
+    contents = Contents(options.save_files_bytes)
+    if options.save_files_bytes:
+        contents.look(Family(pid, descendants=options.tree))
+    return contents
+
+
 @dataclass(frozen=True, slots=True)
 class _Parts:
     """A target, captured: processes, parents first, and what they share."""
@@ -140,11 +150,12 @@ class _Parts:
     processes: list[Taken]
     zombies: list[Zombie]
     files: FileTable
+    contents: Contents
     mapped: layout.MappedObjects
 
 
 def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options: CheckpointOptions,
-          written: dict[int, Tracking]) -> _Parts:
+          written: dict[int, Tracking], contents: Contents) -> _Parts:
     """Capture all processes in the stop."""
     _check_owners(tree, options)
     clocks_ns = (time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
@@ -159,7 +170,8 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
         capturing.add_unnamed(part.capture, files)
     threads = {pid: list(state.threads) for pid, state in tree.processes.items()}
     files.object_records += [*semaphores.dump(threads), *messages.dump(threads)]
-    return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, mapped)
+    contents.settle(files, {part.pid: part.capture.entries for part in processes})
+    return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, contents, mapped)
 
 
 def _check_owners(tree: FrozenTree, options: CheckpointOptions) -> None:
@@ -193,12 +205,19 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
     header = current_header()
     writer = ImageWriter(sink)
     writer.header(header)
-    image.write_records(writer, parts.clocks_ns, processes, parts.zombies, parts.files, parts.mapped)
+    saved = parts.contents.finish(parts.mapped)
+    filters = confinement.records((part.capture.confined for part in parts.processes), parts.mapped.numbers)
+    objects = [*parts.files.object_records, *parts.mapped.files.values(), *parts.mapped.memory_records(),
+               *filters.values(), *(content.record for content in saved)]
+    image.write_records(writer, parts.clocks_ns, objects, processes, parts.zombies, parts.files, filters)
     pump = pages.PagePump(writer)
     for identity, record in parts.mapped.memories.items():
         pump.shared(record.objref, parts.mapped.copies[identity])
-    for content in parts.files.contents.values():
-        pump.shared(content.record.objref, content.copied)
+    for unnamed in parts.files.contents.values():
+        pump.shared(unnamed.record.objref, unnamed.copied)
+    for content in saved:
+        if content.copied:
+            pump.shared(content.record.objref, content.copied)
     for part in parts.processes:
         part.memories.pump(pump, part.pid, part.capture.entries, sink)
     writer.finish()

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from crd import syscalls
-from crd.engine.userspace import confinement
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Confinement, Process, Profile, Served, Sharing
 from crd.image.profile import Zombie as ZombieRecord
@@ -23,8 +22,9 @@ if TYPE_CHECKING:
     from crd.engine.userspace.capture import Capture
     from crd.engine.userspace.confinement import Filter
     from crd.engine.userspace.fds.table import FileTable
-    from crd.engine.userspace.mem.layout import Layout, MappedObjects
+    from crd.engine.userspace.mem.layout import Layout
     from crd.engine.userspace.tree import Zombie
+    from crd.image.codec import Record
     from crd.image.objects import SeccompFilter
     from crd.image.profile import EpollTarget, FileDescriptor, FileLock, Thread
     from crd.image.writer import ImageWriter
@@ -54,28 +54,25 @@ class ProcessRecords:
     attributes: Attributes
 
 
-def write_records(writer: ImageWriter, clocks_ns: tuple[int, int, int], processes: Sequence[ProcessRecords],
-                  zombies: Sequence[Zombie], files: FileTable, mapped: MappedObjects) -> None:
+def write_records(writer: ImageWriter, clocks_ns: tuple[int, int, int], objects: Sequence[Record],
+                  processes: Sequence[ProcessRecords], zombies: Sequence[Zombie], files: FileTable,
+                  filters: Mapping[Filter, SeccompFilter]) -> None:
     """Write what stands between the header and the memory of an image.
 
     Args:
         writer: of the image.
         clocks_ns: realtime, monotonic and since boot, at the stop.
+        objects: what the processes share, or may.
         processes: parents first.
         zombies: children of theirs.
         files: what they have open.
-        mapped: what they have mapped.
+        filters: of seccomp, which are among the objects.
     """
     xstate = processes[0].threads[0].xstate
     writer.write(HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=len(xstate)))
     writer.write(_profile(clocks_ns, processes, xstate))
-    filters = confinement.records((one.captured.confined for one in processes), mapped.numbers)
-    for shared_object in (*files.object_records, *mapped.files.values(), *filters.values()):
+    for shared_object in objects:
         writer.write(shared_object)
-    for identity, memory in mapped.memories.items():
-        writer.write(memory)
-        if segment := mapped.segments.get(identity):
-            writer.write(segment)
     for one in processes:
         _write_process(writer, one, files, filters)
     for zombie in zombies:

@@ -11,7 +11,7 @@ from crd.target import procfs
 from crd.target.wording import printable, process_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from crd.target.procfs import Stat
 
@@ -51,6 +51,19 @@ def await_free(numbers: Collection[int], *, besides: int = 0) -> None:
             raise PidInUse(f"pid {holder.number} is in use by {holder.who}", pid=holder.number,
                            hint="End it, or use --new-pids or --pidns.")
         time.sleep(_POLL_SECONDS)
+
+
+def in_use(numbers: Collection[int]) -> Iterator[PidInUse]:
+    """Tell which of the numbers are taken, and by whom; what is on its way out is waited for."""
+    wanted = set(numbers)
+    while wanted:
+        try:
+            await_free(sorted(wanted))
+        except PidInUse as error:
+            wanted.remove(error.details["pid"])
+            yield error
+        else:
+            return
 
 
 def _holder(numbers: Collection[int], besides: int) -> _Holder | None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crd.engine.userspace import confinement, limits, numbers, scheduling
+from crd.engine.userspace.clash import Clash, clash
 from crd.engine.userspace.fds import placement, tcp_outside
 from crd.engine.userspace.ipc import messages, semaphores
 from crd.engine.userspace.mem import restore, sysv
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
-from crd.errors import AccessDenied, ResourceChanged, RestartUnsupported
+from crd.errors import AccessDenied, FeatureMissing, ResourceChanged, RestartUnsupported
 from crd.image.objects import OBJECTS, UnixMessage
 from crd.image.profile import (
     FileDescriptor,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Record")
 
+_CAP_SYS_ADMIN, _CAP_CHECKPOINT_RESTORE = 21, 40
+
 @dataclass(slots=True)
 class SharedRecords:
     """The records of shared objects: those that several processes of an image may refer to.
@@ -52,6 +55,7 @@ class SharedRecords:
     Attributes:
         records: before those of the processes, by kind.
         objects: the shared objects by objref.
+        pids: of the processes.
         opened: the first process with a descriptor of an object, by its objref; of what is in flight, the first one.
         held, going_on: connections of TCP to other processes, by objref: of whose interruption these know nothing, and
             that are to be brought back.
@@ -59,6 +63,7 @@ class SharedRecords:
 
     records: dict[type[Record], list[Any]] = field(default_factory=dict)
     objects: dict[int, Any] = field(default_factory=dict)
+    pids: set[int] = field(default_factory=set)
     opened: dict[int, Plan] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)
     going_on: set[int] = field(default_factory=set)
@@ -186,6 +191,7 @@ def read_plan(records: Iterator[Record]) -> tuple[TreePlan, Record | None]:
         current.setdefault(type(record), []).append(record)
     shared = SharedRecords(whole, {record.objref: record for kind in OBJECTS for record in whole.get(kind, [])})
     processes = [_plan(whole, part, shared) for part in parts]
+    shared.pids.update(plan.pid for plan in processes)
     for plan in reversed(processes):
         shared.opened |= {record.objref: plan for record in plan.descriptors}
     for message in whole.get(UnixMessage, []):
@@ -217,26 +223,46 @@ def check(tree: TreePlan, options: RestartOptions) -> None:
         ResourceChanged: a file, the working directory or the program is missing or not what it was, or is locked by
             somebody else.
     """
-    _check_owner(tree, options)
-    _check_host(tree)
+    for error in clashes(tree, options):
+        raise error
+
+
+def clashes(tree: TreePlan, options: RestartOptions) -> Iterator[Clash]:
+    """Tell all that keeps the image from being restarted here, the weightiest first."""
+    yield from clash(_check_owner, tree, options)
+    yield from clash(_check_rights, options)
+    yield from clash(_check_host, tree)
     for plan in tree.processes:
-        limits.check(plan.limits)
-        posix.check(plan.posix_timers)
+        yield from clash(limits.check, plan.limits)
+        yield from clash(posix.check, plan.posix_timers)
         for thread in plan.threads:
-            scheduling.check(thread)
-    placement.check(tree.processes, must_be_same=options.files == "fail")
-    tcp_outside.check(tree.root, options.tcp)
-    confinement.check(tree.processes)
+            yield from clash(scheduling.check, thread)
+    yield from placement.clashes(tree.processes, options.files)
+    yield from clash(tcp_outside.check, tree.root, options.tcp)
+    yield from clash(confinement.check, tree.processes)
     for plan in tree.processes:
         for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):
             if not os.path.isdir(path) and not (path == plan.process.cwd and plan.process.cwd_object):
-                raise ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
-        restore.check_program(plan, _stat_program(plan.process))
+                yield ResourceChanged(f"the {what} {path} is missing", path=path, hint="Make it again.")
+        yield from clash(_check_program, plan)
     if options.pids == "original":
-        numbers.await_free(sorted(tree.numbers))
-    semaphores.check(tree.root)
-    messages.check(tree.root)
-    sysv.check(tree.processes)  # whoever had those numbers has let go of it by now
+        yield from numbers.in_use(tree.numbers)
+    yield from clash(semaphores.check, tree.root)
+    yield from clash(messages.check, tree.root)
+    yield from clash(sysv.check, tree.processes)  # whoever had those numbers has let go of it by now
+
+
+def _check_rights(options: RestartOptions) -> None:
+    """Refuse numbers that we may not choose, and namespaces that we may not make."""
+    ours = int(procfs.status("self")["CapEff"], 16)
+    enough = {"original": (_CAP_SYS_ADMIN, _CAP_CHECKPOINT_RESTORE), "namespace": (_CAP_SYS_ADMIN,)}.get(options.pids)
+    if enough and not any(ours >> capability & 1 for capability in enough):
+        what = "choosing a pid" if options.pids == "original" else "a namespace of its own"
+        raise FeatureMissing(f"these privileges do not allow {what}", hint="Run as root, or use --new-pids.")
+
+
+def _check_program(plan: Plan) -> None:
+    restore.check_program(plan, _stat_program(plan.process))
 
 
 def _stat_program(process: Process) -> os.stat_result:

@@ -6,15 +6,17 @@ import os
 import signal
 import struct
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from crd.engine.api import Files, Pids, RestartOptions, RestartResult
+from crd.engine.api import Pids, RestartOptions, RestartResult
 from crd.engine.userspace import call_filter, credentials, limits, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement
+from crd.engine.userspace.fds.terminal import control, open_masters
+from crd.engine.userspace.forecast import forecast
 from crd.engine.userspace.ipc import messages, semaphores
 from crd.engine.userspace.mem import restore, sysv
 from crd.engine.userspace.namespace import restart_inside
@@ -31,7 +33,9 @@ from crd.target import procfs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from crd.engine.api import RestartPlan
     from crd.engine.userspace.fds.kind import Making
+    from crd.engine.userspace.fds.terminal import Masters
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
     from crd.image.codec import Record
@@ -85,9 +89,15 @@ class Restart:
         """
         plan = self.plan
         same = self._options.pids != Pids.NEW
-        with Broker(plan.root.leader) as broker, Skeleton(plan, same_numbers=same) as skeleton:
+        with Broker(plan.root.leader) as broker, ExitStack() as stack:
             with _impossible_wishes():
-                tids = self._build(skeleton, broker, same_numbers=same)
+                masters = open_masters(plan.root, broker)
+            skeleton = stack.enter_context(Skeleton(
+                plan, same_numbers=same,
+                control={session: partial(control, slave=slave, broker=broker)
+                         for session, slave in masters.controlling.items()}))
+            with _impossible_wishes():
+                tids = self._build(skeleton, broker, masters, same_numbers=same)
             self._notes += skeleton.notes
             root = skeleton.root
             result = self._timed(RestartResult(
@@ -99,11 +109,11 @@ class Restart:
             skeleton.release()
         return result
 
-    def _build(self, skeleton: Skeleton, broker: Broker, *, same_numbers: bool) -> dict[int, int]:
+    def _build(self, skeleton: Skeleton, broker: Broker, masters: Masters, *, same_numbers: bool) -> dict[int, int]:
         """Make the vessels into the tasks, ready to be let go; return the number of each thread by the image's."""
         plans = self.plan.processes
         homes: dict[int, restore.Home] = {}
-        making = placement.prepare(plans, skeleton.vessels, broker, must_be_same=self._options.files == Files.FAIL)
+        making = placement.prepare(plans, skeleton.vessels, broker, self._options.files, masters)
         for plan in plans:
             making.turn_to(plan)
             restore.map_areas(making, homes)
@@ -199,6 +209,13 @@ class Restart:
     def _ours(self) -> Capabilities:
         """The capabilities with which a vessel begins."""
         return credentials.dump(procfs.status("self")).capabilities
+
+
+def plan_of(source: Source, options: RestartOptions) -> RestartPlan:
+    """Read what is to be made and tell it, with all that stands in its way; raises ImageError."""
+    with _impossible_wishes():
+        tree, _ = read_plan(verified(ImageReader(source)))
+        return forecast(tree, options)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from crd.native.vessel import spawn_vessel
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -60,8 +60,13 @@ class Skeleton:
         notes: what cannot be as it was, a sentence each.
     """
 
-    def __init__(self, tree: TreePlan, *, same_numbers: bool) -> None:
+    def __init__(self, tree: TreePlan, *, same_numbers: bool, control: Mapping[int, Callable[[Vessel], None]]) -> None:
         """Make them.
+
+        Args:
+            tree: of the image.
+            same_numbers: they get those of the image.
+            control: gives the session of a leader, by its number in the image, its terminal.
 
         Raises:
             PidInUse, FeatureMissing: a number cannot be had.
@@ -69,6 +74,7 @@ class Skeleton:
         """
         self._tree = tree
         self._same_numbers = same_numbers
+        self._control = control
         self._kin = {kin.pid: kin for kin in _kin(tree)}
         self._root = self._kin[tree.root.pid]
         self.vessels: dict[int, Vessel] = {}
@@ -167,6 +173,8 @@ class Skeleton:
             vessel.batch.call(NR.SETSID, what="setsid")
             vessel.run()
             self._sessions[kin.pid] = self._groups[kin.pid] = kin.pid
+            if give := self._control.get(kin.pid):
+                give(vessel)
         for child in children:
             if child not in early:
                 wanted = self._birth_session(child)

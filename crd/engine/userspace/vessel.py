@@ -16,6 +16,7 @@ from crd.native import tracee
 from crd.native.batch import Batch, find_syscall, map_scratch, remote_syscall
 from crd.native.memory import Memory
 from crd.native.syscall import NR
+from crd.native.vessel import spawn_vessel
 from crd.target import procfs
 
 if TYPE_CHECKING:
@@ -265,6 +266,20 @@ def seize(pid: int, tree: TreePlan) -> None:
     tracee.interrupt(pid)
     tracee.wait(pid)
     _check_processor(pid, tree)
+
+
+def check_processor(tree: TreePlan) -> None:
+    """Make sure that this processor has the state of the image, by a vessel that ends at once.
+
+    Raises:
+        RestartUnsupported: it has other state.
+    """
+    pid = spawn_vessel()
+    try:
+        seize(pid, tree)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        tracee.wait_end(pid)
 
 
 def _check_processor(pid: int, tree: TreePlan) -> None:

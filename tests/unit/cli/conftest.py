@@ -50,6 +50,8 @@ STATUS = {"version": "0.1.0", "host": "db1", "pid": 99, "started_at": "2026-11-2
           "queue": {"queued": 2, "running": 1, "oldest_at": "2026-11-23T10:00:00+00:00"}, "next_target": "web",
           "next_at": "2126-11-23T10:00:00+00:00", "metrics": "127.0.0.1:9643",
           "hosts": [{"name": "db1", "seen_at": "2026-11-23T10:00:00+00:00"}]}
+PLAN = {"crid": 42, "makes": [{"kind": "task", "name": "4242 (wor\x1b]0;ker)", "how": "3 threads"}], "clashes": [],
+        "notes": ["it has no cap\x1b[0m"]}
 OBSTACLE = {"code": "fd.terminal", "object": "fd 0 (/dev/pts/1)", "reason": "is a terminal", "remedy": "redirect it"}
 
 
@@ -71,7 +73,7 @@ class Daemon:
                            {"request": {**REQUEST, "state": "done", "root_pid": 4242}}],
             "ListRequests": [{"requests": [REQUEST]}],
             "CancelRequest": [{"request": {**REQUEST, "state": "cancelled"}}],
-            "Check": [{"pid": 4242, "comm": "worker", "obstacles": []}]}
+            "PlanRestart": [PLAN], "Check": [{"pid": 4242, "comm": "worker", "obstacles": []}]}
 
     async def __call__(self, method: str, parameters: dict[str, Any], _peer: Peer,
                        more: Callable[[dict[str, Any]], Awaitable[None]] | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crd.errors import AccessDenied, BlobCorrupt, Busy, SettingsError, TargetUnsupported
-from tests.unit.cli.conftest import IMAGE, OBSTACLE, REQUEST, SCRUBBED, SHARING, STATUS, TARGET, VERDICT
+from tests.unit.cli.conftest import IMAGE, OBSTACLE, PLAN, REQUEST, SCRUBBED, SHARING, STATUS, TARGET, VERDICT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,8 +47,11 @@ class TestTargets:
         assert crctl.json("target", "add", "web", "--pid", "7", "--every", "30s", "--jitter", "5s") == TARGET
         assert daemon.calls == [("AddTarget", {"target": {
             "name": "web", "held": False, "pid": 7, "every": "30s", "jitter": "5s",
-            **dict.fromkeys(("pidfile", "comm", "unit", "cgroup", "on_calendar", "cron", "keep", "source", "last",
-                             "next_at"))}})]
+            **dict.fromkeys(("pidfile", "comm", "unit", "cgroup", "on_calendar", "cron", "keep", "save_files", "files",
+                             "source", "last", "next_at"))}})]
+        crctl("target", "add", "web", "--pid", "7", "--every", "30s", "--save-files", "16MiB", "--files", "rollback")
+        assert daemon.parameters["target"]["save_files"] == "16MiB"
+        assert daemon.parameters["target"]["files"] == "rollback"
 
     def test_pid_files_are_named_as_the_daemon_finds_them(self, crctl: Crctl, daemon: Daemon, tmp_path: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,14 +174,27 @@ class TestImages:
 class TestRestart:
     def test_prints_the_number(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl("restart", "web@latest") == "7\n"
-        assert daemon.parameters == {"reference": "web@latest", "pids": "original", "files": "keep"}
+        assert daemon.parameters == {"reference": "web@latest", "pids": "original"}
 
     def test_options(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl.json("restart", "42", "--pidns", "--files", "fail") == REQUEST
         assert daemon.parameters == {"reference": "42", "pids": "namespace", "files": "fail"}
         crctl("restart", "42", "--new-pids")
         assert daemon.parameters["pids"] == "new"
-        crctl.error("restart", "42", "--files", "rollback", status=2)
+        crctl("restart", "42", "--files", "rollback")
+        assert daemon.parameters["files"] == "rollback"
+        crctl.error("restart", "42", "--files", "lose", status=2)
+
+    def test_plan(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("restart", "42", "--plan", "--pidns") == PLAN
+        assert daemon.calls == [("PlanRestart", {"reference": "42", "pids": "namespace"})]
+        text = crctl("restart", "42", "--plan")
+        assert "Nothing stands in the way." in text
+        assert "\x1b" not in text
+        clash = {"error": "restart.pid-in-use", "message": "pid 4242 is in use", "hint": "End it."}
+        daemon.replies["PlanRestart"] = [{**PLAN, "clashes": [clash] * 2}]
+        text = crctl("restart", "42", "--plan", status=14)
+        assert "2 things stand in the way:\n\n  pid 4242 is in use\n    -> End it.\n" in text
 
     def test_waits_for_the_end(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl("restart", "42", "--wait") == "7\npid 4242\n"

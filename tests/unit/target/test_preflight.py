@@ -162,6 +162,7 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
      "other = listener.accept()"),
     "sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sender.connect(('127.0.0.1', 9))",
     "master, slave = os.openpty(); other = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)",
+    "master, slave = os.openpty()\nfcntl.ioctl(slave, 0x540e, 0)",
     "map(-1, SHARED | ANONYMOUS)",
     "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE)",
 ])
@@ -174,7 +175,6 @@ def test_what_is_no_obstacle(tmp_path: Path, source: str) -> None:
     ("fd.epoll", ("poll = select.epoll(); ends = os.pipe(); poll.register(ends[0])\n"
                  "if os.fork() == 0: time.sleep(1000)\nos.close(ends[0]); os.close(ends[1])"),
      "watches a descriptor that was closed here"),
-    ("fd.terminal", ("master, slave = os.openpty()\nfcntl.ioctl(slave, 0x540e, 0)"), "controls the session"),
     ("task.seccomp", ("ends = os.pipe(); fd = new('strict'); libc.prctl(22, 1, 0, 0, 0); os.write(fd, b'x')\n"
                      "os.read(ends[0], 1)"), "strict mode"),
     ("task.unshared", ("def alone():\n    call(272, 0x400); flag.set(); time.sleep(1000)\n"
@@ -228,6 +228,15 @@ def test_what_it_shares_with_a_child_is_an_obstacle_for_it_alone(tmp_path: Path,
         alone = preflight.obstacles(program.pid, kcmp=kcmp, tree=False)
         assert [one.code for one in alone] == [code] * len(alone)
         assert not said or said in alone[0].reason
+
+
+def test_a_terminal_that_controls_a_session_from_elsewhere(tmp_path: Path) -> None:
+    source = ("master, slave = os.openpty()\nfcntl.ioctl(slave, 0x540e, 0)\nchild = os.fork()\n"
+              "if child == 0: time.sleep(1000)\nos.close(master); os.close(slave)\n"
+              "os.write(os.open('pid', os.O_CREAT | os.O_WRONLY), str(child).encode())")
+    with provoked(tmp_path, source):
+        child = int((tmp_path / "pid").read_text())
+        assert "controls a session that is led by another process" in found(child)["fd.terminal"].reason
 
 
 def test_obstacles_of_children_say_whose_they_are(tmp_path: Path) -> None:

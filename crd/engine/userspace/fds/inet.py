@@ -9,6 +9,7 @@ import struct
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.clash import clash
 from crd.engine.userspace.fds import lingering, socket_options, socket_queue, tcp, tcp_outside, tcp_repair, tcp_state
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
 from crd.engine.userspace.fds.unix import domain, opened
@@ -23,8 +24,11 @@ from crd.target.wording import process_names
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from crd.engine.api import Files
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.table import FileTable
+    from crd.engine.userspace.plan import Plan
     from crd.image.codec import Record
 
 _FAMILIES = {socket.AF_INET, socket.AF_INET6}
@@ -73,6 +77,12 @@ class InetSockets(Kind):
         yield from pairs
         if outside:
             yield from _outside(outside, by_objref, table)
+
+    def clashes(self, plan: Plan, files: Files) -> Iterator[Clash]:  # noqa: ARG002
+        """Tell which ports another process has; they are bound for a moment."""
+        for record in plan.of(InetSocket):
+            if record.local_port and not tcp.is_connection(record):
+                yield from clash(_try_port, record)
 
     def make(self, making: Making) -> None:
         """Make the sockets and give them their names; raises RestartError."""
@@ -214,21 +224,46 @@ def _bind(sock: socket.socket, record: InetSocket, making: Making) -> None:
     """
     _check_port(record, making)
     reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
-    where = (record.local_address, record.local_port)
-    name = where if record.family == socket.AF_INET else (*where, 0, record.scope)
     try:
         if record.kind == socket.SOCK_STREAM:  # beside connections that linger
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            sock.bind(name)
+            sock.bind(_name(record))
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not lingering.remove(record.local_port):
                 raise
-            sock.bind(name)
+            sock.bind(_name(record))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
     except OSError as error:
-        raise ResourceChanged(f"{where[0]} port {where[1]}: {error.strerror}{_by_whom(record)}", path="",
-                              hint="End the process that has it, or bring the address back.") from error
+        raise _not_had(record, error, _by_whom(record)) from error
+
+
+def _try_port(record: InetSocket) -> None:
+    """Bind a socket as that of the image was, and close it.
+
+    Raises:
+        ResourceChanged: another process has the port, or the address is not ours any more.
+    """
+    with socket.socket(record.family, record.kind) as sock:
+        socket_options.restart(sock, record.options)
+        if record.kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(_name(record))
+        except OSError as error:
+            by_whom = _by_whom(record)
+            if error.errno != errno.EADDRINUSE or by_whom:  # else connections linger, which a restart ends
+                raise _not_had(record, error, by_whom) from error
+
+
+def _name(record: InetSocket) -> tuple[object, ...]:
+    where = record.local_address, record.local_port
+    return where if record.family == socket.AF_INET else (*where, 0, record.scope)
+
+
+def _not_had(record: InetSocket, error: OSError, by_whom: str) -> ResourceChanged:
+    return ResourceChanged(f"{record.local_address} port {record.local_port}: {error.strerror}{by_whom}", path="",
+                           hint="End the process that has it, or bring the address back.")
 
 
 def _by_whom(record: InetSocket) -> str:

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from crd.engine.api import Files
     from crd.engine.userspace.broker import Broker
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.table import FileTable
+    from crd.engine.userspace.fds.terminal import Masters
     from crd.engine.userspace.mem.sysv import Attached
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
@@ -47,8 +50,9 @@ class Making:
         vessel: of that process.
         vessels: of all processes, by pid in the image.
         broker: who has them until then.
-        must_be_same: the caller insists that files have not changed.
-        contents: our descriptor, to read and write, of each file whose content is in the image, by objref.
+        files: what is done about files that have changed.
+        masters: our descriptors of terminals.
+        contents: our descriptor, to read and write, of each file whose content comes from the image, by objref.
         ours: our descriptor of each description, by objref.
         peers: our descriptor of the other end of a socket, by objref.
         segments: of System V shared memory, attached by us, by objref.
@@ -59,7 +63,8 @@ class Making:
     vessel: Vessel
     vessels: Mapping[int, Vessel]
     broker: Broker
-    must_be_same: bool
+    files: Files
+    masters: Masters
     contents: dict[int, int] = field(default_factory=dict)
     ours: dict[int, int] = field(default_factory=dict)
     peers: dict[int, int] = field(default_factory=dict)
@@ -123,12 +128,9 @@ class Kind:
         """
         raise NotImplementedError
 
-    def check(self, plan: Plan, *, must_be_same: bool) -> None:
-        """Make sure, before anything is made, that the objects of this kind can be.
-
-        Raises:
-            RestartError: one cannot, and why.
-        """
+    def clashes(self, plan: Plan, files: Files) -> Iterator[Clash]:  # noqa: ARG002
+        """Tell, before anything is made, which objects of this kind cannot be, and why."""
+        yield from ()
 
     def prepare(self, making: Making) -> None:
         """Make what memory is mapped from, or filled like memory, before memory is."""

@@ -23,6 +23,7 @@ from crd.target.wording import process_name
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.plan import Plan
     from crd.native.batch import Batch
@@ -71,22 +72,27 @@ def dump(pid: int, one: Description) -> Iterator[FileLock]:
                        end=held.end)
 
 
-def check(plan: Plan) -> None:
-    """Make sure that nobody holds what the image's task had locked.
-
-    Raises:
-        ResourceChanged: somebody does, and who.
-    """
+def clashes(plan: Plan) -> Iterator[Clash]:
+    """Tell who holds what the image's task had locked."""
     held = list(_held()) if plan.locks else []
     for lock in plan.locks:
         record = _file(plan, lock)
         if record is None:
             continue
-        found = os.stat(record.path)
+        try:
+            found = os.stat(record.path)
+        except OSError:
+            continue  # it is missing, which its kind tells
         for other in held:
             if (other.device, other.inode) == (found.st_dev, found.st_ino) and other.excludes(lock):
-                raise ResourceChanged(f"{record.path} is locked by {process_name(other.pid)}", path=record.path,
+                yield ResourceChanged(f"{record.path} is locked by {process_name(other.pid)}", path=record.path,
                                       hint="End that process first.")
+
+
+def check(plan: Plan) -> None:
+    """Make sure that nobody holds what the image's task had locked; raises ResourceChanged."""
+    for error in clashes(plan):
+        raise error
 
 
 def _file(plan: Plan, lock: FileLock) -> RegularFile | None:

@@ -8,6 +8,7 @@ import select
 import stat
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.clash import clash
 from crd.engine.userspace.fds import fifo
 from crd.engine.userspace.fds.kind import Kind, Making
 from crd.engine.userspace.fds.pipe_data import fill, in_flight, readable
@@ -17,6 +18,8 @@ from crd.target.paths import DELETED
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from crd.engine.api import Files
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.plan import Plan
@@ -44,11 +47,10 @@ class Pipes(Kind):
                 yield PipeEnd(objref=one.objref, pipe=number, flags=one.flags, owner=one.owner,
                               hung_up=_is_hung_up(one))
 
-    def check(self, plan: Plan, *, must_be_same: bool) -> None:
-        """Look for the named ones; raises ResourceChanged."""
-        del must_be_same
+    def clashes(self, plan: Plan, files: Files) -> Iterator[Clash]:  # noqa: ARG002
+        """Look for the named ones."""
         for pipe in plan.of(Pipe):
-            fifo.check(pipe)
+            yield from clash(fifo.check, pipe)
 
     def make(self, making: Making) -> None:
         """Make each pipe, fill it, and describe its ends."""

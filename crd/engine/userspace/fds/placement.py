@@ -15,26 +15,30 @@ from crd.image.owner import Owner
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from crd.engine.api import Files
     from crd.engine.userspace.broker import Broker
+    from crd.engine.userspace.clash import Clash
+    from crd.engine.userspace.fds.terminal import Masters
     from crd.engine.userspace.plan import Plan
     from crd.engine.userspace.vessel import Vessel
 
 _ALL_FDS = 0xFFFF_FFFF
 
 
-def check(plans: Sequence[Plan], *, must_be_same: bool) -> None:
-    """Make sure that all descriptions and locks of an image can be had; raises RestartError."""
+def clashes(plans: Sequence[Plan], files: Files) -> Iterator[Clash]:
+    """Tell which descriptions and locks of an image cannot be had."""
     for kind in KINDS:
-        kind.check(plans[0], must_be_same=must_be_same)
+        yield from kind.clashes(plans[0], files)
     for plan in plans:
-        lock.check(plan)
+        yield from lock.clashes(plan)
 
 
-def prepare(plans: Sequence[Plan], vessels: Mapping[int, Vessel], broker: Broker, *, must_be_same: bool) -> Making:
+def prepare(plans: Sequence[Plan], vessels: Mapping[int, Vessel], broker: Broker, files: Files,
+            masters: Masters) -> Making:
     """Make what memory is mapped from; raises RestartError."""
-    making = Making(plans[0], vessels[plans[0].pid], vessels, broker, must_be_same)
+    making = Making(plans[0], vessels[plans[0].pid], vessels, broker, files, masters)
     for kind in KINDS:
         kind.prepare(making)
     return making

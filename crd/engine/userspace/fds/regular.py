@@ -7,6 +7,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.clash import clash
+from crd.engine.userspace.fds import rollback
 from crd.engine.userspace.fds.description import NOBODY
 from crd.engine.userspace.fds.kind import Kind, Making
 from crd.errors import Obstacle, ResourceChanged, TargetUnsupported
@@ -16,8 +18,10 @@ from crd.target.paths import Reach, name_left, reach
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from crd.engine.userspace.broker import Broker
+    from crd.engine.api import Files
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.description import Description
+    from crd.engine.userspace.fds.rollback import Known
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.plan import Plan
     from crd.image.codec import Record
@@ -43,17 +47,32 @@ class RegularFiles(Kind):
         for one in found:
             yield dump(one.objref, _path(one), one.stat, flags=one.flags, position=one.info.position, owner=one.owner)
 
-    def check(self, plan: Plan, *, must_be_same: bool) -> None:
-        """Hold each file against what the image knew; raises ResourceChanged."""
+    def clashes(self, plan: Plan, files: Files) -> Iterator[Clash]:
+        """Hold each file against what the image knew, but what a rollback puts back."""
+        contents = rollback.known(plan)
+        put_back = set()
+        for identity, one in contents.items() if files == "rollback" else ():
+            try:
+                if one.judge() is rollback.Verdict.PUT_BACK:
+                    put_back.add(identity)
+            except ResourceChanged as error:
+                put_back.add(identity)
+                yield error
         for record in plan.of(RegularFile):
-            check(record, must_be_same=bool(record.mapped) or must_be_same)
+            if (record.device, record.inode) not in put_back:
+                yield from clash(_check, record, contents.get((record.device, record.inode)), files)
+
+    def prepare(self, making: Making) -> None:
+        """Make the files that are to be put back; raises ResourceChanged."""
+        if making.files == "rollback":
+            rollback.prepare(making)
 
     def make(self, making: Making) -> None:
-        """Open each file by its path; raises ResourceChanged."""
+        """Open each file by its path, or the one that takes its place; raises ResourceChanged."""
+        rollback.finish(making)
         for record in making.wanted(RegularFile):
             making.act_for(record.objref)
-            making.add(record.objref, _restart(record, making.broker, must_be_same=making.must_be_same))
-
+            making.add(record.objref, _restart(record, making))
 
 def _path(one: Description) -> str:
     """Return the name it was opened by, or another that is left of it."""
@@ -73,12 +92,10 @@ def dump(objref: int, path: str, found: os.stat_result, *, flags: int = 0, posit
         flags=flags, position=position, owner=owner, mapped=0, build_id=b"")
 
 
-def check(record: RegularFile, *, must_be_same: bool) -> None:
+def _check(record: RegularFile, content: Known | None, files: Files) -> None:
     """Make sure that the path still shows what the image knew.
 
-    Args:
-        record: the file.
-        must_be_same: the content must not have changed either: a private mapping relies on it, or the caller insists.
+    The content must not have changed either if a private mapping relies on it, or the caller insists.
 
     Raises:
         ResourceChanged: the file is missing, another one, or has changed.
@@ -88,7 +105,10 @@ def check(record: RegularFile, *, must_be_same: bool) -> None:
     except OSError as error:
         raise ResourceChanged(f"{record.path}: {error.strerror}", path=record.path,
                               hint="Put the file back, or choose another image.") from error
-    compare(record, found, must_be_same=must_be_same)
+    by_content = content is not None and files == "fail"
+    compare(record, found, must_be_same=bool(record.mapped) or (files == "fail" and not by_content))
+    if content and by_content and (what := content.has_changed(found, record.path)):
+        raise _changed(record, what)
 
 
 def compare(record: RegularFile, found: os.stat_result, *, must_be_same: bool) -> None:
@@ -99,8 +119,12 @@ def compare(record: RegularFile, found: os.stat_result, *, must_be_same: bool) -
         was, now = (record.size, record.mtime_ns), (found.st_size, found.st_mtime_ns)
         if was != now:
             what = "size" if was[0] != now[0] else "modification time"
-            raise ResourceChanged(f"{record.path} has changed since the image was taken ({what})", path=record.path,
-                                  hint="The program had this content mapped or open; put that version back.")
+            raise _changed(record, what)
+
+
+def _changed(record: RegularFile, what: str) -> ResourceChanged:
+    return ResourceChanged(f"{record.path} has changed since the image was taken ({what})", path=record.path,
+                           hint="The program had this content mapped or open; put that version back.")
 
 
 def reopened(flags: int) -> int:
@@ -109,7 +133,7 @@ def reopened(flags: int) -> int:
     return flags & _REOPENED & ~(os.O_DIRECTORY if temporary else 0)
 
 
-def _restart(record: RegularFile, broker: Broker, *, must_be_same: bool) -> int:
+def _restart(record: RegularFile, making: Making) -> int:
     """Open the file as the image knew it, and return our descriptor.
 
     Raises:
@@ -118,8 +142,11 @@ def _restart(record: RegularFile, broker: Broker, *, must_be_same: bool) -> int:
     flags = reopened(record.flags)
     path_only = flags & O_PATH
     wait = 0 if path_only else os.O_NONBLOCK | os.O_NOCTTY  # whatever is there now: opening must not block
-    fd = broker.open(record.path, flags | wait, (record.device, record.inode))
-    compare(record, os.fstat(fd), must_be_same=must_be_same)
+    if (content := making.contents.get(record.objref)) is not None:
+        fd = os.open(f"/proc/self/fd/{content}", flags & ~os.O_NOFOLLOW | wait | os.O_CLOEXEC)
+    else:
+        fd = making.broker.open(record.path, flags | wait, (record.device, record.inode))
+        compare(record, os.fstat(fd), must_be_same=False)
     if not path_only:
         if not flags & os.O_NONBLOCK:
             fcntl.fcntl(fd, fcntl.F_SETFL, flags)

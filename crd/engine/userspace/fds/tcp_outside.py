@@ -118,7 +118,7 @@ def _go_on(making: Making, connection: OutsideConnection, record: InetSocket, so
             if tcp_state.has_sent_end(connection.state):
                 ours.shutdown(socket.SHUT_WR)
 
-    making.broker.at_last(begin)
+    making.broker.afterwards(begin)
 
 
 def _populate(connection: OutsideConnection, record: InetSocket, sock: socket.socket, received: Sequence[bytes],
@@ -171,7 +171,7 @@ def _refuse(making: Making, connection: OutsideConnection, record: InetSocket) -
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         making.broker.close(fd)
 
-    making.broker.at_last(tell_them)
+    making.broker.afterwards(tell_them)
 
 
 def _end(record: InetSocket, sock: socket.socket, received: Sequence[bytes]) -> None:

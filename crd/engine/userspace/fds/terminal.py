@@ -1,4 +1,8 @@
-"""Pseudo-terminals with both ends inside the task: pty(7), ioctl_tty(2)."""
+"""Pseudo-terminals with both ends inside the task, also those that control a session: pty(7), ioctl_tty(2).
+
+A session gets its terminal when its leader has made it and has no children in it yet, for these inherit it; so the
+masters are opened before the tasks are made (``open_masters``).
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,47 @@ import stat
 import struct
 import termios
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
-from crd.errors import Obstacle, ResourceChanged, TargetUnsupported
+from crd.errors import Obstacle, ResourceChanged, RestartUnsupported, TargetUnsupported
 from crd.image.objects import TERMIOS_BYTES, Terminal, TerminalEnd
+from crd.native.syscall import NR
 from crd.target.terminals import PTMX, is_terminal, slave_index, slave_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from crd.engine.api import Files
+    from crd.engine.userspace.broker import Broker
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.plan import Plan
+    from crd.engine.userspace.vessel import Vessel
     from crd.image.codec import Record
 
 _TCGETS2, _TCSETS2 = 0x802C542A, 0x402C542B
-_TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
+_TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER, _TIOCGSID = 0x80045430, 0x40045431, 0x5441, 0x5429
 _TIOCGPKT, _TIOCGPTLCK, _TIOCGEXCL = 0x80045438, 0x80045439, 0x80045440
+_IOCTL = 16
 _WINDOW = struct.Struct("<4H")
 _OPENS_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Masters:
+    """Our descriptors of terminals that are being made.
+
+    Attributes:
+        fds: of masters, by objref.
+        controlling: of slaves, by the session in the image that the terminal controls.
+    """
+
+    fds: dict[int, int]
+    controlling: dict[int, int]
 
 
 class Terminals(Kind):
@@ -62,12 +86,14 @@ class Terminals(Kind):
             yield TerminalEnd(objref=one.objref, terminal=objrefs[index], master=master, flags=one.flags,
                               owner=one.owner)
 
-    def check(self, plan: Plan, *, must_be_same: bool) -> None:
-        """Make sure that the numbers are free; raises ResourceChanged."""
-        del must_be_same
+    def clashes(self, plan: Plan, files: Files) -> Iterator[Clash]:  # noqa: ARG002
+        """Tell which numbers are taken."""
         for record in plan.of(Terminal):
             if os.path.lexists(slave_name(record.index)):
-                raise _taken(record.index)
+                yield _taken(record.index)
+            if record.session and record.session not in plan.shared.pids:
+                yield RestartUnsupported(f"the terminal {slave_name(record.index)} controls session {record.session}, "
+                                         "whose leader is not in the image")
 
     def make(self, making: Making) -> None:
         """Make each pair under its number; raises ResourceChanged."""
@@ -77,6 +103,60 @@ class Terminals(Kind):
         for record in making.plan.of(Terminal):
             if record.objref in ends:
                 _restart(record, ends[record.objref], making)
+
+    def number(self, making: Making, numbers: Mapping[int, int]) -> None:
+        """Have the leader of each session that a terminal controls put the process group into the foreground."""
+        for record in making.plan.of(Terminal):
+            if record.foreground:
+                if group := numbers.get(record.foreground):
+                    _put_into_foreground(making.vessels[record.session], record, making, group)
+                else:
+                    making.notes.append(f"nobody is in the foreground of {slave_name(record.index)}: process group "
+                                        f"{record.foreground} is not in the image")
+
+
+def open_masters(plan: Plan, broker: Broker) -> Masters:
+    """Open the master of each terminal under its number, and a slave of each that controls a session.
+
+    Each has the size of its window while nobody is there to be told of that (SIGWINCH).
+
+    Raises:
+        ResourceChanged: a number is taken.
+    """
+    masters = Masters({}, {})
+    for record in plan.of(Terminal):
+        master = broker.hold(_open_master(record.index))
+        fcntl.ioctl(master, _TIOCSPTLCK, bytes(4))
+        fcntl.ioctl(master, termios.TIOCSWINSZ, _WINDOW.pack(record.rows, record.columns, record.width, record.height))
+        masters.fds[record.objref] = master
+        if record.session:
+            masters.controlling[record.session] = broker.hold(_open_slave(master, os.O_RDWR))
+    return masters
+
+
+def control(leader: Vessel, slave: int, broker: Broker) -> None:
+    """Have a vessel that leads a session without a terminal get one."""
+    pulled = broker.pull(leader.batch, slave)
+    leader.batch.call(_IOCTL, pulled, termios.TIOCSCTTY, 0, what="TIOCSCTTY")
+    leader.batch.call(NR.CLOSE, pulled)
+    leader.run()
+
+
+def _put_into_foreground(leader: Vessel, record: Terminal, making: Making, group: int) -> None:
+    """Have the leader do it: all signals of it are blocked still, so that it may do so from the background."""
+    pulled = making.broker.pull(leader.batch, making.masters.controlling[record.session])
+    leader.batch.call(_IOCTL, pulled, termios.TIOCSPGRP, leader.batch.data(group.to_bytes(4, "little")),
+                      what="TIOCSPGRP")
+    leader.batch.call(NR.CLOSE, pulled)
+    leader.run()
+
+
+def _number_or_none(fd: int, request: int) -> int:
+    """Return a number that the terminal may not have."""
+    try:
+        return _number(fd, request)
+    except OSError:  # ENOTTY: it controls no session
+        return 0
 
 
 def _number(fd: int, request: int) -> int:
@@ -88,25 +168,25 @@ def _dump(objref: int, index: int, one: Description) -> Terminal:
     node = os.stat(slave_name(index))
     poll = select.poll()
     poll.register(fd, 0)
+    session = _number_or_none(fd, _TIOCGSID)
     settings = fcntl.ioctl(fd, _TCGETS2, bytes(TERMIOS_BYTES))
     rows, columns, width, height = _WINDOW.unpack(fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(_WINDOW.size)))
     return Terminal(
         objref=objref, index=index, settings=settings, rows=rows, columns=columns, width=width, height=height,
         locked=_number(fd, _TIOCGPTLCK), packets=_number(fd, _TIOCGPKT),
         exclusive=_number(fd, _TIOCGEXCL), hung_up=any(events & select.POLLHUP for _, events in poll.poll(0)),
-        mode=stat.S_IMODE(node.st_mode), uid=node.st_uid, gid=node.st_gid)
+        mode=stat.S_IMODE(node.st_mode), uid=node.st_uid, gid=node.st_gid, session=session,
+        foreground=_number_or_none(fd, termios.TIOCGPGRP) if session else 0)
 
 
 def _restart(record: Terminal, ends: Sequence[TerminalEnd], making: Making) -> None:
-    master = _open_master(record.index)
-    fcntl.ioctl(master, _TIOCSPTLCK, bytes(4))
+    master = making.masters.fds[record.objref]
     for end in ends:
-        fd = master if end.master else _open_slave(master, end.flags & os.O_ACCMODE)
+        fd = os.dup(master) if end.master else _open_slave(master, end.flags & os.O_ACCMODE)
         making.add(end.objref, fd, end.flags)
     if record.hung_up:
         os.close(_open_slave(master, os.O_RDWR))
     fcntl.ioctl(master, _TCSETS2, record.settings)
-    fcntl.ioctl(master, termios.TIOCSWINSZ, _WINDOW.pack(record.rows, record.columns, record.width, record.height))
     fcntl.ioctl(master, termios.TIOCPKT, record.packets.to_bytes(4, "little"))
     if record.exclusive:
         fcntl.ioctl(master, termios.TIOCEXCL)

@@ -32,6 +32,8 @@ from crd.target.sock_diag import ESTABLISHED, LISTENING, SocketDiagnosis, UnixSo
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from crd.engine.api import Files
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.plan import Plan
     from crd.image.codec import Record
@@ -77,10 +79,9 @@ class UnixSockets(Kind):
         for one in found:
             table.late_records += [_message(one, message) for message in table.queues.get(one.objref, [])]
 
-    def check(self, plan: Plan, *, must_be_same: bool) -> None:
-        """Make sure that names can be had; raises ResourceChanged."""
-        del must_be_same
-        unix_restart.check(plan)
+    def clashes(self, plan: Plan, files: Files) -> Iterator[Clash]:  # noqa: ARG002
+        """Tell which names cannot be had."""
+        yield from unix_restart.clashes(plan)
 
     def make(self, making: Making) -> None:
         """Make the sockets and connect them."""

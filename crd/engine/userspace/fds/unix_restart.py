@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.clash import clash
 from crd.engine.userspace.fds import socket_options, socket_queue
 from crd.engine.userspace.fds.unix_calls import accept_from, connect, listen, socketpair
 from crd.errors import ResourceChanged, RestartError
@@ -24,6 +25,9 @@ from crd.image.objects import (
 from crd.target.sock_diag import SocketDiagnosis
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.kind import Making
     from crd.engine.userspace.plan import Plan
 
@@ -33,20 +37,16 @@ _SIOCUNIXFILE = 0x89E0
 _ROOM_BYTES = 16 << 20
 
 
-def check(plan: Plan) -> None:
-    """Make sure that the names of sockets can be had.
-
-    Raises:
-        ResourceChanged: a directory is missing, or another socket or file has the name.
-    """
+def clashes(plan: Plan) -> Iterator[Clash]:
+    """Tell which names of sockets cannot be had: a directory is missing, or another socket or file has the name."""
     for record in plan.of(UnixSocket):
         if record.name and not _inherits_its_name(plan, record):
             if _is_bound(record):
                 shown = record.path or os.fsdecode(record.name.replace(b"\0", b"@"))
-                raise ResourceChanged(f"the socket {shown} is in use by another process", path=record.path,
+                yield ResourceChanged(f"the socket {shown} is in use by another process", path=record.path,
                                       hint="End that process first.")
-            if record.path:
-                _check_path(record)
+            elif record.path:
+                yield from clash(_check_path, record)
 
 
 def _is_bound(record: UnixSocket) -> bool:

@@ -34,6 +34,8 @@ from crd.target.unnamed import is_unnamed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from crd.engine.api import Files
+    from crd.engine.userspace.clash import Clash
     from crd.engine.userspace.fds.description import Description
     from crd.engine.userspace.fds.table import FileTable
     from crd.engine.userspace.plan import Plan
@@ -71,12 +73,11 @@ class UnnamedFiles(Kind):
                                                     position=one.info.position))
         yield from ()
 
-    def check(self, plan: Plan, *, must_be_same: bool) -> None:
-        """Make sure that there is a directory to make each file in; raises ResourceChanged."""
-        del must_be_same
+    def clashes(self, plan: Plan, files: Files) -> Iterator[Clash]:  # noqa: ARG002
+        """Tell which file has no directory to be made in."""
         for record in plan.of(UnnamedFile):
             if record.kind != UNNAMED_MEMORY and not Path(record.path).parent.is_dir():
-                raise ResourceChanged(f"there is no directory for the deleted file {record.path}", path=record.path,
+                yield ResourceChanged(f"there is no directory for the deleted file {record.path}", path=record.path,
                                       hint="Make the directory again.")
 
     def prepare(self, making: Making) -> None:
@@ -200,7 +201,7 @@ def _name_at_last(record: UnnamedFile, making: Making) -> None:
         making.notes.append(f"the shared memory {record.path} stays without a name: another process uses what has it")
     else:
         fd = making.contents[record.objref]
-        making.broker.at_last(making.broker.with_these_rights(lambda: _give_name(fd, record.path)))
+        making.broker.afterwards(making.broker.with_these_rights(lambda: _give_name(fd, record.path)))
 
 
 def _is_in_use(path: str) -> bool:

@@ -25,10 +25,11 @@ from crd.image.profile import (
 from crd.target.paths import is_memory_with_a_name, name_left
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from crd.engine.userspace.capture import Capture
     from crd.engine.userspace.mem.shared import Copied
+    from crd.image.codec import Record
     from crd.image.sysv import SysvMemory
     from crd.native.memory import Memory
     from crd.target.procfs import MapEntry
@@ -82,6 +83,13 @@ class MappedObjects:
         elif (entry.device, entry.inode) not in self.copies:
             where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
             self.copies[entry.device, entry.inode] = copy_shared(where)
+
+    def memory_records(self) -> Iterator[Record]:
+        """Return the records of shared memory, that of its segment behind each."""
+        for identity, memory in self.memories.items():
+            yield memory
+            if segment := self.segments.get(identity):
+                yield segment
 
     def object(self, entry: MapEntry, what: int) -> int:
         """Return the objref of what an area of kind ``what`` maps; 0 for anonymous memory.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace.fds import regular
 from crd.engine.userspace.mem import sysv
 from crd.errors import MemoryFault, ResourceChanged, RestartError
-from crd.image.objects import RegularFile, SharedMemory
+from crd.image.objects import FileContent, RegularFile, SharedMemory
 from crd.image.profile import (
     PAGE_BYTES,
     VMA_ANONYMOUS,
@@ -170,6 +170,8 @@ def _write(making: Making, record: Record, homes: Mapping[int, Home]) -> int:
         process_write_runs(os.getpid(), _runs(record, base), record.data)
         return record.data.nbytes
     if isinstance(record, SharedPages):
+        if isinstance(making.plan.objects[record.objref], FileContent):
+            return record.data.nbytes  # of a file that stays as it is
         if record.objref not in homes:
             raise RestartError(f"nobody maps the shared memory object {record.objref} of the image")
         vessel, base = homes[record.objref].vessel, homes[record.objref].address

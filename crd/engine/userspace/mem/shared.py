@@ -35,15 +35,15 @@ def copy_shared(path: str) -> Copied:
         os.close(fd)
 
 
-def copy_content(fd: int) -> Copied:
-    """Copy what a file holds that we have open for reading; raises as ``room``."""
+def copy_content(fd: int, flags: int = 0) -> Copied:
+    """Copy what a file holds that we have open for reading, by preadv2(2) with flags; raises as ``room``."""
     size = os.fstat(fd).st_size
     runs = list(_data(fd, size))
     content = room(sum(length for _, length in runs))
     at = 0
     for start, length in runs:
         end = at + min(length, size - start)  # what is left of the last page is zero
-        while at < end and (n := os.preadv(fd, [content[at:end]], start)):
+        while at < end and (n := os.preadv(fd, [content[at:end]], start, flags)):
             at, start = at + n, start + n  # noqa: PLW2901  (one call moves no more than 2 GiB)
         at += -at % PAGE_BYTES
     return Copied(size, runs, content)
