@@ -414,6 +414,13 @@ class RequestNotFound(CatalogError):
     exit_status = EXIT_NOT_FOUND
 
 
+class RequestMoved(CatalogError):
+    """The restart request is in another state by now."""
+
+    code = "catalog.request-moved"
+    exit_status = EXIT_CONFLICT
+
+
 class QueueFull(CatalogError):
     """Too many restart requests are queued already."""
 
@@ -448,6 +455,7 @@ class CatalogBusy(CatalogError):
 
     code = "catalog.busy"
     retryable = True
+    exit_status = EXIT_CONFLICT
 
 
 class CatalogOutOfDate(CatalogError):

@@ -165,7 +165,7 @@ class Handlers(UpkeepHandlers):
         request = await self._app.catalog.requests.add(
             image.crid, pids=pids or "original", files=files or "keep", uid=peer.uid, now=self._app.clock.now(),
             gids=None if peer.is_admin else peer.groups)
-        await self._app.restarts.asked()
+        self._app.restarts.wake()
         return {"request": request_json(request)}
 
     async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None) -> dict[str, Any]:  # noqa: ARG002, N802
