@@ -429,6 +429,13 @@ class RequestNotFound(CatalogError):
     exit_status = EXIT_NOT_FOUND
 
 
+class RequestMoved(CatalogError):
+    """The restart request is in another state by now."""
+
+    code = "catalog.request-moved"
+    exit_status = EXIT_CONFLICT
+
+
 class QueueFull(CatalogError):
     """Too many restart requests are queued already."""
 
@@ -463,6 +470,7 @@ class CatalogBusy(CatalogError):
 
     code = "catalog.busy"
     retryable = True
+    exit_status = EXIT_CONFLICT
 
 
 class CatalogUnavailable(CatalogError):

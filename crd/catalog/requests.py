@@ -15,7 +15,7 @@ from sqlalchemy import func, insert, select, update
 from crd.catalog.rows import Request
 from crd.catalog.schema import images, requests
 from crd.catalog.whole import whole
-from crd.errors import CatalogError, ImageNotFound, QueueFull, RequestNotCancellable, RequestNotFound
+from crd.errors import ImageNotFound, QueueFull, RequestMoved, RequestNotCancellable, RequestNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -114,17 +114,17 @@ class Requests:
             boot_id: of the running kernel.
 
         Raises:
-            CatalogError: it is not running: nothing of it may be let go.
+            RequestMoved: it is not running: nothing of it may be let go.
         """
         await self._pass(number, {"running"}, state="releasing", root_pid=root_pid, root_start_time=root_start_time,
                          boot_id=boot_id)
 
     async def done(self, number: int, now: datetime) -> None:
-        """Note that the tasks run; raises CatalogError if they were not being released."""
+        """Note that the tasks run; raises RequestMoved if they were not being released."""
         await self._pass(number, {"releasing"}, state="done", ended_at=now)
 
     async def failed(self, number: int, now: datetime, error: CrdError) -> None:
-        """Note that nothing runs, and why; raises CatalogError if it was not being carried out."""
+        """Note that nothing runs, and why; raises RequestMoved if it was not being carried out."""
         await self._pass(number, {"running", "releasing"}, state="failed", ended_at=now, error=error.code,
                          message=error.message, hint=error.hint)
 
@@ -187,7 +187,7 @@ class Requests:
             await self._database.announce(connection)
             if not done.rowcount:
                 request = await _get(connection, number)
-                raise CatalogError(f"request {number} is {request.state}, and cannot become {values['state']}")
+                raise RequestMoved(f"request {number} is {request.state}, and cannot become {values['state']}")
 
 
 async def _need_room(connection: AsyncConnection, host: str, uid: int | None) -> None:

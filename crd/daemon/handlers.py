@@ -177,13 +177,14 @@ class Handlers(UpkeepHandlers):
         request = await self._app.catalog.requests.add(
             image.crid, pids=pids or "original", files=files or self._files(image), uid=peer.uid,
             now=self._app.clock.now(), gids=None if peer.is_admin else peer.groups, host=image.host)
-        await self._app.restarts.asked()
+        self._app.restarts.wake()
         return {"request": request_json(request)}
 
     async def _on_PlanRestart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                               pids: str | None, files: str | None) -> dict[str, Any]:
         image = await self._here(peer, reference)
-        options = RestartOptions(pids=Pids(pids or "original"), files=Files(files or self._files(image)))
+        options = RestartOptions(pids=Pids(pids or "original"), files=Files(files or self._files(image)),
+                                 only_uid=None if peer.is_admin else peer.uid, only_gids=tuple(peer.groups))
         with self._app.readers.reading(image.crid):
             return plan_json(image, await self._app.pipeline.plan(image.crid, options))
 

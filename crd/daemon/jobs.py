@@ -13,7 +13,7 @@ from crd.daemon.scopes import Scope
 from crd.daemon.targets import resolve
 from crd.daemon.turns import Turns
 from crd.engine.api import CheckpointOptions, Files, Pids, RestartOptions
-from crd.errors import Busy, CatalogError, CrdError, TargetUnsupported
+from crd.errors import Busy, CatalogError, CrdError, RequestMoved, TargetUnsupported
 from crd.target import procfs
 
 if TYPE_CHECKING:
@@ -95,9 +95,10 @@ class Checkpoints:
     async def _take(self, options: CheckpointOptions, pid: int | None, target: ScheduledTarget | None,
                     tags: tuple[str, ...], progress: Callable[[int], None] | None) -> Image:
         name = target.name if target else None
-        number = await self._catalog.checkpoints.start(name, pid, self._clock.now())
+        number = None
         self._count_running(1)
         try:
+            number = await self._catalog.checkpoints.start(name, pid, self._clock.now())
             async with self._turns:
                 if target is not None:
                     pid = resolve(target.settings).pid
@@ -141,19 +142,19 @@ class Checkpoints:
     async def skip(self, target: ScheduledTarget) -> None:
         """Enter a run that did not take place."""
         self._due(target.name)
-        await self._catalog.checkpoints.skip(target.name, self._clock.now(), "the one before was still under way")
         with self._metrics.of(target.name) as metrics:
             metrics.results["skipped"] += 1
+        with suppress(CatalogError):  # the loop of the target goes on
+            await self._catalog.checkpoints.skip(target.name, self._clock.now(), "the one before was still under way")
 
     def _due(self, name: str) -> None:
         """Note since when an image is due, unless one has been for longer."""
         with self._metrics.of(name) as metrics:
             metrics.due_since = metrics.due_since or self._clock.now().timestamp()
 
-    async def _ended(self, number: int, state: str, name: str | None, pid: int | None, *, image: Image | None = None,
-                     error: CrdError | None = None) -> None:
-        await self._catalog.checkpoints.finish(number, state, self._clock.now(), crid=image.crid if image else None,
-                                               error=error, pid=pid)
+    async def _ended(self, number: int | None, state: str, name: str | None, pid: int | None, *,
+                     image: Image | None = None, error: CrdError | None = None) -> None:
+        """Count, log and enter how an attempt ended; what it came to does not depend on the entry."""
         with self._metrics.of(name) as metrics:
             metrics.results[state] += 1
             if error:
@@ -168,6 +169,13 @@ class Checkpoints:
             self._metrics.archive_images.labels(self._store).inc()
             logger.info("image taken", extra={"event": "checkpoint.ok", "target": name, "pid": pid,
                                               "crid": image.crid, "seconds": image.stop_seconds})
+        try:
+            if number is not None:
+                await self._catalog.checkpoints.finish(number, state, self._clock.now(), error=error, pid=pid,
+                                                       crid=image.crid if image else None)
+        except CatalogError as failure:
+            logger.warning("attempt %d is not entered: %s", number, failure.message,
+                           extra={"event": "checkpoint.unentered", "target": name, "error": failure.code})
 
 
 def _count_image(metrics: TargetMetrics, image: Image) -> None:
@@ -195,11 +203,10 @@ class Restarts:
         self.changed = asyncio.Condition()
         self.boot_id = procfs.read("sys", "kernel/random/boot_id").strip()
 
-    async def asked(self) -> None:
+    def wake(self) -> None:
         """Say that there is a new request."""
         self._asked.set()
-        with suppress(CatalogError):  # it is queued all the same
-            await self.measure()
+        self._metrics.queue_length.inc()  # until it is measured again
 
     async def recover(self) -> None:
         """Settle, and count, what a daemon before us left under way."""
@@ -215,7 +222,7 @@ class Restarts:
                 while request := await self._catalog.requests.claim(self._clock.now()):
                     await self._tell()
                     await asyncio.shield(self._carry_out(request))
-            except CatalogError as error:  # it may be away for a while
+            except CatalogError as error:  # whatever is queued stays queued
                 logger.warning("the queue: %s", error.message, extra={"event": "queue.failed", "error": error.code})
             try:
                 async with asyncio.timeout(_IDLE_SECONDS):
@@ -249,18 +256,30 @@ class Restarts:
         await self._tell()
 
     async def _done(self, request: Request, result: RestartResult) -> None:
-        await _until_noted(lambda: self._catalog.requests.done(request.number, self._clock.now()))
+        await self._entered(lambda: self._catalog.requests.done(request.number, self._clock.now()))
         self._metrics.requests.labels("done").inc()
         self._metrics.restart_seconds.observe(result.duration_seconds)
         logger.info("restarted", extra={"event": "restart.done", "request": request.number, "crid": request.crid,
                                         "pid": result.root_pid})
 
     async def _failed(self, request: Request, error: CrdError) -> None:
-        await _until_noted(lambda: self._catalog.requests.failed(request.number, self._clock.now(), error))
+        await self._entered(lambda: self._catalog.requests.failed(request.number, self._clock.now(), error))
         self._metrics.requests.labels("failed").inc()
         logger.warning("restart failed: %s", error.message,
                        extra={"event": "restart.failed", "request": request.number, "crid": request.crid,
                               "error": error.code})
+
+    async def _entered(self, enter: Callable[[], Awaitable[None]]) -> None:
+        """Enter how a request ended, as often as it takes: until then it counts as running, and is never run again."""
+        while True:
+            try:
+                return await enter()
+            except RequestMoved:
+                return None  # an attempt that seemed to fail did not
+            except CatalogError as error:
+                logger.warning("a restart is not entered yet: %s", error.message,
+                               extra={"event": "queue.failed", "error": error.code})
+            await self._clock.sleep(_IDLE_SECONDS)
 
     async def measure(self) -> None:
         """Bring the gauges up to date."""
@@ -270,7 +289,8 @@ class Restarts:
 
     async def _tell(self) -> None:
         """Bring the gauges up to date and wake who waits for a request."""
-        await self.measure()
+        with suppress(CatalogError):
+            await self.measure()
         async with self.changed:
             self.changed.notify_all()
 
@@ -283,19 +303,6 @@ class Restarts:
         """Count a request that was cancelled."""
         self._metrics.requests.labels("cancelled").inc()
         await self._tell()
-
-
-async def _until_noted(note: Callable[[], Awaitable[None]]) -> None:
-    """Enter what has happened, however long the catalog is away."""
-    while True:
-        try:
-            await note()
-        except CatalogError as error:
-            if not error.retryable:
-                raise
-            await asyncio.sleep(_AGAIN_SECONDS)
-        else:
-            return
 
 
 async def measure(archive: Archive, spool: SpooledStore | None, metrics: Metrics) -> None:

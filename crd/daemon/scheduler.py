@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 _NAP_SECONDS = 20.0
 """Longest sleep: the time of day may jump, and the machine may have been asleep."""
 _STUCK = timedelta(seconds=5 * _NAP_SECONDS)
+_JUMP_SECONDS = 2.0
+"""Setting the clock back by less is made up for by waiting."""
 
 
 @dataclass(slots=True)
@@ -115,5 +117,15 @@ class Scheduler:
             target.running = False
 
     async def _sleep_until(self, target: ScheduledTarget) -> None:
-        while target.next_at and (left := (target.next_at - self._clock.now()).total_seconds()) > 0:
-            await self._clock.sleep(min(left, _NAP_SECONDS))
+        """Sleep until a target is due; after the clock was set back its schedule begins anew, else it would not be."""
+        clock = self._clock
+        before, since = clock.now(), clock.monotonic()
+        while target.next_at and (left := (target.next_at - before).total_seconds()) > 0:
+            await clock.sleep(min(left, _NAP_SECONDS))
+            now, passed = clock.now(), clock.monotonic() - since
+            if (now - before).total_seconds() < passed - _JUMP_SECONDS:
+                logger.warning("the clock was set back: %s begins its schedule anew", target.name,
+                               extra={"event": "schedule.clock-set-back", "target": target.name})
+                target.schedule = Schedule.of(target.name, target.settings, now)
+                target.next_at = target.schedule.after(now)
+            before, since = now, since + passed

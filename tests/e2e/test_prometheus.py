@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import shutil
@@ -11,7 +10,6 @@ import signal
 import socket
 import subprocess
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,27 +123,6 @@ def test_every_metric_follows_its_event(tmp_path: Path) -> None:
     assert not [series for series in seen if "_created" in series]
 
 
-def nursery_of(daemon: RunningDaemon) -> int:
-    """The process that forks workers."""
-    assert daemon.process is not None
-    pid = daemon.process.pid
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        if b"crd.engine.nursery" in Path(f"/proc/{child}/cmdline").read_bytes():
-            return int(child)
-    pytest.fail("the daemon has no nursery")
-
-
-@contextmanager
-def no_workers(daemon: RunningDaemon) -> Iterator[None]:
-    """Nothing that needs a worker goes on meanwhile."""
-    nursery = nursery_of(daemon)
-    os.kill(nursery, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(nursery, signal.SIGCONT)
-
-
 @pytest.fixture
 def small_state(tmp_path: Path) -> Iterator[Path]:
     """A state directory that is soon full."""
@@ -184,7 +161,7 @@ def test_prometheus_scrapes_panels_show_and_alerts_fire_and_resolve(tmp_path: Pa
         daemon.crctl("restart", crid, "--wait")
         resolves("CrdNoRecentImage", "CrdCheckpointsFailing")
 
-        with no_workers(daemon):
+        with daemon.without_workers():
             for _ in range(2):  # the first is claimed, and waits for its worker; the second waits for the first
                 daemon.crctl("restart", crid)
             fires("CrdQueueStuck")

@@ -164,7 +164,7 @@ def make_special_files() -> list[Record]:
         Terminal(objref=22, index=3, settings=bytes(TERMIOS_BYTES), rows=24, columns=80, width=0, height=0, locked=0,
                  packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5, session=PID, foreground=PID),
         TerminalEnd(objref=23, terminal=22, master=1, **common),
-        FileContent(objref=26, file=1, use=FILE_APPENDED, size=5000, uid=1, gid=2, saved=1, digest=bytes(32),
+        FileContent(objref=34, file=1, use=FILE_APPENDED, size=5000, uid=1, gid=2, saved=1, digest=bytes(32),
                     digest_start=0),
         UnixConnection(client=18, accepted=19, listener=20),
         UnixMessage(socket=18, source=b"", pid=PID, uid=0, gid=0, rights=[10], data=b"hello"),
@@ -270,7 +270,7 @@ def make_records() -> list[Record]:
         PendingSignal(tid=PID + 1, siginfo=SIGINFO),
         SharedPages(objref=2, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
         SharedPages(objref=16, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
-        SharedPages(objref=26, runs=[PageRun(address=0, pages=2)], data=memoryview(bytes(2 * PAGE_BYTES))),
+        SharedPages(objref=34, runs=[PageRun(address=0, pages=2)], data=memoryview(bytes(2 * PAGE_BYTES))),
         make_pages(), make_pages(address=MEMORY_START + 3 * PAGE_BYTES, pages=2, fill=0xCD),
     ]
 

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -30,6 +30,13 @@ def eventually(what: str, ask: Callable[[], Any], *, seconds: float = PATIENCE_S
             return answer
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process, none if it has ended."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 class Refused(Exception):  # noqa: N818  it states the fact
@@ -91,6 +98,25 @@ class RunningDaemon:
             return (b"crd.engine.nursery" in (process / "cmdline").read_bytes()
                     and f"CRD_DAEMON__STATE_DIR={self.state}\0".encode() in (process / "environ").read_bytes())
         return False
+
+    def nursery(self) -> int:
+        """The process that forks workers."""
+        assert self.process is not None
+        for child in children(self.process.pid):
+            with suppress(OSError):
+                if b"crd.engine.nursery" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return child
+        raise AssertionError(f"the daemon has no nursery:\n{self.log}")
+
+    @contextmanager
+    def without_workers(self) -> Iterator[None]:
+        """Let nothing that needs a worker go on meanwhile."""
+        nursery = self.nursery()
+        os.kill(nursery, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(nursery, signal.SIGCONT)
 
     def run_crctl(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run crctl and return how it ended."""

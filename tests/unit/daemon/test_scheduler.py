@@ -20,10 +20,11 @@ class FakeClock:
 
     def __init__(self) -> None:
         self.at = START
+        self.set_by = timedelta()
         self._sleepers: list[tuple[datetime, asyncio.Event]] = []
 
     def now(self) -> datetime:
-        return self.at
+        return self.at + self.set_by
 
     def monotonic(self) -> float:
         return self.at.timestamp()
@@ -155,3 +156,27 @@ def test_jitter_is_bounded_and_stable() -> None:
     assert first == again
     assert len(set(first.values())) == len(first)
     assert all(timedelta() <= delay <= timedelta(seconds=30) for delay in first.values())
+
+
+async def test_a_clock_that_is_set_back_holds_nothing_up() -> None:
+    clock, recorder, scheduler = make()
+    scheduler.add("web", settings(every="10s"), source="settings", held=False)
+    scheduler.add("daily", settings(on_calendar="*-*-* 09:00:00 UTC"), source="settings", held=False)
+    await clock.advance(15)
+    assert [name for name, _ in recorder.due] == ["web"]
+    clock.set_by -= timedelta(days=3, hours=3, minutes=1)  # it is 08:59 again, three days before
+    await clock.advance(60)
+    assert [name for name, _ in recorder.due[1:]].count("web") in {5, 6}
+    await clock.advance(60)
+    assert [name for name, _ in recorder.due].count("daily") == 1
+    await scheduler.close()
+
+
+async def test_a_clock_that_is_set_forward_makes_for_one_run_not_many() -> None:
+    clock, recorder, scheduler = make()
+    scheduler.add("web", settings(every="10s"), source="settings", held=False)
+    await clock.advance(15)
+    clock.set_by += timedelta(days=1)
+    await clock.advance(10)
+    assert 2 <= len(recorder.due) <= 3
+    await scheduler.close()

@@ -1,0 +1,143 @@
+"""What breaks around the daemon: disks, locks, memory, and too much asked at once; nobody is harmed by it."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crd.api.client import Client
+from tests.support.daemon import Refused, RunningDaemon, eventually
+from tests.support.workload import CountingProgram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+QUEUED = 10_000
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[CountingProgram]:
+    with CountingProgram(tmp_path, ballast_mib=1) as running:
+        yield running
+
+
+@pytest.fixture
+def small_state(tmp_path: Path) -> Iterator[Path]:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "crd-test", state], check=True)
+    yield state
+    subprocess.run(["umount", "--lazy", state], check=True)
+
+
+def every_second(home: Path) -> str:
+    return f'[targets.counter]\npidfile = "{home}/program.pid"\nevery = "1s"\nkeep = "last=3"\n'
+
+
+def test_a_disk_that_is_full_and_has_room_again(tmp_path: Path, small_state: Path, program: CountingProgram) -> None:
+    failed = 'crd_checkpoints_total{engine="userspace",result="failed",target="counter"}'
+    with RunningDaemon(tmp_path, every_second(tmp_path)) as daemon:
+        eventually("an image", lambda: daemon.crctl("images"))
+        before = {image["crid"] for image in daemon.crctl("images")}
+        filler = small_state / "filler"
+        with filler.open("wb") as file:
+            while free := shutil.disk_usage(small_state).free:
+                file.write(bytes(min(free, 1 << 20)))
+                file.flush()
+        counted = daemon.metrics()[failed]
+        eventually("checkpoints to fail", lambda: daemon.metrics()[failed] >= counted + 2)
+        program.assert_unharmed()
+        assert daemon.crctl("status")["version"], "it answers all the same"
+        filler.unlink()
+        eventually("images again", lambda: {image["crid"] for image in daemon.crctl("images")} - before)
+        assert daemon.crctl("scrub")["damaged"] == []
+        program.kill()
+        daemon.crctl("restart", "counter@latest", "--wait")
+        program.assert_unharmed()
+
+
+@pytest.mark.timeout(600)
+def test_a_catalog_that_somebody_locks(tmp_path: Path, program: CountingProgram) -> None:
+    with RunningDaemon(tmp_path, every_second(tmp_path)) as daemon:
+        eventually("an image", lambda: daemon.crctl("images"))
+        with daemon.without_workers():
+            waiting = daemon.crctl("restart", "counter@latest", "--pidns")["number"]  # claimed; waits for a worker
+            eventually("it to be claimed", lambda: daemon.crctl("request", "show", str(waiting))["state"] == "running")
+            catalog = sqlite3.connect(daemon.state / "catalog.db", isolation_level=None)
+            with closing(catalog):
+                catalog.execute("BEGIN IMMEDIATE")
+                with pytest.raises(Refused) as refused:
+                    daemon.crctl("restart", "counter@latest")
+                assert refused.value.error["error"] == "catalog.busy"
+                assert refused.value.status == 14
+                assert daemon.crctl("images"), "reading goes on"
+                catalog.execute("ROLLBACK")
+        ended = eventually("the queue to go on", lambda: request if (
+            request := daemon.crctl("request", "show", str(waiting)))["state"] in {"done", "failed"} else None)
+        assert ended["state"] == "done", ended
+        newest = daemon.crctl("images")[0]["crid"]
+        eventually("images again", lambda: daemon.crctl("images")[0]["crid"] > newest)
+        subprocess.run(["kill", "-9", str(ended["root_pid"])], check=True)
+        program.assert_unharmed()
+
+
+def test_a_worker_that_has_no_memory_left(tmp_path: Path, program: CountingProgram) -> None:
+    with RunningDaemon(tmp_path) as daemon:
+        image = daemon.crctl("checkpoint", "--pid", str(program.pid))
+        nursery = daemon.nursery()
+        unlimited = resource.prlimit(nursery, resource.RLIMIT_AS)
+        with open(f"/proc/{nursery}/statm") as file:
+            in_use = int(file.read().split()[0]) * resource.getpagesize()
+        for spare in (0, 1 << 16, 1 << 18, 1 << 20, 3 << 20):
+            resource.prlimit(nursery, resource.RLIMIT_AS, (in_use + spare, unlimited[1]))
+            for words in (("checkpoint", "--pid", str(program.pid)), ("restart", str(image["crid"]), "--pidns",
+                                                                     "--wait")):
+                with suppress(Refused):
+                    done = daemon.crctl(*words)
+                    if words[0] == "restart":
+                        subprocess.run(["kill", "-9", str(done["root_pid"])], check=True)
+                program.assert_unharmed()
+        resource.prlimit(nursery, resource.RLIMIT_AS, unlimited)
+        assert daemon.crctl("checkpoint", "--pid", str(program.pid))["crid"] > image["crid"]
+        assert daemon.crctl("scrub")["damaged"] == []
+
+
+@pytest.mark.timeout(900)
+def test_ten_thousand_requests_are_queued_and_none_is_lost(tmp_path: Path, program: CountingProgram) -> None:
+    with RunningDaemon(tmp_path) as daemon:
+        crid = str(daemon.crctl("checkpoint", "--pid", str(program.pid))["crid"])
+        with daemon.without_workers():
+            with Client(daemon.socket) as client:
+                numbers = [client.call("Restart", reference=crid)["request"]["number"] for _ in range(QUEUED)]
+                status = client.call("GetStatus")["queue"]
+            assert len({*numbers}) == QUEUED
+            assert status["queued"] + status["running"] == QUEUED
+            eventually("the gauge to tell", lambda: daemon.metrics()["crd_restart_queue_length"] == QUEUED)
+            assert daemon.process is not None
+            assert resident_mib(daemon.process.pid) < 300
+            daemon.process.send_signal(signal.SIGKILL)
+            daemon.process.wait()
+        daemon.stop(signal.SIGKILL)
+        daemon.start()
+        with Client(daemon.socket) as client:
+            assert client.call("GetRequest", number=numbers[0])["request"]["state"] == "failed", "it was interrupted"
+            last = client.call("GetRequest", number=numbers[-1])["request"]
+            assert last["state"] == "queued"
+            assert client.call("CancelRequest", number=numbers[-1])["request"]["state"] == "cancelled"
+        eventually("the queue to go on", lambda: daemon.metrics()['crd_restart_requests_total{result="failed"}'] >= 5)
+        program.assert_unharmed()
+
+
+def resident_mib(pid: int) -> float:
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / (1 << 20)
