@@ -8,7 +8,7 @@ export UV_PYTHON_DOWNLOADS := never
 NATIVE_SOURCES := setup.py $(shell find crd/native -name '*.[chS]') crd/native/ffi_build.py
 VICTIM_SOURCES := $(wildcard tests/victims/*.c)
 
-.PHONY: demo test run check bench setup system-packages victims clean
+.PHONY: demo test run check bench fuzz setup system-packages victims clean
 
 demo: setup
 	@$(BIN)/python tests/demo.py
@@ -28,6 +28,14 @@ check: setup
 
 bench: setup victims
 	$(BIN)/python -m tests.bench
+
+# Coverage-guided, for FUZZ_SECONDS; what reaches anything new is kept in tests/fuzz/corpus.
+FUZZ_SECONDS := 600
+fuzz: setup
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group fuzz
+	@mkdir -p var/fuzz
+	$(BIN)/python -m tests.fuzz.codec -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -artifact_prefix=var/fuzz/ \
+		tests/fuzz/corpus
 
 setup: $(VENV)/.installed $(VENV)/.built
 
