@@ -8,7 +8,7 @@ export UV_PYTHON_DOWNLOADS := never
 NATIVE_SOURCES := setup.py $(shell find crd/native -name '*.[chS]') crd/native/ffi_build.py
 VICTIM_SOURCES := $(wildcard tests/victims/*.c)
 
-.PHONY: demo test run check bench dashboards setup system-packages victims clean
+.PHONY: demo test run check bench fuzz dashboards setup system-packages victims clean
 
 demo: setup
 	@$(BIN)/python tests/demo.py
@@ -32,6 +32,14 @@ bench: setup victims
 # Writes the dashboards anew from the programs that describe them.
 dashboards: setup
 	$(BIN)/python config/grafana/generate.py
+
+# Coverage-guided, for FUZZ_SECONDS; what reaches anything new is kept in tests/fuzz/corpus.
+FUZZ_SECONDS := 600
+fuzz: setup
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group fuzz
+	@mkdir -p var/fuzz
+	$(BIN)/python -m tests.fuzz.codec -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -artifact_prefix=var/fuzz/ \
+		tests/fuzz/corpus
 
 setup: $(VENV)/.installed $(VENV)/.built
 

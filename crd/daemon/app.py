@@ -28,9 +28,10 @@ from crd.daemon.served import ServedPrograms
 from crd.daemon.stores import open_store
 from crd.daemon.targets import wanted_targets
 from crd.daemon.tracking import Tracks
-from crd.engine.api import USERSPACE, After, CheckpointOptions, serving
+from crd.engine.api import KERNEL, USERSPACE, After, CheckpointOptions, serving
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
+from crd.engine.kernel import freezer
 from crd.errors import BlobCorrupt, BlobMissing, CrdError, SettingsError, StateInUse
 from crd.metrics.exporter import Exporter
 from crd.metrics.names import Metrics
@@ -75,6 +76,7 @@ class App:
         self.restarts: Restarts
         self.scheduler: Scheduler
         self.pipeline: Pipeline
+        self.engine: str
         self.tracks: Tracks
         self.served: ServedPrograms
         self.retention: Retention
@@ -98,6 +100,8 @@ class App:
                 Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads))
             await self._settle()
             self.engine = serving(self.checkpoint_options())
+            if self.engine == KERNEL:
+                freezer.sweep(freezer.mounted())
             notes_writes = settings.engine.note_writes and self.engine == USERSPACE
             self.tracks = stack.enter_context(Tracks(enabled=notes_writes))
             workers = await stack.enter_async_context(WorkerPool(settings.engine_socket))
