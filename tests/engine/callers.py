@@ -260,3 +260,35 @@ int main(void)
     rest();
 }
 """)
+
+CALLS_ON_AND_ON = _program("""
+static atomic_long counted;
+
+static void *count(void *unused)
+{
+    for (;;) {
+        usleep(200);
+        counted++;
+    }
+    return unused;
+}
+
+int main(void)
+{
+    int fd = image("image");
+
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    pthread_create(&(pthread_t){0}, NULL, count, NULL);
+    while (access("enough", F_OK)) {
+        long before = counted, result = checkpoint(0, fd, 0);
+        if (result == 0 || (result < 0 && errno != EIO))
+            puts(name(result));
+        ftruncate(fd, 0);
+        lseek(fd, 0, SEEK_SET);
+        while (counted == before)
+            usleep(100);
+    }
+    puts("enough");
+    rest();
+}
+""")

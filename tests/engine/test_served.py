@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ import pytest
 from crd.engine.api import RestartOptions, RestartResult, restart
 from crd.image.reader import ImageReader
 from crd.image.verify import verified
+from crd.native.notification import answer
 from tests.engine import callers
 from tests.support.served import Served, compiled, received
 from tests.support.victims import sleep, until
@@ -176,6 +180,27 @@ def test_a_supervisor_that_dies_in_the_midst_leaves_an_error(tmp_path: Path) -> 
         os.waitpid(worker, 0)
         served_until_ready(program)
         assert program.output() == "EIO\ncrid\n"
+
+
+def test_a_supervisor_that_dies_at_any_instant_harms_nobody(tmp_path: Path) -> None:
+    """What it leaves unanswered is answered as the daemon does: with an error."""
+    spread = random.Random(6)
+    with begin(tmp_path, callers.CALLS_ON_AND_ON) as program:
+        for _ in range(40):
+            call = program.call()
+            worker = os.fork()
+            if not worker:
+                with suppress(BaseException):
+                    program.carry_out(call)
+                os._exit(0)
+            time.sleep(spread.uniform(0, 0.08))
+            os.kill(worker, signal.SIGKILL)
+            os.waitpid(worker, 0)
+            answer(program.listener, call.cookie, -errno.EIO)
+            assert program.is_running()
+        (tmp_path / "enough").touch()
+        served_until_ready(program)
+        assert program.output() == "enough\n"
 
 
 def test_who_is_killed_in_the_call_is_gone(tmp_path: Path) -> None:
