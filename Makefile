@@ -8,7 +8,7 @@ export UV_PYTHON_DOWNLOADS := never
 NATIVE_SOURCES := setup.py $(shell find crd/native -name '*.[chS]') crd/native/ffi_build.py
 VICTIM_SOURCES := $(wildcard tests/victims/*.c)
 
-.PHONY: demo test run check bench setup system-packages victims clean
+.PHONY: demo test run check bench dashboards setup system-packages victims clean
 
 demo: setup
 	@$(BIN)/python tests/demo.py
@@ -28,6 +28,10 @@ check: setup
 
 bench: setup victims
 	$(BIN)/python -m tests.bench
+
+# Writes the dashboards anew from the programs that describe them.
+dashboards: setup
+	$(BIN)/python config/grafana/generate.py
 
 setup: $(VENV)/.installed $(VENV)/.built
 

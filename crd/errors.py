@@ -414,6 +414,14 @@ class RequestNotFound(CatalogError):
     exit_status = EXIT_NOT_FOUND
 
 
+class QueueFull(CatalogError):
+    """Too many restart requests are queued already."""
+
+    code = "catalog.queue-full"
+    retryable = True
+    exit_status = EXIT_CONFLICT
+
+
 class RequestNotCancellable(CatalogError):
     """The restart request is already being carried out or has ended."""
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import time
 from typing import TextIO
 
-KEYS = ("event", "target", "pid", "crid", "request", "error", "seconds")
+KEYS = ("event", "target", "pid", "crid", "request", "error", "seconds", "uid", "method", "object", "outcome")
 """The keys that may stand in ``extra``."""
 
 _JOURNAL = "/run/systemd/journal/socket"
+_PLAIN = re.compile(r"[\w./:@+,~-]+")
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+"""Names come from everybody; none of them may begin a line of its own, or speak to the terminal."""
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
@@ -99,7 +103,7 @@ def _extra(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _with_keys(formatter: logging.Formatter | None, record: logging.LogRecord) -> str:
-    keys = "".join(f" {key}={value}" for key, value in _extra(record).items())
+    keys = "".join(f" {key}={_plain(value)}" for key, value in _extra(record).items())
     return f"{_message(formatter or logging.Formatter(), record)}{keys}"
 
 
@@ -107,6 +111,12 @@ def _priority(record: logging.LogRecord) -> int:
     return _PRIORITIES.get(record.levelno, 6)
 
 
+def _plain(value: object) -> str:
+    """Return a value as it stands behind its key: in quotes unless it is one word."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text.translate(_CONTROL), ensure_ascii=False)
+
+
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    text = record.getMessage()
+    text = record.getMessage().translate(_CONTROL)
     return f"{text}\n{formatter.formatException(record.exc_info)}" if record.exc_info else text

@@ -22,6 +22,7 @@ need systemd-container command -v systemd-nspawn
 need dbus command -v dbus-daemon
 need man-db command -v man
 need groff-base command -v groff
+need prometheus command -v prometheus
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
@@ -30,5 +31,15 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
 fi
 echo "Installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
+policy=/usr/sbin/policy-rc.d # deb-systemd-invoke(1p): nothing that is installed here shall run as a service
+if [ ! -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod 0755 $policy
+fi
 apt-get update -qq >/dev/null
 apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+if [[ " ${missing[*]} " == *" prometheus "* ]]; then # nor after the next boot
+    ! command -v systemctl >/dev/null || systemctl --quiet disable prometheus >/dev/null 2>&1 || true
+    ! command -v update-rc.d >/dev/null || update-rc.d prometheus disable >/dev/null 2>&1 || true
+fi

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from crd.api import interface
+from crd.api.audit import GONE, OK, Audit
 from crd.api.channel import Channel, PeerLost
 from crd.api.protocol import FAILED, INTERFACE, SERVICE, UPGRADED, Call, Reply, ServiceError, encode
 from crd.errors import CrdError
@@ -35,6 +36,7 @@ class Dispatch:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
+        self._audit = Audit()
         self._interfaces = {name: interface.load(name) for name in (SERVICE, INTERFACE)}
 
     async def answer(self, call: Call, peer: Peer, more: More | Channel | None) -> bytes:
@@ -43,17 +45,21 @@ class Dispatch:
         Raises:
             PeerLost: ``more`` found nobody to reply to.
         """
+        outcome = GONE
         try:
-            return encode(Reply(await self._result(call, peer, more)))
+            reply, outcome = Reply(await self._result(call, peer, more)), OK
         except ServiceError as error:
-            return encode(Reply(error.parameters, error=error.name))
+            reply, outcome = Reply(error.parameters, error=error.name), error.name
         except CrdError as error:
-            return encode(_failed(error))
+            reply, outcome = _failed(error), error.code
         except PeerLost:
             raise
         except Exception:
             logger.exception("%s of uid %d, pid %d", call.method, peer.uid, peer.pid)
-            return encode(_failed(CrdError("the daemon failed; its log says why")))
+            reply, outcome = _failed(CrdError("the daemon failed; its log says why")), CrdError.code
+        finally:
+            self._audit.record(peer, call, outcome)
+        return encode(reply)
 
     async def _result(self, call: Call, peer: Peer, more: More | Channel | None) -> dict[str, Any]:
         interface_name, _, name = call.method.rpartition(".")

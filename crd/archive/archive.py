@@ -107,6 +107,10 @@ class Archive:
         source = await open_source(self._store, self._references, crid, threads=self._threads)
         return Stored(crid, source.manifest.digest.hex(), source.manifest.image_bytes, await source.own_bytes())
 
+    async def free_bytes(self) -> int | None:
+        """Return how much it has room for, None if nobody knows."""
+        return await self._store.free_bytes()
+
     async def size(self) -> ArchiveSize:
         """Return how much it holds."""
         keys = await self._store.objects()

@@ -221,6 +221,19 @@ class Images:
             crid = (await connection.execute(query)).scalar()
         return None if crid is None else Crid(crid)
 
+    async def last_taken(self) -> dict[str, datetime]:
+        """Return when the newest undamaged image of each target was taken."""
+        query = select(images.c.target, func.max(images.c.taken_at).label("taken_at")).where(
+            images.c.target.is_not(None), images.c.state == "ok").group_by(images.c.target)
+        async with self._database.read() as connection:
+            return {row.target: row.taken_at for row in await connection.execute(query)}
+
+    async def last_verified(self) -> datetime | None:
+        """Return when an image was last checked, None if never."""
+        async with self._database.read() as connection:
+            found: datetime | None = (await connection.execute(select(func.max(images.c.verified_at)))).scalar()
+        return found
+
     async def max_crid(self) -> int:
         """Return the largest crid ever entered, 0 if none."""
         async with self._database.read() as connection:

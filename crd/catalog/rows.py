@@ -96,7 +96,11 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A restart that somebody asked for."""
+    """A restart that somebody asked for.
+
+    Attributes:
+        gids: None: an administrator asked; else all the groups that the tasks, which must be of the uid, may have.
+    """
 
     number: int
     crid: Crid
@@ -104,6 +108,7 @@ class Request:
     pids: str
     files: str
     uid: int
+    gids: list[int] | None
     requested_at: datetime
     started_at: datetime | None
     ended_at: datetime | None

@@ -121,6 +121,7 @@ requests = Table(
     Column("error", String(64)),
     Column("message", Text),
     Column("hint", Text),
+    Column("gids", JSON(none_as_null=True)),
     Index("ix_requests_state", "state"),
     Index("ix_requests_crid", "crid"),
     sqlite_autoincrement=True,

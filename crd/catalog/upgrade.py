@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-HEAD = "20261124_retention"
+HEAD = "20261128_rights"
 """The newest revision in ``migrations/versions``; a test says if that is not so."""
 
 

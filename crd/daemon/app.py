@@ -18,7 +18,7 @@ from crd.clock import Clock, SystemClock
 from crd.daemon.handlers import Handlers
 from crd.daemon.health import Health
 from crd.daemon.jobs import Checkpoints, Restarts, measure
-from crd.daemon.notify import notify, passed_fds
+from crd.daemon.notify import keep, notify, passed_fds
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.readers import Readers
 from crd.daemon.retention import Retention
@@ -37,11 +37,12 @@ from crd.settings.load import changed_keys, load
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
+    from datetime import datetime
     from pathlib import Path
 
     from crd.archive.stores.spooled import SpooledStore
     from crd.ids import Crid
-    from crd.settings.models import Settings
+    from crd.settings.models import Settings, TargetSettings
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +98,15 @@ class App:
             self._assemble(workers)
             async with workers.lease() as worker:
                 self._offer(await worker.features())
-            exporter = stack.enter_context(Exporter(settings.metrics.listen, self.metrics.registry))
+            passed = passed_fds()
+            exporter = stack.enter_context(
+                Exporter(settings.metrics.listen, self.metrics.exposition, passed.get("metrics")))
+            keep("metrics", exporter.fd)
             self.metrics_url = exporter.url
             await self.restarts.recover()
             await self._add_targets()
             self.start(self.retention.apply_all())
-            server = Server(passed_fds().get("api", settings.api.socket), Handlers(self).handle,
+            server = Server(passed.get("api", settings.api.socket), Handlers(self).handle,
                             public=settings.api.public, group=settings.api.group)
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
@@ -129,19 +133,17 @@ class App:
         """
         settings = load(self._config)
         stored, held = await self.catalog.targets.all(), await self.catalog.targets.held()
+        taken = await self.catalog.images.last_taken()
         # From here on nothing waits and nothing fails.
         wanted = wanted_targets(settings, stored, held)
         for name, target in list(self.scheduler.targets.items()):
             if target.source == "settings" or name in settings.targets:
                 now = wanted.get(name)
                 if now is None or (now.settings, now.source) != (target.settings, target.source):
-                    self.scheduler.remove(name)
-                    self.tracks.drop(name)
-                    if now is None:
-                        self.metrics.remove_target(name)
+                    self.remove_target(name, keep_metrics=now is not None)
         for name, now in wanted.items():
             if name not in self.scheduler.targets and (now.source == "settings" or name in self.settings.targets):
-                self.scheduler.add(name, now.settings, source=now.source, held=now.held)
+                self.add_target(name, now.settings, taken.get(name), source=now.source, held=now.held)
         self.settings = settings
         self.checkpoints.limit(settings.engine.workers)
         self.pipeline.checkpoint_seconds = settings.engine.checkpoint_timeout
@@ -156,6 +158,19 @@ class App:
         """Return how images are taken by the settings."""
         engine = self.settings.engine
         return CheckpointOptions(after=after, method=engine.method, freeze_seconds=engine.freeze_timeout)
+
+    def add_target(self, name: str, settings: TargetSettings, last_taken: datetime | None, *, source: str,
+                   held: bool) -> ScheduledTarget:
+        """Begin with a target, of which there may be images from before."""
+        self.metrics.add_target(name, last_taken)
+        return self.scheduler.add(name, settings, source=source, held=held)
+
+    def remove_target(self, name: str, *, keep_metrics: bool = False) -> None:
+        """End with a target; a checkpoint under way goes on."""
+        self.scheduler.remove(name)
+        self.tracks.drop(name)
+        if not keep_metrics:
+            self.metrics.remove_target(name)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run work that goes on when its caller is gone, and that a stop waits for."""
@@ -210,13 +225,16 @@ class App:
             if crids:
                 logger.warning("images %s: %s", what, ", ".join(map(str, crids[:20])),
                                extra={"event": "archive.unsettled"})
+        if verified_at := await self.catalog.images.last_verified():
+            self.metrics.last_scrub.set(verified_at.timestamp())
         counter = CridCounter(self.settings.engine.crid_file)
         await asyncio.to_thread(counter.raise_to, await self.catalog.images.max_crid())
 
     async def _add_targets(self) -> None:
         stored, held = await self.catalog.targets.all(), await self.catalog.targets.held()
+        taken = await self.catalog.images.last_taken()
         for name, wanted in wanted_targets(self.settings, stored, held).items():
-            self.scheduler.add(name, wanted.settings, source=wanted.source, held=wanted.held)
+            self.add_target(name, wanted.settings, taken.get(name), source=wanted.source, held=wanted.held)
 
     async def _due(self, target: ScheduledTarget, late_seconds: float) -> None:
         await self.checkpoints.take_due(target, self.checkpoint_options(), late_seconds)
@@ -225,6 +243,7 @@ class App:
         while True:
             with suppress(CrdError):
                 await measure(self.archive, self.spool, self.metrics)
+                await self.restarts.measure()
             await asyncio.sleep(_MEASURE_SECONDS)
 
     async def _stop(self, server: Server, background: list[asyncio.Task[None]]) -> None:

@@ -28,6 +28,7 @@ from crd.errors import (
 from crd.ids import parse_target_name
 from crd.settings.load import check_target
 from crd.target import procfs, select
+from crd.target.owner import credentials, owner
 from crd.target.tree import Family
 
 if TYPE_CHECKING:
@@ -89,16 +90,15 @@ class Handlers(UpkeepHandlers):
         if name in self._app.scheduler.targets:
             raise TargetExists(f"there is a target {name} already", hint="Remove it first, or use another name.")
         await self._app.catalog.targets.add(name, definition(settings))
-        added = self._app.scheduler.add(name, settings, source="catalog", held=settings.held)
+        last_taken = await self._app.catalog.images.last_taken()
+        added = self._app.add_target(name, settings, last_taken.get(name), source="catalog", held=settings.held)
         return {"target": target_json(added, None)}
 
     async def _on_RemoveTarget(self, *, peer: Peer, more: More | None, name: str) -> dict[str, Any]:  # noqa: ARG002, N802
         need_admin(peer)
         self._known(name)
         await self._app.catalog.targets.remove(name)
-        self._app.scheduler.remove(name)
-        self._app.tracks.drop(name)
-        self._app.metrics.remove_target(name)
+        self._app.remove_target(name)
         return {}
 
     async def _on_HoldTarget(self, *, peer: Peer, more: More | None, name: str) -> dict[str, Any]:  # noqa: ARG002, N802
@@ -112,6 +112,8 @@ class Handlers(UpkeepHandlers):
         target = self._known(name)
         await self._app.catalog.targets.hold(name, held=held)
         target.held = held
+        with self._app.metrics.of(name) as metrics:
+            metrics.due_since = 0.0
         return {}
 
     async def _on_Checkpoint(self, *, peer: Peer, more: More | None, target: str | None, pid: int | None,  # noqa: N802
@@ -164,8 +166,9 @@ class Handlers(UpkeepHandlers):
                           pids: str | None, files: str | None) -> dict[str, Any]:
         image = usable(await self._find(peer, reference))
         request = await self._app.catalog.requests.add(
-            image.crid, pids=pids or "original", files=files or "keep", uid=peer.uid, now=self._app.clock.now())
-        self._app.restarts.wake()
+            image.crid, pids=pids or "original", files=files or "keep", uid=peer.uid, now=self._app.clock.now(),
+            gids=None if peer.is_admin else peer.groups)
+        await self._app.restarts.asked()
         return {"request": request_json(request)}
 
     async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None) -> dict[str, Any]:  # noqa: ARG002, N802
@@ -211,8 +214,8 @@ def _need_family_of(uid: int, pid: int) -> None:
     """Refuse a process that is another user's, or has a descendant that is."""
     for member in Family(select.by_pid(pid).pid):
         with suppress(TargetGone):
-            if {*procfs.status(member).uids} != {uid}:
-                raise AccessDenied(f"process {member} is not yours")
+            if owner([credentials(procfs.status(member))]) != uid:
+                raise AccessDenied(f"process {member} is not yours, or has rights that you do not have")
 
 
 def _parse_time(text: str) -> datetime:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from crd.daemon.scopes import Scope
 from crd.daemon.targets import resolve
 from crd.engine.api import CheckpointOptions, Files, Pids, RestartOptions
-from crd.errors import CrdError, TargetUnsupported
+from crd.errors import Busy, CatalogError, CrdError, TargetUnsupported
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from crd.archive.archive import Archive
     from crd.archive.stores.spooled import SpooledStore
@@ -25,13 +27,14 @@ if TYPE_CHECKING:
     from crd.daemon.scheduler import ScheduledTarget
     from crd.engine.api import RestartResult
     from crd.metrics.names import Metrics
+    from crd.metrics.target import TargetMetrics
 
 logger = logging.getLogger(__name__)
 
-ENGINE = "userspace"
-_NO_TARGET = ""
 _IDLE_SECONDS = 5.0
 _SETTLE_SECONDS = 10.0
+_PENDING_MAX = 1000
+_PENDING_MAX_OF_USER = 4
 
 
 class Checkpoints:
@@ -46,10 +49,12 @@ class Checkpoints:
         self._clock = clock
         self._store = pipeline.archive.describe()
         self._free = asyncio.Semaphore(workers)
+        self._free_for_users = asyncio.Semaphore(max(1, workers - 1))
+        self._of_user: Counter[int] = Counter()
         self._workers = workers
         self._taken = taken
         self._withdrawn: set[asyncio.Task[object]] = set()
-        self.running = 0
+        self._running = 0
 
     def limit(self, workers: int) -> None:
         """Take so many images at once from now on; those under way go on."""
@@ -68,9 +73,36 @@ class Checkpoints:
         Raises:
             CrdError: there is none.
         """
+        async with self._admitted(options.only_uid, is_scheduled=target is not None):
+            return await self._take(options, pid, target, tags, progress)
+
+    @asynccontextmanager
+    async def _admitted(self, uid: int | None, *, is_scheduled: bool) -> AsyncIterator[None]:
+        """Bound what waits for a worker; a user who is no administrator leaves one to the schedule if there are two.
+
+        Raises:
+            Busy: too many wait.
+        """
+        if not is_scheduled and self._running >= _PENDING_MAX:
+            raise Busy(f"{self._running} checkpoints are under way", hint="Try again in a while.")
+        if uid is None:
+            yield
+            return
+        if self._of_user[uid] >= _PENDING_MAX_OF_USER:
+            raise Busy(f"{self._of_user[uid]} checkpoints of yours are under way", hint="Wait for one of them.")
+        self._of_user[uid] += 1
+        try:
+            async with self._free_for_users:
+                yield
+        finally:
+            self._of_user[uid] -= 1
+            self._of_user += Counter()  # those that have any
+
+    async def _take(self, options: CheckpointOptions, pid: int | None, target: ScheduledTarget | None,
+                    tags: tuple[str, ...], progress: Callable[[int], None] | None) -> Image:
         name = target.name if target else None
         number = await self._catalog.checkpoints.start(name, pid, self._clock.now())
-        self.running += 1
+        self._count_running(1)
         try:
             async with self._free:
                 if target is not None:
@@ -86,15 +118,25 @@ class Checkpoints:
             await asyncio.shield(self._ended(number, "failed", name, pid, error=stopped))
             raise
         finally:
-            self.running -= 1
+            self._count_running(-1)
         await self._ended(number, "ok", name, pid, image=image)
         if name is not None:
             self._taken(name)
         return image
 
+    @property
+    def running(self) -> int:
+        """How many are under way or wait for a worker."""
+        return self._running
+
+    def _count_running(self, change: int) -> None:
+        self._running += change
+        self._metrics.running.set(self._running)
+
     async def take_due(self, target: ScheduledTarget, options: CheckpointOptions, late_seconds: float) -> None:
         """Take an image of a target that is due; an error is entered, counted and logged, not raised."""
         self._metrics.schedule_lag.observe(max(0.0, late_seconds))
+        self._due(target.name)
         try:
             await self.take(options, target=target)
         except CrdError:
@@ -104,31 +146,44 @@ class Checkpoints:
 
     async def skip(self, target: ScheduledTarget) -> None:
         """Enter a run that did not take place."""
+        self._due(target.name)
         await self._catalog.checkpoints.skip(target.name, self._clock.now(), "the one before was still under way")
-        self._metrics.checkpoints.labels(target.name, ENGINE, "skipped").inc()
+        with self._metrics.of(target.name) as metrics:
+            metrics.results["skipped"] += 1
+
+    def _due(self, name: str) -> None:
+        """Note since when an image is due, unless one has been for longer."""
+        with self._metrics.of(name) as metrics:
+            metrics.due_since = metrics.due_since or self._clock.now().timestamp()
 
     async def _ended(self, number: int, state: str, name: str | None, pid: int | None, *, image: Image | None = None,
                      error: CrdError | None = None) -> None:
         await self._catalog.checkpoints.finish(number, state, self._clock.now(), crid=image.crid if image else None,
                                                error=error, pid=pid)
-        label = name or _NO_TARGET
-        metrics = self._metrics
-        metrics.checkpoints.labels(label, ENGINE, state).inc()
+        with self._metrics.of(name) as metrics:
+            metrics.results[state] += 1
+            if error:
+                metrics.failures[error.code] += 1
+            if image:
+                _count_image(metrics, image)
         if error:
-            metrics.failures.labels(label, error.code).inc()
             logger.warning("checkpoint %s: %s", state, error.message,
                            extra={"event": f"checkpoint.{state}", "target": name, "pid": pid, "error": error.code})
         if image:
-            metrics.stop_seconds.labels(label).observe(image.stop_seconds)
-            metrics.duration_seconds.labels(label).observe(image.duration_seconds)
-            metrics.memory_bytes.labels(label).inc(image.memory_bytes)
-            metrics.image_bytes.labels(label).inc(image.image_bytes)
-            metrics.stored_bytes.labels(label).inc(image.stored_bytes)
-            metrics.last_success.labels(label).set(image.taken_at.timestamp())
-            metrics.archive_bytes.labels(self._store).inc(image.stored_bytes)  # until it is measured again
-            metrics.archive_images.labels(self._store).inc()
+            self._metrics.archive_bytes.labels(self._store).inc(image.stored_bytes)  # until it is measured again
+            self._metrics.archive_images.labels(self._store).inc()
             logger.info("image taken", extra={"event": "checkpoint.ok", "target": name, "pid": pid,
                                               "crid": image.crid, "seconds": image.stop_seconds})
+
+
+def _count_image(metrics: TargetMetrics, image: Image) -> None:
+    metrics.stop_seconds.observe(image.stop_seconds)
+    metrics.duration_seconds.observe(image.duration_seconds)
+    metrics.memory_bytes += image.memory_bytes
+    metrics.image_bytes += image.image_bytes
+    metrics.stored_bytes += image.stored_bytes
+    metrics.last_success = image.taken_at.timestamp()
+    metrics.due_since = 0.0
 
 
 class Restarts:
@@ -144,13 +199,17 @@ class Restarts:
         self.changed = asyncio.Condition()
         self.boot_id = procfs.read("sys", "kernel/random/boot_id").strip()
 
-    def wake(self) -> None:
+    async def asked(self) -> None:
         """Say that there is a new request."""
         self._asked.set()
+        with suppress(CatalogError):  # it is queued all the same
+            await self.measure()
 
     async def recover(self) -> None:
-        """Settle what a daemon before us left under way."""
-        await self._catalog.requests.recover(self._clock.now(), self.boot_id, _runs)
+        """Settle, and count, what a daemon before us left under way."""
+        for state in await self._catalog.requests.recover(self._clock.now(), self.boot_id, _runs):
+            self._metrics.requests.labels(state).inc()
+        await self.measure()
 
     async def run(self) -> None:
         """Carry out requests until cancelled; a request under way is finished first."""
@@ -172,7 +231,9 @@ class Restarts:
             await self._catalog.requests.releasing(request.number, result.root_pid, result.start_time, self.boot_id)
             made.append(result)
 
-        options = RestartOptions(pids=Pids(request.pids), files=Files(request.files))
+        options = RestartOptions(pids=Pids(request.pids), files=Files(request.files),
+                                 only_uid=None if request.gids is None else request.uid,
+                                 only_gids=tuple(request.gids or ()))
         scope = Scope(f"crd-{request.crid}-{request.number}.scope", f"Restarted by crd from image {request.crid}")
         try:
             await self._pipeline.restart(request.crid, options, note, scope)
@@ -202,11 +263,15 @@ class Restarts:
                        extra={"event": "restart.failed", "request": request.number, "crid": request.crid,
                               "error": error.code})
 
-    async def _tell(self) -> None:
-        """Bring the gauges up to date and wake who waits for a request."""
+    async def measure(self) -> None:
+        """Bring the gauges up to date."""
         queued, running, oldest = await self._catalog.requests.queue()
         self._metrics.queue_length.set(queued + running)
         self._metrics.oldest_request.set(oldest.timestamp() if oldest else 0)
+
+    async def _tell(self) -> None:
+        """Bring the gauges up to date and wake who waits for a request."""
+        await self.measure()
         async with self.changed:
             self.changed.notify_all()
 
@@ -223,6 +288,9 @@ async def measure(archive: Archive, spool: SpooledStore | None, metrics: Metrics
         metrics.spool_bytes.labels(archive.describe()).set(waiting.stored_bytes)
         metrics.spool_objects.labels(archive.describe()).set(waiting.objects)
         metrics.archive_away.labels(archive.describe()).set(bool(waiting.error))
+    free_bytes = await archive.free_bytes()
+    if free_bytes is not None:
+        metrics.archive_free.labels(archive.describe()).set(free_bytes)
     size = await archive.size()
     metrics.archive_bytes.labels(archive.describe()).set(size.stored_bytes)
     metrics.archive_images.labels(archive.describe()).set(size.images)

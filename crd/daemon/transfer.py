@@ -19,6 +19,7 @@ from crd.image.profile import PAGE_BYTES, Pages, Process, Profile, SharedPages, 
 from crd.image.reader import ImageReader
 from crd.image.records import String
 from crd.image.verify import verified
+from crd.target.owner import ROOT_UID, owner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -141,8 +142,8 @@ class Summary:
         elif isinstance(record, Process) and not self.pid:
             self.pid = record.pid
         elif isinstance(record, Thread):
-            uids = {*record.uids, *([self.uid] if self.threads else [])}
-            self.uid = uids.pop() if len(uids) == 1 else 0
+            its = owner([(record.uids, record.gids, record.capabilities.permitted | record.capabilities.inheritable)])
+            self.uid = its if self.uid == its or not self.threads else ROOT_UID
             self.threads += 1
         elif isinstance(record, Pages | SharedPages):
             self.memory_bytes += PAGE_BYTES * sum(run.pages for run in record.runs)

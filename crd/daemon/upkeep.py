@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,11 @@ from crd.api.channel import PeerLost
 from crd.daemon.rendering import image_json, verdict_json
 from crd.daemon.retention import Verdict
 from crd.daemon.transfer import export_image, import_image
-from crd.errors import AccessDenied, BadRequest, CatalogTargetNotFound, CrdError, ImageInUse, ImageNotFound
+from crd.errors import AccessDenied, BadRequest, Busy, CatalogTargetNotFound, CrdError, ImageInUse, ImageNotFound
 from crd.ids import parse_image_ref
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from crd.api.access import Peer
     from crd.api.channel import Channel
@@ -44,6 +45,7 @@ class UpkeepHandlers:
         self._app = app
         self._verifying = asyncio.Semaphore(_VERIFIED_AT_ONCE)
         self._checking = asyncio.Semaphore(_CHECKED_AT_ONCE)
+        self._verifying_for: set[int] = set()
 
     async def _on_GetImage(self, *, peer: Peer, more: More | None, reference: str) -> dict[str, Any]:  # noqa: ARG002, N802
         image = await self._find(peer, reference)
@@ -86,12 +88,30 @@ class UpkeepHandlers:
     async def _on_Verify(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                          restart: bool | None) -> dict[str, Any]:
         crid = (await self._find(peer, reference)).crid
-        async with self._verifying:
+        async with self._one_of_each_user(peer), self._verifying:
             image = await self._app.scrub.check(crid)
             rehearsed = await self._rehearse(image) if restart else None
         return {"image": image_json(image), "rehearsal": rehearsed and {
             "tasks": rehearsed.tasks, "threads": rehearsed.threads, "seconds": rehearsed.duration_seconds,
             "notes": list(rehearsed.notes)}}
+
+    @asynccontextmanager
+    async def _one_of_each_user(self, peer: Peer) -> AsyncIterator[None]:
+        """Keep a user who is no administrator from having many images verified at once.
+
+        Raises:
+            Busy: one is.
+        """
+        if peer.is_admin:
+            yield
+            return
+        if peer.uid in self._verifying_for:
+            raise Busy("another image of yours is being verified", hint="Wait for it, then try again.")
+        self._verifying_for.add(peer.uid)
+        try:
+            yield
+        finally:
+            self._verifying_for.discard(peer.uid)
 
     async def _rehearse(self, image: Image) -> RestartResult:
         with self._app.readers.reading(image.crid):

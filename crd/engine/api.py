@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from crd.errors import BadRequest, FeatureMissing, TargetGone, TargetUnsupported
+from crd.target.owner import credentials, owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,7 @@ class CheckpointOptions:
         engine: "userspace", "kernel" or "auto".
         tree: the process's descendants are saved with it; else it alone, and whatever it shares with them is an
             obstacle.
-        only_uid: refuse processes that do not run as this user alone; None: whoever they are of.
+        only_uid: refuse processes that are not this user's (``crd.target.owner``); None: whoever they are of.
     """
 
     after: After = After.RUN
@@ -64,7 +65,7 @@ class CheckpointResult:
     Attributes:
         crid: its identifier.
         pid, comm: of the first process.
-        uid: as which all of its threads run; 0 if they do not all run as one user.
+        uid: of whose they are (``crd.target.owner``).
         taken_at: seconds since the epoch, of the freeze.
         method: "snapshot", "precopy" (of a process whose writes are noted: all that was written was copied, most of it
             before the stop), or "copy" if any process had to be copied whole; and why.
@@ -120,11 +121,15 @@ class RestartOptions:
         pids: which numbers the tasks get.
         files: what is done about open files that have changed.
         reap: the caller stays as their parent (``wait_for_root``), so a parent-death signal makes sense.
+        only_uid: refuse images of tasks that are not this user's (``crd.target.owner``); None: whoever they are of.
+        only_gids: with ``only_uid``: all the groups that the tasks may have.
     """
 
     pids: Pids = Pids.ORIGINAL
     files: Files = Files.KEEP
     reap: bool = False
+    only_uid: int | None = None
+    only_gids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,9 +207,9 @@ def _send(pid: int, number: int) -> None:
 
 
 def _result(pid: int, image: Dumped, crids: CridCounter, duration_seconds: float) -> CheckpointResult:
-    uids = {uid for captured in image.captures for tid in captured.group.tids for uid in captured.status(tid).uids}
+    uid = owner(credentials(captured.status(tid)) for captured in image.captures for tid in captured.group.tids)
     return CheckpointResult(
-        crid=crids.next(), pid=pid, uid=uids.pop() if len(uids) == 1 else 0, comm=image.captures[0].status(pid).comm,
+        crid=crids.next(), pid=pid, uid=uid, comm=image.captures[0].status(pid).comm,
         taken_at=image.taken_at_ns / 1e9, engine=USERSPACE, method=image.method, method_reason=image.method_reason,
         tasks=len(image.captures), threads=sum(len(captured.group) for captured in image.captures),
         image_bytes=image.image_bytes, memory_bytes=image.memory_bytes, stop_seconds=image.stop_seconds,

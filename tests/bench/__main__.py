@@ -37,6 +37,7 @@ from crd.native.pagemap import PageMap
 from crd.target import procfs
 from tests.bench import s3_throughput
 from tests.bench.history import long_history, memory_while_storing, read_seconds
+from tests.bench.scrape import scrape
 from tests.support.victims import Program, Victim, until
 
 if TYPE_CHECKING:
@@ -357,6 +358,7 @@ def main() -> None:
         asyncio.run(increments(home, 7))
         memory_while_storing(home, row)
         asyncio.run(long_history(home, row))
+    scrape(row, 15)
     s3_throughput.main()
 
 

@@ -51,6 +51,17 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         await asyncio.gather(moving, return_exceptions=True)
 
 
+async def test_room_is_told_where_it_has_an_end(store: Store, request: pytest.FixtureRequest) -> None:
+    ends = {"local", "spooled"} & {*request.node.callspec.params["store"].split()}
+    free_bytes = await store.free_bytes()
+    assert (free_bytes is not None) == bool(ends)
+    if "spooled" in ends:
+        upload = await store.create("a")
+        await upload.write([bytes(1 << 20)])
+        assert (await store.free_bytes() or 0) <= (1 << 30) - (1 << 19), "a sealed store may hold back a chunk"
+        await upload.abort()
+
+
 async def put(store: Store, key: str, *parts: bytes) -> None:
     upload = await store.create(key)
     for part in parts:

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from crd.api.client import Client
-from crd.errors import CrdError
 from tests.support.daemon import BIN, Refused, RunningDaemon, eventually
+from tests.support.users import NOBODY, as_nobody, opened_to_others
 from tests.support.victims import python_script, until
 from tests.support.workload import CountingProgram
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-NOBODY = 65534
 CONFIG = '[targets.counter]\npidfile = "{home}/program.pid"\nevery = "1d"\nkeep = "{keep}"\n[api]\npublic = true\n'
 
 
@@ -163,36 +162,8 @@ def test_a_rehearsal_harms_neither_the_original_nor_its_files(daemon: RunningDae
     assert refused.value.error["error"] == "restart.resource-changed"
 
 
-def as_nobody(daemon: RunningDaemon, method: str, **parameters: Any) -> str:
-    """Call a method as another user; return the code of the error."""
-    readable, writable = os.pipe()
-    if not (child := os.fork()):
-        code = "crashed"
-        try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            with Client(daemon.socket) as client:
-                if method in {"Export", "Import"}:
-                    client.upgrade(method, **parameters)
-                else:
-                    list(client.stream(method, **parameters))
-            code = ""
-        except CrdError as error:
-            code = error.code
-        finally:
-            os.write(writable, code.encode())
-            os._exit(0)
-    os.close(writable)
-    os.waitpid(child, 0)
-    with os.fdopen(readable) as answer:
-        return answer.read()
-
-
 def test_others_have_no_hand_in_it(daemon: RunningDaemon, tmp_path: Path) -> None:
-    for directory in (tmp_path, *tmp_path.parents[:3]):
-        with suppress(PermissionError):
-            directory.chmod(directory.stat().st_mode | 0o011)
+    opened_to_others(tmp_path)
     crid = str(taken(daemon))
     for method, parameters, code in (
             ("Forget", {"references": [crid]}, "catalog.image-not-found"), ("Forget", {}, "api.access-denied"),
@@ -310,9 +281,7 @@ while True: time.sleep(0.1)
 
 
 def test_a_user_has_no_way_to_a_child_that_is_somebody_elses(daemon: RunningDaemon, tmp_path: Path) -> None:
-    for directory in (tmp_path, *tmp_path.parents[:3]):
-        with suppress(PermissionError):
-            directory.chmod(directory.stat().st_mode | 0o011)
+    opened_to_others(tmp_path)
     home = tmp_path / "mixed"
     home.mkdir()
     with python_script(home, MIXED) as program:

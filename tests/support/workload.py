@@ -8,7 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.daemon import eventually
 
@@ -31,14 +31,15 @@ with open("count.log", "a", buffering=1) as log:
 class CountingProgram:
     """Runs ``PROGRAM`` in ``home`` with its own session and no terminal; always cleaned up by pid."""
 
-    def __init__(self, home: Path, ballast_mib: int = 0, *, noisy: bool = False) -> None:
+    def __init__(self, home: Path, ballast_mib: int = 0, *, noisy: bool = False,
+                 command: list[str | Path] | None = None, **options: Any) -> None:
         self.home = home
         self.log = home / "count.log"
         with (home / "program.out").open("wb") as output:
-            self.process = subprocess.Popen([sys.executable, "-S", "-c", PROGRAM, str(ballast_mib),
-                                             *(["noisy"] if noisy else [])], cwd=home,
+            self.process = subprocess.Popen(command or [sys.executable, "-S", "-c", PROGRAM, str(ballast_mib),
+                                                        *(["noisy"] if noisy else [])], cwd=home,
                                             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                            start_new_session=True)
+                                            start_new_session=True, **options)
         self.pid = self.process.pid
         (home / "program.pid").write_text(f"{self.pid}\n")
         eventually("the program to count", self.counts)

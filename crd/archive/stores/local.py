@@ -191,6 +191,12 @@ class LocalStore:
                         sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
         return dict(sorted(sizes.items()))
 
+    async def free_bytes(self) -> int | None:
+        """See ``Store``: what the file system has left for us."""
+        with _translated(self._directory):
+            found: os.statvfs_result = await in_thread(os.statvfs, self._directory)
+        return found.f_bavail * found.f_frsize
+
     async def delete(self, key: str) -> None:
         """Unlink a file, durably."""
         await in_thread(self._delete, self._directory / key)

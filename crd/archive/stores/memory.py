@@ -78,6 +78,10 @@ class MemoryStore:
         """Return all keys, in order, with the length of what is there."""
         return {key: len(self.contents[key]) for key in sorted(self.contents)}
 
+    async def free_bytes(self) -> int | None:
+        """See ``Store``."""
+        return None
+
     async def delete(self, key: str) -> None:
         """Remove an object."""
         self.contents.pop(key, None)

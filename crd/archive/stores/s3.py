@@ -159,6 +159,10 @@ class S3Store:
         if self._lease:
             self._lease.check()
 
+    async def free_bytes(self) -> int | None:
+        """See ``Store``: a bucket has no end that we know of."""
+        return None
+
     async def delete(self, key: str) -> None:
         """Remove an object, then its parts."""
         self._layouts.pop(key, None)

@@ -282,6 +282,10 @@ class SealedStore:
                   if key.endswith(SUFFIX) and not key.startswith(_CHECK)}
         return dict(sorted({**plain, **sealed}.items()))
 
+    async def free_bytes(self) -> int | None:
+        """See ``Store``."""
+        return await self._store.free_bytes()
+
     async def delete(self, key: str) -> None:
         """Remove an object, sealed or not."""
         self._opened.pop(key, None)

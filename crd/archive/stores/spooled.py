@@ -178,6 +178,12 @@ class SpooledStore:
             self._known = await self._reached(self._store.objects)
         return self._known
 
+    async def free_bytes(self) -> int | None:
+        """See ``Store``: what the spool has room for."""
+        room = max(0, self._capacity_bytes - self._reserved_bytes - sum(self._waiting.values()))
+        on_disk = await self._spool.free_bytes()
+        return room if on_disk is None else min(room, on_disk)
+
     async def delete(self, key: str) -> None:
         """Remove an object from both; while it is being moved, that is given up."""
         size = self._waiting.pop(key, None)  # first: nothing begins to move it any more

@@ -74,6 +74,10 @@ class Store(Protocol):
         """Return the keys of all whole objects, in order, with their bytes; raises ArchiveUnavailable."""
         ...
 
+    async def free_bytes(self) -> int | None:
+        """Return how many bytes there is room for, None if nobody knows; raises ArchiveUnavailable."""
+        ...
+
     async def delete(self, key: str) -> None:
         """Remove an object durably; nothing if there is none."""
         ...

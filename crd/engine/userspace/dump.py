@@ -18,6 +18,7 @@ from crd.engine.userspace.tree import frozen
 from crd.errors import AccessDenied, FreezeTimeout, TargetError, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.header import current_header
 from crd.image.writer import ImageWriter
+from crd.target.owner import credentials, owner
 from crd.target.tree import Family, has_ended
 from crd.target.wording import process_name
 
@@ -152,10 +153,9 @@ def _check_owners(tree: FrozenTree, options: CheckpointOptions) -> None:
     if options.only_uid is None:
         return
     for state in tree.processes.values():
-        for tid in state.threads:
-            if {*state.status(tid).uids} != {options.only_uid}:
-                raise AccessDenied(f"{process_name(state.pid)} does not run as uid {options.only_uid} alone",
-                                   pid=state.pid)
+        if owner(credentials(state.status(tid)) for tid in state.threads) != options.only_uid:
+            raise AccessDenied(f"{process_name(state.pid)} does not run as uid {options.only_uid} alone, without "
+                               "further rights", pid=state.pid)
 
 
 def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: bool) -> Dumped:

@@ -201,12 +201,12 @@ def check(tree: TreePlan, options: RestartOptions) -> None:
 
     Raises:
         RestartUnsupported: another processor or kernel, or limits that we may not set.
-        AccessDenied: the image is of another user than the caller, who is not root.
+        AccessDenied: the image is of another user than the caller, who is not root, or the one it is restarted for.
         PidInUse: one of its numbers is taken.
         ResourceChanged: a file, the working directory or the program is missing or not what it was, or is locked by
             somebody else.
     """
-    _check_owner(tree)
+    _check_owner(tree, options)
     _check_host(tree)
     for plan in tree.processes:
         limits.check(plan.limits)
@@ -245,14 +245,18 @@ def _check_host(tree: TreePlan) -> None:
                                  hint="Boot the kernel that crd inspect shows in the header.")
 
 
-def _check_owner(tree: TreePlan) -> None:
-    """A caller other than root restarts only images of tasks that had no more than the caller has."""
-    if os.geteuid() == 0:
+def _check_owner(tree: TreePlan, options: RestartOptions) -> None:
+    """For a user other than root only tasks are made that had no more than that user has."""
+    uid, groups, permitted = os.geteuid(), {*options.only_gids}, 0
+    if uid:
+        ours = procfs.status("self")
+        permitted, groups = ours.capabilities("Prm"), {*map(int, ours["Groups"].split()), *os.getresgid()}
+    elif options.only_uid is not None:
+        uid = options.only_uid
+    else:
         return
-    ours = procfs.status("self")
-    permitted, groups = int(ours["CapPrm"], 16), {*map(int, ours["Groups"].split()), *os.getresgid()}
     for thread in tree.threads:
-        if ({*thread.uids} != {os.geteuid()} or not {*thread.gids, *thread.groups} <= groups
+        if ({*thread.uids} != {uid} or not {*thread.gids, *thread.groups} <= groups
                 or thread.capabilities.permitted & ~permitted):
-            raise AccessDenied(f"the image is of uid {thread.uids[0]} with credentials that you do not have",
-                               hint="Restart it as root, or as its owner.")
+            raise AccessDenied(f"the image is of uid {thread.uids[0]}, with rights that uid {uid} does not have",
+                               hint="Restart it as root, or as its owner with all groups that it had.")

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crd.catalog import requests as requests_module
 from crd.catalog.catalog import Catalog
-from crd.errors import CatalogError, PidInUse, RequestNotCancellable, RequestNotFound
+from crd.errors import CatalogError, PidInUse, QueueFull, RequestNotCancellable, RequestNotFound
 from crd.ids import Crid
 from tests.unit.catalog.test_catalog import enter
 
@@ -161,7 +162,7 @@ async def test_what_may_have_run_is_not_said_to_have_failed_to(queue: Catalog) -
     await queue.requests.claim(NOW)
     await queue.requests.claim(NOW)
     await queue.requests.releasing(releasing, 42, 7, BOOT)
-    assert await queue.requests.recover(NOW, BOOT, lambda _pid, _start: False) == 2
+    assert await queue.requests.recover(NOW, BOOT, lambda _pid, _start: False) == ["failed", "failed"]
     assert (await queue.requests.get(running)).hint == "Ask again."
     assert "may have run" in str((await queue.requests.get(releasing)).hint)
 
@@ -178,3 +179,24 @@ async def test_a_request_for_an_image_that_never_was_is_refused(queue: Catalog) 
     with pytest.raises(CatalogError):
         await queue.requests.add(Crid(5), pids="new", files="keep", uid=0, now=NOW)
     assert await queue.requests.list() == []
+
+
+async def test_the_queue_has_an_end_for_a_user_and_for_all(queue: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests_module, "QUEUED_MAX", 5)
+    monkeypatch.setattr(requests_module, "QUEUED_MAX_OF_USER", 2)
+
+    async def ask_as(uid: int, gids: list[int] | None) -> Request:
+        return await queue.requests.add(Crid(1), pids="new", files="keep", uid=uid, now=NOW, gids=gids)
+
+    first, _ = await ask_as(7, [8, 7]), await ask_as(7, [7])
+    assert first.gids == [7, 8]
+    with pytest.raises(QueueFull, match="of your restarts"):
+        await ask_as(7, [7])
+    assert (await ask_as(6, None)).gids is None
+    await ask_as(9, [])
+    await ask_as(0, None)
+    with pytest.raises(QueueFull):
+        await ask_as(0, None)
+    await queue.requests.claim(NOW)
+    assert (await ask_as(7, [7])).state == "queued", "what was claimed no longer counts"
+    assert len(await queue.requests.list()) == 6
