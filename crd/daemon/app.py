@@ -18,7 +18,7 @@ from crd.clock import Clock, SystemClock
 from crd.daemon.handlers import Handlers
 from crd.daemon.health import Health
 from crd.daemon.jobs import Checkpoints, Restarts, measure
-from crd.daemon.notify import notify, passed_fds
+from crd.daemon.notify import keep, notify, passed_fds
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.readers import Readers
 from crd.daemon.retention import Retention
@@ -108,12 +108,15 @@ class App:
             self._assemble(workers)
             async with workers.lease() as worker:
                 self._offer(await worker.features())
-            exporter = stack.enter_context(Exporter(settings.metrics.listen, self.metrics.exposition))
+            passed = passed_fds()
+            exporter = stack.enter_context(
+                Exporter(settings.metrics.listen, self.metrics.exposition, passed.get("metrics")))
+            keep("metrics", exporter.fd)
             self.metrics_url = exporter.url
             await self.restarts.recover()
             await self._add_targets()
             self.start(self.retention.apply_all())
-            server = Server(passed_fds().get("api", settings.api.socket), Handlers(self).handle,
+            server = Server(passed.get("api", settings.api.socket), Handlers(self).handle,
                             public=settings.api.public, group=settings.api.group)
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (

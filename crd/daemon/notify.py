@@ -35,6 +35,13 @@ def notify(*assignments: str, fds: Sequence[int] = ()) -> None:
         socket.send_fds(sender, ["\n".join(assignments).encode()], fds)
 
 
+def keep(name: str, fd: int | None) -> None:
+    """Have systemd keep a descriptor, or none, under a name for the daemon after us: it is among its ``passed_fds``."""
+    notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+    if fd is not None:
+        notify("FDSTORE=1", f"FDNAME={name}", fds=[fd])
+
+
 def watchdog_seconds() -> float:
     """Return how often systemd is to get a sign of life, 0 = never."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):

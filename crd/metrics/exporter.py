@@ -33,27 +33,38 @@ class Exporter:
 
     Attributes:
         url: where it serves, empty if it is off.
+        fd: of the socket that listens, None if it is off.
     """
 
-    def __init__(self, listen: str, exposition: Callable[[], list[bytes]]) -> None:
+    def __init__(self, listen: str, exposition: Callable[[], list[bytes]], passed_fd: int | None = None) -> None:
         """Serve at ``host:port``; empty: not at all; port 0: any free one.
+
+        Args:
+            listen: where.
+            exposition: the text, in parts.
+            passed_fd: a socket that may listen there already; it is ours from here on.
 
         Raises:
             SettingsError: the address cannot be used.
         """
         self.url = ""
+        self.fd: int | None = None
         self._server = None
+        passed = None if passed_fd is None else socket.socket(fileno=passed_fd)
         if not listen:
+            if passed:
+                passed.close()
             return
         host, _, port = listen.rpartition(":")
         try:
             family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM,
                                                           flags=socket.AI_PASSIVE)[0]
-            self._server = _Server(family, address, exposition)
+            self._server = _Server(family, address, exposition, passed)
         except (OSError, OverflowError, UnicodeError) as error:
             raise SettingsError(f"metrics.listen: {listen}: {error}",
                                 hint="Choose another address, or turn it off with an empty one.") from error
         self.url = f"http://{host}:{self._server.server_address[1]}{_PATH}"
+        self.fd = self._server.fileno()
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
 
@@ -75,11 +86,24 @@ class _Server(ThreadingMixIn, TCPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, family: int, address: Any, exposition: Callable[[], list[bytes]]) -> None:
+    def __init__(self, family: int, address: Any, exposition: Callable[[], list[bytes]],
+                 passed: socket.socket | None) -> None:
         self.address_family = family
         self.exposition = exposition
         self._room = threading.BoundedSemaphore(_AT_ONCE)
+        self._passed = passed
         super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        """Take the socket that was passed, if it is bound to where we are to listen; else bind our own."""
+        if self._passed and (self._passed.family, self._passed.getsockname()) == (self.address_family,
+                                                                                self.server_address):
+            self.socket.close()
+            self.socket = self._passed
+            return
+        if self._passed:
+            self._passed.close()
+        super().server_bind()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._room.acquire(blocking=False):

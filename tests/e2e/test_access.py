@@ -60,8 +60,8 @@ def daemon(home: Path, roots: CountingProgram) -> Iterator[RunningDaemon]:
         yield running
 
 
-TARGET: dict[str, Any] = dict.fromkeys(("pidfile", "comm", "on_calendar", "cron", "jitter", "keep", "source", "last",
-                                        "next_at"))
+TARGET: dict[str, Any] = dict.fromkeys(("pidfile", "comm", "unit", "cgroup", "on_calendar", "cron", "jitter", "keep",
+                                        "source", "last", "next_at"))
 STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "AddTarget": ({"target": {**TARGET, "name": "mine", "pid": 1, "every": "1d", "held": False}}, DENIED),
     "CancelRequest": ({"number": 1}, "catalog.request-not-found"),
@@ -78,6 +78,7 @@ STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "ListRequests": ({}, {"requests": []}),
     "ListTargets": ({}, {"targets": []}),
     "Pin": ({"reference": "1", "pinned": True}, NO_IMAGE),
+    "Reload": ({}, DENIED),
     "RemoveTarget": ({"name": "counter"}, DENIED),
     "Restart": ({"reference": "1"}, NO_IMAGE),
     "ResumeTarget": ({"name": "counter"}, DENIED),

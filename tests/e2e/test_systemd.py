@@ -138,6 +138,25 @@ def test_the_socket_starts_it(machine: Machine) -> None:
     assert machine.show(CRD, "ActiveState") == "active"
 
 
+def metrics_listener(machine: Machine) -> str:
+    """Return the inode of the socket that listens at port 9643 (proc_pid_net(5)); there is exactly one."""
+    lines = machine.say("cat", f"/proc/{daemon_pid(machine)}/net/tcp").split("\n")[1:]
+    listening = [line.split()[9] for line in lines if line.split()[1:4:2] == [f"0100007F:{9643:04X}", "0A"]]
+    assert len(listening) == 1
+    return listening[0]
+
+
+def test_the_metrics_listener_outlives_the_daemon(machine: Machine) -> None:
+    inode, before = metrics_listener(machine), daemon_pid(machine)
+    machine.say("systemctl", "restart", CRD)
+    assert metrics_listener(machine) == inode
+    machine.say("systemctl", "kill", "--kill-whom=main", "--signal=KILL", CRD)
+    eventually("another daemon", lambda: machine.show(CRD, "ActiveState") == "active"
+               and daemon_pid(machine) not in {0, before})
+    assert metrics_listener(machine) == inode
+    machine.say("systemctl", "reset-failed", CRD)
+
+
 def test_a_restarted_program_lives_in_a_scope_of_its_own(machine: Machine, counting: Counting) -> None:
     report = machine.run("crctl", "check", str(counting.pid))
     assert report.returncode == 0, report.stdout

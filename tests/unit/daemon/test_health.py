@@ -13,7 +13,7 @@ import pytest
 
 from crd.catalog.catalog import Catalog
 from crd.daemon.health import Health
-from crd.daemon.notify import notify, passed_fds, watchdog_seconds
+from crd.daemon.notify import keep, passed_fds, watchdog_seconds
 from crd.daemon.scheduler import Scheduler
 from crd.engine.client import WorkerPool
 from tests.unit.daemon.test_scheduler import FakeClock, Recorder, settings
@@ -101,7 +101,8 @@ async def test_none_while_the_engine_hangs(tmp_path: Path, told: socket.socket,
 
 def test_descriptors_go_to_systemd_and_come_back(told: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     read_end, write_end = os.pipe()
-    notify("FDSTORE=1", "FDNAME=metrics", fds=[write_end])
+    keep("metrics", write_end)
+    assert told.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=metrics"
     data, fds, _, _ = socket.recv_fds(told, 1000, 4)
     assert data == b"FDSTORE=1\nFDNAME=metrics"
     os.write(fds[0], b"x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import urllib.request
@@ -184,3 +185,26 @@ def test_an_address_in_use_is_refused(address: str) -> None:
         port = exporter.url.rpartition(":")[2].split("/")[0]
         with pytest.raises(SettingsError, match=port):
             Exporter(f"{address}:{port}", Metrics().exposition)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+def test_a_socket_that_was_passed_is_used_if_it_is_the_right_one(address: str) -> None:
+    with Exporter(f"{address}:0", Metrics().exposition) as before:
+        assert before.fd is not None
+        kept = os.dup(before.fd)
+    where = before.url.split("/")[2]
+    with Exporter(where, Metrics().exposition, os.dup(kept)) as exporter:
+        assert exporter.fd is not None
+        assert os.fstat(exporter.fd).st_ino == os.fstat(kept).st_ino
+        assert exporter.url == before.url
+        with urllib.request.urlopen(exporter.url) as answer:
+            assert answer.status == 200
+    with Exporter(f"{address}:0", Metrics().exposition, os.dup(kept)) as exporter:
+        assert exporter.fd is not None
+        assert os.fstat(exporter.fd).st_ino != os.fstat(kept).st_ino
+    unwanted = os.dup(kept)
+    with Exporter("", Metrics().exposition, unwanted) as exporter:
+        assert exporter.fd is None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(unwanted)
+    os.close(kept)
