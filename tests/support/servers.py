@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from tests.support.daemon import BIN, eventually
 from tests.support.victims import Program
@@ -127,9 +126,3 @@ def restart(image: Path, program: Program, *options: str) -> None:
     assert done.returncode == 0, done.stderr
     notes = json.loads(done.stdout)["notes"]
     assert notes == [], notes
-
-
-def obstacles(program: Program) -> dict[str, str]:
-    """Return reason by code of all that ``crd check`` finds."""
-    report: dict[str, Any] = json.loads(run(program, "check", str(program.pid), "--json").stdout)
-    return {obstacle["code"]: f"{obstacle['object']} {obstacle['reason']}" for obstacle in report["obstacles"]}
