@@ -223,7 +223,7 @@ class Handlers(UpkeepHandlers):
         return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles]}
 
     async def _on_Serve(self, *, peer: Peer, more: More | None, listener: int) -> dict[str, Any]:  # noqa: ARG002, N802
-        self._app.served.take(peer.pid, listener)
+        await self._app.served.take(peer.pid, listener)
         return {}
 
     async def _need_owner(self, peer: Peer, pid: int) -> None:

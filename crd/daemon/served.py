@@ -13,9 +13,8 @@ import os
 import select
 from typing import TYPE_CHECKING
 
-from crd.errors import BadRequest, Busy, CrdError, NativeError
+from crd.errors import Busy, CrdError, NativeError
 from crd.native import notification
-from crd.native.syscall import NR, pidfd_getfd, syscall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LISTENERS_MAX = 4096
-_LISTENER = "anon_inode:seccomp notify"
 
 
 class ServedPrograms:
@@ -50,25 +48,15 @@ class ServedPrograms:
         self._seconds = seconds
         self._jobs: set[asyncio.Task[None]] = set()
 
-    def take(self, pid: int, fd: int) -> None:
+    async def take(self, pid: int, fd: int) -> None:
         """Take over a listener that another process holds.
 
         Raises:
             BadRequest: it has no such descriptor, or that is no listener.
             Busy: there are too many.
         """
-        try:
-            pidfd = syscall(NR.PIDFD_OPEN, pid, 0)
-            try:
-                listener = pidfd_getfd(pidfd, fd)
-            finally:
-                os.close(pidfd)
-        except NativeError as error:
-            raise BadRequest(f"descriptor {fd} of process {pid}: {error.message}") from error
-        if os.readlink(f"/proc/self/fd/{listener}") != _LISTENER:
-            os.close(listener)
-            raise BadRequest(f"descriptor {fd} of process {pid} is no listener of seccomp(2)")
-        self.add(listener)
+        async with self._workers.lease() as worker:
+            self.add(await worker.fetch_listener(pid, fd))
 
     def add(self, listener: int) -> None:
         """Serve the calls of a listener, which is ours from now on, until all that it tells of have ended.

@@ -138,6 +138,18 @@ class Worker:
         listeners, self._listeners = self._listeners, []
         return listeners
 
+    async def fetch_listener(self, pid: int, fd: int) -> int:
+        """Return a descriptor, which is the caller's, of a listener that another process holds.
+
+        Raises:
+            BadRequest: it has no such descriptor, or that is no listener.
+            WorkerDied: the worker ended.
+        """
+        await self._send({"call": "fetch", "pid": pid, "fd": fd})
+        _, [listener] = await self._receive("fetched")
+        await self.commit()
+        return listener
+
     async def serve(self, listener: int, call: Notification, options: CheckpointOptions, crid_file: Path,
                     take: Callable[[int], None]) -> ServedCall:
         """Have a call carried out and answered that was received from a listener.

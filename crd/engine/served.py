@@ -19,7 +19,7 @@ from crd.engine import api
 from crd.engine.errnos import errno_of
 from crd.engine.stream import DescriptorSource
 from crd.engine.userspace.caller import Caller
-from crd.errors import AccessDenied, BadRequest, CrdError, PidInUse, TargetGone, TargetNotFound
+from crd.errors import AccessDenied, BadRequest, CrdError, NativeError, PidInUse, TargetGone, TargetNotFound
 from crd.image.reader import ImageReader
 from crd.image.verify import verified
 from crd.native.syscall import NR, pidfd_getfd, syscall
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
 _HOLD_SECONDS = 10.0
+_LISTENER = "anon_inode:seccomp notify"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,26 @@ class Service:
     crids: CridCounter
     options: api.CheckpointOptions
     confirm: Callable[[api.RestartResult], None]
+
+
+def fetched_listener(pid: int, fd: int) -> int:
+    """Return our own descriptor of a listener that another process holds.
+
+    Raises:
+        BadRequest: it has no such descriptor, or that is no listener.
+    """
+    try:
+        pidfd = syscall(NR.PIDFD_OPEN, pid, 0)
+        try:
+            listener = pidfd_getfd(pidfd, fd)
+        finally:
+            os.close(pidfd)
+    except NativeError as error:
+        raise BadRequest(f"descriptor {fd} of process {pid}: {error.message}") from error
+    if os.readlink(f"/proc/self/fd/{listener}") != _LISTENER:
+        os.close(listener)
+        raise BadRequest(f"descriptor {fd} of process {pid} is no listener of seccomp(2)")
+    return listener
 
 
 def serve(listener: int, call: Notification, service: Service) -> api.ServedCall:

@@ -18,6 +18,10 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
     -> {"call": "features"}                         what there is, tried out
     <- {"result": [...]}
 
+    -> {"call": "fetch", "pid": 42, "fd": 3}        of a listener that another process holds
+    <- {"event": "fetched"} + listener, -> {"commit": true}
+    <- {"result": null}
+
     -> {"call": "serve", "notification": {...}, "options": {...}} + the listener it came from
     <- {"event": "ready", ...} + listeners, -> {"commit": true}         of a restart, as above
     <- {"result": {...}}                            the call has returned
@@ -123,6 +127,10 @@ def _confirm(channel: Channel, ready: api.RestartResult) -> None:
     channel.await_commit("ready", replace(ready, listeners=()), ready.listeners)
 
 
+def _fetch(message: dict[str, Any], _fds: Sequence[int], channel: Channel) -> Any:
+    channel.await_commit("fetched", None, [served.fetched_listener(message["pid"], message["fd"])])
+
+
 def _serve(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:
     [listener] = fds
     service = served.Service(
@@ -144,8 +152,8 @@ def _plan(message: dict[str, Any], fds: Sequence[int], _channel: Channel) -> Any
     return api.plan(fd, options=msgspec.convert(message["options"], api.RestartOptions))
 
 
-CALLS = {"checkpoint": _checkpoint, "restart": _restart, "plan": _plan, "serve": _serve, "check": _check,
-         "features": _features}
+CALLS = {"checkpoint": _checkpoint, "restart": _restart, "plan": _plan, "fetch": _fetch, "serve": _serve,
+         "check": _check, "features": _features}
 
 
 def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:

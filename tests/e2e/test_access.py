@@ -61,7 +61,7 @@ def daemon(home: Path, roots: CountingProgram) -> Iterator[RunningDaemon]:
 
 
 TARGET: dict[str, Any] = dict.fromkeys(("pidfile", "comm", "unit", "cgroup", "on_calendar", "cron", "jitter", "keep",
-                                        "source", "last", "next_at"))
+                                        "save_files", "files", "source", "last", "next_at"))
 STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "AddTarget": ({"target": {**TARGET, "name": "mine", "pid": 1, "every": "1d", "held": False}}, DENIED),
     "CancelRequest": ({"number": 1}, "catalog.request-not-found"),
@@ -78,11 +78,13 @@ STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "ListRequests": ({}, {"requests": []}),
     "ListTargets": ({}, {"targets": []}),
     "Pin": ({"reference": "1", "pinned": True}, NO_IMAGE),
+    "PlanRestart": ({"reference": "1"}, NO_IMAGE),
     "Reload": ({}, DENIED),
     "RemoveTarget": ({"name": "counter"}, DENIED),
     "Restart": ({"reference": "1"}, NO_IMAGE),
     "ResumeTarget": ({"name": "counter"}, DENIED),
     "Scrub": ({}, DENIED),
+    "Serve": ({"listener": 0}, "api.bad-request"),
     "Verify": ({"reference": "1", "restart": True}, NO_IMAGE),
 }
 """What comes of each method if a stranger calls it on what is root's: an error, or a reply that tells nothing."""

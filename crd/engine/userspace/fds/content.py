@@ -31,9 +31,11 @@ from crd.image.objects import (
     FILE_WRITTEN,
     FileContent,
     InotifyWatch,
+    RegularFile,
 )
 from crd.image.profile import VMA_SHARED_FILE
 from crd.target import procfs
+from crd.target.paths import is_memory_with_a_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -137,8 +139,10 @@ class Contents:
             TryLaterError: a file cannot be copied without waiting.
         """
         self._stopped_ns = time.time_ns()
+        regular = {record.objref for record in table.object_records if isinstance(record, RegularFile)}
         for one in table.descriptions.values():
-            if stat.S_ISREG(one.stat.st_mode) and one.stat.st_nlink and not one.flags & O_PATH:
+            is_file = one.objref in regular and stat.S_ISREG(one.stat.st_mode)
+            if is_file and one.stat.st_nlink and not one.flags & O_PATH:
                 self._add(one)
         for pid, entries in areas.items():
             for path, entry in _written_through(pid, entries):
@@ -235,7 +239,8 @@ def _writable(pid: int) -> Iterator[str]:
 def _written_through(pid: int, entries: Iterable[MapEntry]) -> Iterator[tuple[str, MapEntry]]:
     """Yield areas through which a process can write to a file that has a name, each with a path to the file."""
     for entry in entries:
-        if layout.kind(entry) == VMA_SHARED_FILE and entry.permissions[1] == "w" and not entry.deleted:
+        if (layout.kind(entry) == VMA_SHARED_FILE and entry.permissions[1] == "w" and not entry.deleted
+                and not is_memory_with_a_name(entry.path)):
             where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
             yield (entry.path if os.geteuid() else where), entry
 
