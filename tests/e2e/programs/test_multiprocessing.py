@@ -44,6 +44,8 @@ if __name__ == "__main__":
             assert counter.value == done + 10 and {*memory.buf[:1000]} == {(done + 10) % 256}
             done += 10
             acknowledge(done // 10)
+        pool.close()  # else workers that have just begun are killed in the midst of that, and say so
+        pool.join()
     memory.unlink()
 """
 
