@@ -21,12 +21,13 @@ _LOOKS_MAX = 50
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A descriptor: its number, link, fstat and fdinfo."""
+    """A descriptor: its number, link, fstat and fdinfo, and where its name led to when these were read."""
 
     fd: int
     link: str
     file: os.stat_result
     info: FdInfo
+    how: Reach
 
     @property
     def name(self) -> str:
@@ -46,7 +47,9 @@ def open_descriptors(pid: int) -> list[Open]:
 def _look(pid: int, fd: int) -> Open:
     """Look at a descriptor, again if name and file do not fit: a shell puts file after file under one number."""
     for _ in range(_LOOKS_MAX):
-        entry = Open(fd, procfs.read_link(pid, f"fd/{fd}"), procfs.fd_stat(pid, fd), procfs.fdinfo(pid, fd))
-        if not entry.link.startswith("/") or reach(entry.link, entry.file) is Reach.SAME:
+        link, file = procfs.read_link(pid, f"fd/{fd}"), procfs.fd_stat(pid, fd)
+        how = reach(link, file) if link.startswith("/") else Reach.SAME
+        entry = Open(fd, link, file, procfs.fdinfo(pid, fd), how)
+        if how is Reach.SAME:
             break
     return entry

@@ -111,7 +111,7 @@ def _special_file(file: os.stat_result) -> tuple[str, str]:
 
 
 def _regular(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
-    how = reach(entry.link, entry.file)
+    how = entry.how
     if unnamed.is_unnamed(entry.file):
         yield from unnamed.obstacles(entry, look)
     elif how is not Reach.SAME and not (how is Reach.UNLINKED and name_left(entry.link, entry.file.st_ino)):
@@ -121,7 +121,7 @@ def _regular(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
 
 def _fifo(entry: Open) -> Iterator[Obstacle]:
     """Others may have a named pipe open too: they will find the restarted one by its name."""
-    how = reach(entry.link, entry.file)
+    how = entry.how
     if how is not Reach.SAME and entry.file.st_nlink:
         yield Obstacle(f"fd.{how.name.lower()}", entry.name, how.value, "Have the program open the pipe again.")
 
