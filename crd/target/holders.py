@@ -51,9 +51,14 @@ def _shared_by(pid: int) -> set[tuple[int, int]]:
 
 
 def pipe_holders(inside: Family, inodes: Collection[int]) -> dict[int, list[int]]:
-    """Return the processes other than those inside that have one of these pipes open, ascending, by pipe."""
+    """Return the processes other than those inside that have one of these pipes open, ascending, by pipe.
+
+    We do not count: what we have of a pipe is the end that the image goes to.
+    """
     holders: dict[int, list[int]] = defaultdict(list)
     for other in _others(inside):
+        if other == os.getpid():
+            continue
         for inode in _pipes_of(other) & set(inodes):
             if inside.lacks(other):
                 holders[inode].append(other)

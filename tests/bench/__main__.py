@@ -37,9 +37,9 @@ from crd.native.pagemap import PageMap
 from crd.target import procfs
 from tests.bench import s3_throughput, slow_down, workers
 from tests.bench.filter_cost import filter_cost
-from tests.bench.gaps import longest_gap_ms
 from tests.bench.history import long_history, memory_while_storing, read_seconds
 from tests.bench.scrape import scrape
+from tests.support.gaps import longest_gap_ms
 from tests.support.victims import Program, Victim, until
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from crd.daemon.pipeline import Pipeline
 from crd.daemon.tracking import Tracks
 from crd.engine.api import CheckpointOptions
 from crd.engine.client import WorkerPool
-from tests.bench.gaps import mark
+from tests.support.gaps import mark
 from tests.support.victims import Victim
 
 if TYPE_CHECKING:

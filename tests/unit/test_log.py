@@ -20,7 +20,7 @@ def record(**extra: object) -> logging.LogRecord:
     return made
 
 
-@pytest.mark.parametrize("formatter", [log._Text(), log._Journal()])
+@pytest.mark.parametrize("formatter", [log._Text(), log._Prefixed()])
 def test_a_hostile_name_neither_begins_a_line_nor_looks_like_a_key(formatter: logging.Formatter) -> None:
     line = formatter.format(record(event="api.call", object=HOSTILE, uid=7, outcome="catalog.image-not-found"))
     assert len(line.splitlines()) == 1
@@ -40,6 +40,6 @@ def test_a_traceback_keeps_its_lines() -> None:
             _ = 1 / 0
         finally:
             made.exc_info = sys.exc_info()
-    lines = log._Journal().format(made).split("\n")
+    lines = log._Prefixed().format(made).split("\n")
     assert len(lines) > 3
     assert all(line.startswith("<4>") for line in lines)

@@ -47,7 +47,8 @@ class Body:
 
 @asynccontextmanager
 async def body(tmp_path: Path) -> AsyncIterator[Body]:
-    async with await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db") as catalog, WorkerPool() as workers:
+    async with (await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db", "here") as catalog,
+                WorkerPool() as workers):
         found = Body(catalog, workers)
         yield found
         await found.scheduler.close()

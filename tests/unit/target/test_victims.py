@@ -12,6 +12,7 @@ import pytest
 from crd.native.memory import Memory
 from crd.target import procfs
 from tests.support import victims
+from tests.support.gaps import mark
 from tests.support.victims import DYNAMIC, NAMES, Victim, until
 
 if TYPE_CHECKING:
@@ -101,9 +102,7 @@ def test_a_victim_that_dies_says_so(tmp_path: Path) -> None:
 def test_the_hog_measures_its_gap(tmp_path: Path) -> None:
     with Victim("rwhog", tmp_path, 4) as victim:
         def longest_gap() -> int:
-            victim.file("mark").touch()
-            until("answer", lambda: not victim.file("mark").exists())
-            return int(victim.file("gap").read_text())
+            return mark(victim).longest_gap_ns
         longest_gap()
         os.kill(victim.pid, signal.SIGSTOP)
         until("stop", lambda: victim.status()["State"][0] == "T")
