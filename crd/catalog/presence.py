@@ -62,6 +62,11 @@ class Presence:
                     entered.set_exception(error)
                     return
                 logger.warning("%s", error.message, extra={"event": "catalog.away"})
+            except Exception as error:  # of the driver, which the listening goes by
+                if not entered.done():
+                    entered.set_exception(error)
+                    return
+                logger.exception("the catalog's session", extra={"event": "catalog.away"})
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _once(self, entered: asyncio.Future[None]) -> None:

@@ -85,6 +85,7 @@ class Served(Program):
         known = self.acknowledged()
         self.goes_on(1)
         self.kill_tree()
+        os.truncate(self.file("stderr"), 0)  # a worker whose parent is killed first may begin to complain of that
         self.brought_back(image, known)
 
     def saved_and_killed(self) -> Path:

@@ -57,4 +57,4 @@ def test_a_pool(tmp_path: Path, method: str, cycles: int) -> None:
             pool.cycle(f"{number}.image")
         (tmp_path / "stop").touch()
         until("its end in good order", lambda: pool.status().get("State", "Z")[0] == "Z")
-        assert "AssertionError" not in pool.stderr()
+        assert not pool.stderr()
