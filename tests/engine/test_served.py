@@ -37,8 +37,8 @@ def served_until_ready(program: Served) -> list[ServedCall]:
     """Serve all calls of a program that rests at last."""
     calls = []
     while not (program.directory / "ready").exists():
-        if program.is_called():
-            calls.append(program.serve())
+        if call := program.called():
+            calls.append(program.carry_out(call))
         assert program.is_running(), program.stderr()
     program.assert_unharmed()
     return calls

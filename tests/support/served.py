@@ -62,6 +62,10 @@ class Served(Program):
         """Whether a call comes within a moment."""
         return bool(_polled(self.listener, 0.01))
 
+    def called(self) -> Notification | None:
+        """Receive a call that comes within a moment, unless a signal takes it back."""
+        return receive(self.listener) if self.is_called() else None
+
     def carry_out(self, call: Notification, **options: object) -> ServedCall:
         """Carry out a call that was received."""
         return serve(self.listener, call, Service(
