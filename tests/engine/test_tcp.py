@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from crd.engine.api import After, CheckpointOptions, CheckpointResult, RestartOptions, Tcp, checkpoint, restart
 from crd.engine.crid import CridCounter
-from crd.engine.userspace.fds import network_hold
+from crd.engine.userspace.fds import inet, network_hold, tcp_repair
 from crd.errors import ResourceChanged
 from tests.engine.images import restarted, taken
 from tests.engine.programs import interpreted
@@ -24,6 +25,9 @@ from tests.support.victims import Victim, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from crd.engine.userspace.fds.description import Description
+    from crd.image.objects import InetSocket
 
 pytestmark = pytest.mark.root
 
@@ -294,3 +298,24 @@ def test_what_an_end_within_the_image_has_no_room_for_arrives(tmp_path: Path) ->
         until("its end", lambda: not program.is_running())
         assert program.stderr() == ""
         assert int((tmp_path / "result").read_text()) > 500_000
+
+
+def test_an_end_that_is_just_being_closed_is_saved_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its FIN is acknowledged between the look at the socket and the look at what waits in it."""
+    dump, looks = inet._dump, []
+
+    def too_early(one: Description, sock: socket.socket) -> tuple[InetSocket, int]:
+        record, state = dump(one, sock)
+        if state != tcp_repair.FIN_WAIT_2:
+            return record, state
+        looks.append(state)
+        if len(looks) == 1:
+            record.shutdown, state = 0, tcp_repair.FIN_WAIT_1
+        return record, state
+
+    monkeypatch.setattr(inet, "_dump", too_early)
+    with Victim("connections", tmp_path) as victim:
+        image = taken(victim)
+        assert len(looks) == 2, "it was let go, and looked at again"
+        restarted(image, victim)
+        victim.verify()

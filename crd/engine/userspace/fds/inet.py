@@ -63,17 +63,18 @@ class InetSockets(Kind):
             with opened(one) as sock:
                 if sock.type == socket.SOCK_STREAM:
                     tcp.acknowledge(sock)
-        records = {}
+        records, states = {}, {}
         for one in found:
             with opened(one) as sock:
-                records[one.objref] = _dump(one, sock)
+                records[one.objref], states[one.objref] = _dump(one, sock)
         pairs, outside = tcp.paired(records.values())
         yield from records.values()
         arriving = _arriving(pairs, by_objref)
         for record in records.values():
             with opened(by_objref[record.objref]) as sock:
                 if record not in outside:
-                    table.late_records += _waiting(by_objref[record.objref], sock, arriving.get(record.objref, b""))
+                    table.late_records += _waiting(by_objref[record.objref], sock, states[record.objref],
+                                                   arriving.get(record.objref, b""))
         yield from pairs
         if outside:
             yield from _outside(outside, by_objref, table)
@@ -125,12 +126,13 @@ def _arriving(pairs: Sequence[InetConnection], by_objref: dict[int, Description]
                                     for pair in pairs for end in (pair.one, pair.other)})
 
 
-def _waiting(one: Description, sock: socket.socket, arriving: bytes) -> Iterator[InetMessage]:
+def _waiting(one: Description, sock: socket.socket, state: int, arriving: bytes) -> Iterator[InetMessage]:
     """Yield what waits in a socket, but in a connection to another process.
 
     Args:
         one: the socket.
         sock: a duplicate.
+        state: of the connection as its record has it: by now an end that was just being closed may be closed.
         arriving: what is on its way to it.
 
     Raises:
@@ -140,7 +142,7 @@ def _waiting(one: Description, sock: socket.socket, arriving: bytes) -> Iterator
         for message in socket_queue.look(sock, one.name, receives=True):
             source: tuple[str, int] = message.source or ("", 0)  # type: ignore[assignment]
             yield InetMessage(socket=one.objref, address=_bare(source[0]), port=source[1], data=message.data)
-    elif (state := tcp_state.of(sock)) in tcp.SETTLED:
+    elif state in tcp.SETTLED:
         yield from tcp.waiting(one, sock, arriving)
     elif state not in {LISTENING, tcp_repair.CLOSE}:
         raise _unsettled(one)
@@ -185,7 +187,8 @@ def _bare(address: str) -> str:
     return address.partition("%")[0]
 
 
-def _dump(one: Description, sock: socket.socket) -> InetSocket:
+def _dump(one: Description, sock: socket.socket) -> tuple[InetSocket, int]:
+    """Return the record of a socket, and the state that it tells of."""
     name = sock.getsockname()
     state, backlog = tcp_repair.CLOSE, 0
     if sock.type == socket.SOCK_STREAM:
@@ -199,11 +202,12 @@ def _dump(one: Description, sock: socket.socket) -> InetSocket:
     options = [option for option in socket_options.dump(sock)
                if sock.type == socket.SOCK_DGRAM or not remote[1]
                or (option.level, option.name) not in tcp.OF_THE_CONNECTION]
-    return InetSocket(
+    record = InetSocket(
         objref=one.objref, flags=one.flags, owner=one.owner, family=sock.family, kind=sock.type,
         listening=state == LISTENING, shutdown=state == tcp_repair.FIN_WAIT_2, backlog=backlog,
         local_address=_bare(name[0]), local_port=name[1], scope=name[3] if sock.family == socket.AF_INET6 else 0,
         remote_address=_bare(remote[0]), remote_port=remote[1], options=options)
+    return record, state
 
 
 def _check_port(record: InetSocket, making: Making) -> None:

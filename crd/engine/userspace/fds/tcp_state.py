@@ -91,11 +91,6 @@ class _Heal:
             self._sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, self.peek)
 
 
-def of(sock: socket.socket) -> int:
-    """Return the state of a socket: ESTABLISHED, ..."""
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_BYTES)[0]
-
-
 def look(socks: Sequence[socket.socket]) -> list[State | None]:
     """Return the states of some connections, whose programs are stopped; None of one that changes all the time.
 
