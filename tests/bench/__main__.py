@@ -205,7 +205,7 @@ async def whole_checkpoint(home: Path, rows: int, n: int) -> None:
     keys = KeyRing([Key(secrets.token_bytes(KEY_BYTES))])
     with python(home / "heap", HEAP, str(rows)) as pid:
         async with (Archive(plain) as archive, Archive(SealedStore(sealed, keys)) as encrypted,
-                    await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "here") as catalog,
+                    await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "bench") as catalog,
                     WorkerPool() as workers):
             rates: dict[str, list[float]] = {"clear": [], "encrypted": [], "alone": [], "read": []}
             size = 0
@@ -239,7 +239,7 @@ async def increments(home: Path, n: int) -> None:
     """Measure images of a process that writes 1 % of its pages between them."""
     with python(home / "changes", CHANGES) as pid:
         async with (Archive(LocalStore(home / "increments")) as archive,
-                    await Catalog.open(f"sqlite+aiosqlite:///{home}/increments.db", "here") as catalog,
+                    await Catalog.open(f"sqlite+aiosqlite:///{home}/increments.db", "bench") as catalog,
                     WorkerPool() as workers):
             pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", Tracks(enabled=True), 600, 600)
             cpu, seconds, stored = [], [], []
