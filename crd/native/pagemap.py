@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from crd.errors import NativeError, TargetGone
 from crd.native.check import call
@@ -14,26 +13,48 @@ from crd.native.ffi import ffi, lib
 from crd.native.memory import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
-PAGE_IS_FILE = 1 << 2
-PAGE_IS_PRESENT = 1 << 3
-PAGE_IS_SWAPPED = 1 << 4
-PAGE_IS_PFNZERO = 1 << 5
+    from crd.native.memory import Run
 
-_REGIONS = 4096
-_ENTRIES = 16384
+_CAPACITY = 16384
 _ENTRY_BYTES = 8
-_ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_FILE, _ENTRY_GUARD = 1 << 63, 1 << 62, 1 << 61, 1 << 58
+_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
-@dataclass(frozen=True, slots=True)
-class PageRun:
-    """Pages from byte address ``start`` up to ``end``."""
+@dataclass(slots=True)
+class FoundRuns:
+    """Runs of pages, as the kernel has told them; told one by one only when there is time."""
 
-    start: int
-    end: int
+    _chunks: list[Any] = field(default_factory=list)
+    _memory: list[Any] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """How much they are."""
+        return sum(chunk.bytes for chunk in self._chunks)
+
+    def runs(self) -> list[Run]:
+        """Return them in the order of the areas that were looked at."""
+        return [(run.address, run.length) for chunk in self._chunks for run in chunk.runs[0:chunk.n]]
+
+    def room(self) -> Any:
+        """Make room for more of them."""
+        memory = _new_uncleared("struct crd_run[]", _CAPACITY)
+        chunk = ffi.new("struct crd_runs *", {"runs": memory, "capacity": _CAPACITY})
+        self._memory.append(memory)
+        self._chunks.append(chunk)
+        return chunk
+
+
+def look_at(areas: Sequence[Run], look: Callable[..., object]) -> None:
+    """Look at areas until all were looked at: each look ends when there is no room for more."""
+    wanted, area, address = ffi.new("struct crd_run[]", list(areas)), ffi.new("size_t *"), ffi.new("uint64_t *")
+    while area[0] < len(areas):
+        look(wanted, len(areas), area, address)
 
 
 class PageMap:
@@ -62,59 +83,41 @@ class PageMap:
                  trace: TracebackType | None) -> None:
         os.close(self.fd)
 
-    def own_pages(self, start: int, end: int) -> list[PageRun]:
-        """Return the pages between two addresses that are the process's own, in ascending runs.
+    def own_pages(self, areas: Sequence[Run]) -> list[Run]:
+        """Return the pages of some areas, which ascend, that are the process's own, in ascending runs.
 
         That is memory present or swapped out which is no page of a file and not the shared zero page: what a checkpoint
         must store of private memory.
 
         Raises:
             TargetGone: the process has ended, and its memory with it.
+            NativeError: the kernel does not tell.
         """
         try:
-            runs = self._scan(start, end, PAGE_IS_FILE | PAGE_IS_PFNZERO, PAGE_IS_FILE | PAGE_IS_PFNZERO)
+            found = self._own(areas, scan=True)
         except NativeError as error:
             if error.errno not in {errno.ENOTTY, errno.EINVAL}:
                 raise
-            runs = self._read_entries(start, end)
-        if not os.pread(self.fd, _ENTRY_BYTES, start // PAGE_BYTES * _ENTRY_BYTES):
+            found = self._own(areas, scan=False)
+        if not os.pread(self.fd, _ENTRY_BYTES, 0):
             raise TargetGone(f"process {self._pid} has ended", pid=self._pid)
-        return runs
+        return found.runs()
+
+    def gone(self, pages: array[int]) -> list[int]:
+        """Return those of some pages, given by their addresses, u64 each, that hold nothing now.
+
+        Raises:
+            NativeError: ESRCH if the process has ended.
+        """
+        gone = bytearray(len(pages))
+        call(lib.crd_pages_gone, self.fd, ffi.from_buffer("uint64_t[]", pages), len(pages), ffi.from_buffer(gone))
+        return [page for page, is_gone in zip(pages, gone, strict=True) if is_gone]
 
     def scan_once(self) -> None:
         """Use PAGEMAP_SCAN once; raises NativeError if the kernel has none."""
-        self._scan(PAGE_BYTES, 2 * PAGE_BYTES, 0, 0)
+        self._own([(PAGE_BYTES, PAGE_BYTES)], scan=True)
 
-    def _scan(self, start: int, end: int, inverted: int, required: int) -> list[PageRun]:
-        regions = ffi.new("struct crd_page_region[]", _REGIONS)
-        walk_end, n = ffi.new("uint64_t *"), ffi.new("size_t *")
-        runs: list[PageRun] = []
-        while start < end:
-            call(lib.crd_pagemap_scan, self.fd, start, end, inverted, required, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                 PAGE_IS_PRESENT, regions, _REGIONS, walk_end, n)
-            for region in regions[0:n[0]]:
-                if region.categories & PAGE_IS_PRESENT:
-                    _append(runs, region.start, region.end)
-                else:  # swapped out, or a guard page: only the entries tell
-                    for run in self._read_entries(region.start, region.end):
-                        _append(runs, run.start, run.end)
-            start = walk_end[0]
-        return runs
-
-    def _read_entries(self, start: int, end: int) -> list[PageRun]:
-        runs: list[PageRun] = []
-        for at in range(start, end, _ENTRIES * PAGE_BYTES):
-            n = min(_ENTRIES, (end - at) // PAGE_BYTES)
-            data = os.pread(self.fd, n * _ENTRY_BYTES, at // PAGE_BYTES * _ENTRY_BYTES)
-            for index, (entry,) in enumerate(struct.iter_unpack("<Q", data)):
-                if entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) and not entry & (_ENTRY_FILE | _ENTRY_GUARD):
-                    _append(runs, at + index * PAGE_BYTES, at + (index + 1) * PAGE_BYTES)
-        return runs
-
-
-def _append(runs: list[PageRun], start: int, end: int) -> None:
-    """Add a run, joined to the last one where they meet: PAGEMAP_SCAN reports some pages twice."""
-    if runs and start <= runs[-1].end:
-        runs[-1] = PageRun(runs[-1].start, max(end, runs[-1].end))
-    else:
-        runs.append(PageRun(start, end))
+    def _own(self, areas: Sequence[Run], *, scan: bool) -> FoundRuns:
+        found = FoundRuns()
+        look_at(areas, lambda *where: call(lib.crd_pages_own, self.fd, scan, *where, found.room()))
+        return found

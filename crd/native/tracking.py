@@ -9,18 +9,17 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crd.errors import NativeError
 from crd.native.check import call
 from crd.native.ffi import ffi, lib
 from crd.native.inject import Call
+from crd.native.pagemap import FoundRuns, look_at
 from crd.native.syscall import NR, pidfd_getfd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from crd.native.inject import Injector
     from crd.native.memory import Run
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | 1
 """UFFD_USER_MODE_ONLY: needs no privilege of the process, and serves, since nobody waits for its faults."""
 
-_CAPACITY = 16384
-_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
-_LISTS = ("written", "swapped", "others", "others_swapped")
 
 
 def begin(userfaultfd: int) -> None:
@@ -101,71 +97,21 @@ def watch(userfaultfd: int, area: Run) -> bool:
     return False
 
 
-@dataclass(slots=True)
-class Found:
-    """What pages some areas have; looked at only when there is time.
-
-    Attributes:
-        unknown: those areas of which nothing is noted, or not of all.
-    """
-
-    unknown: set[Run] = field(default_factory=set)
-    _chunks: list[Any] = field(default_factory=list)
-    _memory: list[Any] = field(default_factory=list)
-    _readable: dict[str, list[Run]] = field(default_factory=dict)
-
-    def changed(self) -> list[Run]:
-        """Return the runs of pages that are not as they were, in ascending order; some may hold nothing now."""
-        return sorted(chain(self._runs("written"), self._runs("swapped")))
-
-    def written(self) -> list[Run]:
-        """Return the runs of pages that are not as they were and can be read, in ascending order."""
-        return sorted(chain(self._runs("written"), self._readable["swapped"]))
-
-    def others(self) -> list[Run]:
-        """Return the runs of pages that were not written and can be read, in ascending order."""
-        return sorted(chain(self._runs("others"), self._readable["others_swapped"]))
-
-    def _resolve(self, pagemap: PageMap) -> None:
-        """Tell pages that are swapped out from guard pages (madvise(2)), while they are what they were found as."""
-        for name in ("swapped", "others_swapped"):
-            self._readable[name] = [(run.start, run.end - run.start) for start, length in self._runs(name)
-                                    for run in pagemap.own_pages(start, start + length)]
-
-    def written_bytes(self) -> int:
-        """Return how much was written, be it swapped out now."""
-        return sum(chunk.written.bytes + chunk.swapped.bytes for chunk in self._chunks)
-
-    def _runs(self, name: str) -> Iterator[Run]:
-        for chunk in self._chunks:
-            runs = getattr(chunk, name)
-            for run in runs.runs[0:runs.n]:
-                yield run.address, run.length
-
-
-def find(pagemap: PageMap, areas: Sequence[Run], *, noted: bool) -> Found:
-    """Find the pages of areas that hold anything of the process's own.
+def find_changed(pagemap: PageMap, areas: Sequence[Run], *, dense: bool) -> tuple[FoundRuns, list[Run]]:
+    """Find what was written since the last look, and begin anew, by one look at each page.
 
     Args:
         pagemap: of the process.
-        areas: of it.
-        noted: tell those that were written since the last call from the others, and begin anew, by one look at each;
-            only in what is watched (``Found.unknown``).  Otherwise all count as written.
+        areas: to look at; the first look at one finds all that it holds.
+        dense: it is quicker by far to find also what was given back since, but only where there are page tables: if
+            that of a page was given back with it, the kernel tells it or not (see ``PageMap.gone``), and may make one.
+
+    Returns:
+        The runs that have changed, and the areas of which nothing is noted, or not of all.
 
     Raises:
         NativeError: the kernel has no PAGEMAP_SCAN.
     """
-    found = Found()
-    wanted, errors = ffi.new("struct crd_run[]", list(areas)), ffi.new("int[]", max(1, len(areas)))
-    area, address = ffi.new("size_t *"), ffi.new("uint64_t *")
-    while area[0] < len(areas):
-        pages = ffi.new("struct crd_pages *", {"capacity": _CAPACITY})
-        for name in _LISTS:
-            runs = _new_uncleared("struct crd_run[]", _CAPACITY)
-            getattr(pages, name).runs = runs
-            found._memory.append(runs)
-        found._chunks.append(pages)
-        call(lib.crd_pages_find, pagemap.fd, noted, wanted, len(areas), errors, pages, area, address)
-    found._resolve(pagemap)
-    found.unknown = {run for run, error in zip(areas, errors[0:len(areas)], strict=True) if error}
-    return found
+    changed, errors = FoundRuns(), ffi.new("int[]", max(1, len(areas)))
+    look_at(areas, lambda *where: call(lib.crd_pages_changed, pagemap.fd, dense, *where, errors, changed.room()))
+    return changed, [area for area, error in zip(areas, errors[0:len(areas)], strict=True) if error]

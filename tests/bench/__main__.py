@@ -118,9 +118,9 @@ def resident(pid: int) -> list[tuple[int, int]]:
     with PageMap(pid) as pagemap:
         for entry in procfs.maps(pid):
             if not entry.shared and not entry.path.startswith("[v"):
-                for found in pagemap.own_pages(entry.start, entry.end):
-                    runs += [(at, min(CHUNK_BYTES, found.end - at))
-                             for at in range(found.start, found.end, CHUNK_BYTES)]
+                for start, length in pagemap.own_pages([(entry.start, entry.end - entry.start)]):
+                    runs += [(at, min(CHUNK_BYTES, start + length - at))
+                             for at in range(start, start + length, CHUNK_BYTES)]
     return runs
 
 

@@ -70,7 +70,7 @@ def test_a_process_that_is_gone(cat: subprocess.Popen[bytes]) -> None:
         with pytest.raises(TraceeGone):
             memory.read(PAGE_BYTES, 8)
         with pytest.raises(TargetGone):
-            pagemap.own_pages(0, 1 << 30)
+            pagemap.own_pages([(0, 1 << 30)])
     with pytest.raises(TargetGone):
         Memory(cat.pid)
     with pytest.raises(TargetGone):

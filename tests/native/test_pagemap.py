@@ -11,7 +11,7 @@ import pytest
 
 from crd.errors import NativeError
 from crd.native.memory import PAGE_BYTES
-from crd.native.pagemap import PageMap, PageRun
+from crd.native.pagemap import PageMap
 from crd.native.syscall import NR, syscall
 
 if TYPE_CHECKING:
@@ -32,10 +32,8 @@ def own(request: pytest.FixtureRequest) -> Iterator[Callable[[mmap.mmap], list[t
     with PageMap(os.getpid()) as pagemap:
         def find(area: mmap.mmap) -> list[tuple[int, int]]:
             start = address_of(area)
-            look: Callable[[int, int], list[PageRun]] = (
-                pagemap.own_pages if request.param == "scan" else pagemap._read_entries)
-            return [((run.start - start) // PAGE_BYTES, (run.end - start) // PAGE_BYTES)
-                    for run in look(start, start + len(area))]
+            runs = pagemap._own([(start, len(area))], scan=request.param == "scan").runs()
+            return [((at - start) // PAGE_BYTES, (at - start + length) // PAGE_BYTES) for at, length in runs]
         yield find
 
 
@@ -70,12 +68,13 @@ def test_guard_pages_have_no_content(own: Callable[[mmap.mmap], list[tuple[int, 
 
 
 def test_many_scattered_pages_are_all_found() -> None:
-    n = 10_001
+    n = 40_001
     area = mmap.mmap(-1, n * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     area.madvise(mmap.MADV_NOHUGEPAGE)
     for page in range(0, n, 2):
         area[page * PAGE_BYTES] = 1
     start = address_of(area)
     with PageMap(os.getpid()) as pagemap:
-        assert pagemap.own_pages(start, start + len(area)) == [
-            PageRun(start + page * PAGE_BYTES, start + (page + 1) * PAGE_BYTES) for page in range(0, n, 2)]
+        for scan in (True, False):
+            assert pagemap._own([(start, len(area))], scan=scan).runs() == [
+                (start + page * PAGE_BYTES, PAGE_BYTES) for page in range(0, n, 2)]

@@ -7,6 +7,7 @@ import mmap
 import os
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,13 @@ from crd.native import tracee, tracking
 from crd.native.inject import Injector
 from crd.native.memory import PAGE_BYTES, Memory
 from crd.native.pagemap import PageMap
+from crd.target import procfs
 from tests.native.chaos import vdso
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    Look = Callable[[], tuple[list[tuple[int, int]], list[tuple[int, int]]]]
 
 pytestmark = pytest.mark.root
 
@@ -81,23 +85,28 @@ def writer() -> Iterator[Writer]:
         process.kill()
 
 
+def numbers(writer: Writer, runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [((start - writer.area[0]) // PAGE_BYTES, length // PAGE_BYTES) for start, length in runs]
+
+
+def page_table_bytes(pid: int) -> int:
+    return int(procfs.status(pid)["VmPTE"].split()[0]) << 10
+
+
 @pytest.fixture
-def look(writer: Writer) -> Iterator[Callable[[], tuple[list[tuple[int, int]], list[tuple[int, int]]]]]:
-    """Watch the area, and find written and other pages of it as (first page, pages)."""
+def look(writer: Writer) -> Iterator[Look]:
+    """Watch the area, and find changed pages of it, and those that hold anything, as (first page, pages)."""
     fd = writer.borrow()
     assert tracking.watch(fd, writer.area)
     with PageMap(writer.pid) as pagemap:
         def find() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-            found = tracking.find(pagemap, [writer.area], noted=True)
-            assert not found.unknown
-            first, second = ([((start - writer.area[0]) // PAGE_BYTES, length // PAGE_BYTES) for start, length in runs]
-                             for runs in (found.written(), found.others()))
-            return first, second
+            changed, unknown = tracking.find_changed(pagemap, [writer.area], dense=True)
+            assert not unknown
+            runs = changed.runs()
+            assert changed.bytes == sum(length for _, length in runs)
+            return numbers(writer, runs), numbers(writer, pagemap.own_pages([writer.area]))
         yield find
     os.close(fd)
-
-
-Look = "Callable[[], tuple[list[tuple[int, int]], list[tuple[int, int]]]]"
 
 
 def test_the_process_keeps_no_descriptor(writer: Writer) -> None:
@@ -117,32 +126,35 @@ def test_nothing_is_closed_that_is_not_ours(writer: Writer) -> None:
 
 
 def test_each_write_is_found_once(writer: Writer, look: Look) -> None:
-    assert look() == ([(0, 12)], [])  # all that was there before it was watched
+    assert look() == ([(0, 16)], [(0, 12)])  # all, written or not, that was there before it was watched
     assert look() == ([], [(0, 12)])
     writer.do("area[3 * 4096] = 1; area[4 * 4096] = 1; area[14 * 4096] = 1")
-    assert look() == ([(3, 2), (14, 1)], [(0, 3), (5, 7)])
+    assert look() == ([(3, 2), (14, 1)], [(0, 12), (14, 1)])
     assert look() == ([], [(0, 12), (14, 1)])
 
 
 def test_a_write_by_the_kernel_counts(writer: Writer, look: Look) -> None:
     look()
     writer.do("import os; os.preadv(os.open('/dev/zero', os.O_RDONLY), [memoryview(area)[5 * 4096:5 * 4096 + 9]], 0)")
-    assert look() == ([(5, 1)], [(0, 5), (6, 6)])
+    assert look() == ([(5, 1)], [(0, 12)])
 
 
-def test_what_was_given_back_is_neither(writer: Writer, look: Look) -> None:
+def test_what_was_given_back_has_changed_and_holds_nothing(writer: Writer, look: Look) -> None:
     look()
     writer.do("area.madvise(mmap.MADV_DONTNEED, 8 * 4096, 2 * 4096)")
-    assert look() == ([], [(0, 8), (10, 2)])
+    assert look() == ([(8, 2)], [(0, 8), (10, 2)])
     writer.do("area[8 * 4096] = 1")
-    assert look() == ([(8, 1)], [(0, 8), (10, 2)])
+    assert look() == ([(8, 1)], [(0, 9), (10, 2)])
 
 
-def test_a_page_of_zeros_that_came_by_a_read_is_found_once(writer: Writer, look: Look) -> None:
+def test_a_page_of_zeros_that_came_by_a_read_holds_nothing(writer: Writer, look: Look) -> None:
     look()
     writer.do("assert area[15 * 4096] == 0")
-    assert look() == ([(15, 1)], [(0, 12)])  # it may have held something before
-    assert look() == ([], [(0, 12), (15, 1)])
+    assert look() == ([], [(0, 12)])
+    writer.do("area.madvise(mmap.MADV_DONTNEED, 3 * 4096, 4096); assert area[3 * 4096] == 0")
+    assert look() == ([(3, 1)], [(0, 3), (4, 8)])  # it held something before
+    writer.do("area[15 * 4096] = 1")
+    assert look() == ([(15, 1)], [(0, 3), (4, 8), (15, 1)])
 
 
 def test_a_swapped_out_page_stays_what_it_is(writer: Writer, look: Look) -> None:
@@ -151,17 +163,54 @@ def test_a_swapped_out_page_stays_what_it_is(writer: Writer, look: Look) -> None
     assert look() == ([], [(0, 12)])
 
 
+def test_what_vanishes_with_its_page_table_is_seen(writer: Writer, tmp_path: Path) -> None:
+    huge = 2 << 20
+    writer.do(f"big = mmap.mmap(-1, {4 * huge}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); "
+              f"big.madvise(mmap.MADV_HUGEPAGE); big[:] = b'x' * len(big); "
+              f"open('{tmp_path}/at', 'w').write(str(ctypes.addressof(ctypes.c_char.from_buffer(big))))")
+    at = int((tmp_path / "at").read_text())
+    second = (at // huge + 2) * huge
+    fd = writer.borrow()
+    area = (at, 4 * huge)
+    assert tracking.watch(fd, area)
+    with PageMap(writer.pid) as pagemap:
+        tracking.find_changed(pagemap, [area], dense=True)
+        pages = array("Q", [second - PAGE_BYTES, second, second + PAGE_BYTES, second + huge])
+        assert pagemap.gone(pages) == []
+        writer.do(f"big.madvise(mmap.MADV_DONTNEED, {second - at}, {huge})")
+        changed = tracking.find_changed(pagemap, [area], dense=True)[0].runs()
+        gone = pagemap.gone(pages)
+        assert changed == [(second, huge)] or gone == [second, second + PAGE_BYTES]
+        assert not {second - PAGE_BYTES, second + huge} & {*gone}
+    os.close(fd)
+
+
+def test_an_area_that_is_hardly_used_costs_no_page_tables(writer: Writer, tmp_path: Path) -> None:
+    length = 1 << 36
+    writer.do(f"big = mmap.mmap(-1, {length}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000); "
+              f"big[5 * 4096] = 1; big[1 << 30] = 1; "
+              f"open('{tmp_path}/at', 'w').write(str(ctypes.addressof(ctypes.c_char.from_buffer(big))))")
+    at = int((tmp_path / "at").read_text())
+    fd = writer.borrow()
+    assert tracking.watch(fd, (at, length))
+    before = page_table_bytes(writer.pid)
+    with PageMap(writer.pid) as pagemap:
+        for found in ([(at + 5 * PAGE_BYTES, PAGE_BYTES), (at + (1 << 30), PAGE_BYTES)], []):
+            assert tracking.find_changed(pagemap, [(at, length)], dense=False)[0].runs() == found
+    assert page_table_bytes(writer.pid) < before + (1 << 20)
+    os.close(fd)
+
+
 def test_nothing_is_known_of_memory_that_came_later(writer: Writer) -> None:
     fd = writer.borrow()
     with PageMap(writer.pid) as pagemap:
-        assert tracking.find(pagemap, [writer.area], noted=True).unknown == {writer.area}
-        assert tracking.find(pagemap, [writer.area], noted=False).written() == [
-            (writer.area[0], 12 * PAGE_BYTES)]
+        assert tracking.find_changed(pagemap, [writer.area], dense=True)[1] == [writer.area]
+        assert pagemap.own_pages([writer.area]) == [(writer.area[0], 12 * PAGE_BYTES)]
         assert tracking.watch(fd, writer.area)
-        assert not tracking.find(pagemap, [writer.area], noted=True).unknown
+        assert not tracking.find_changed(pagemap, [writer.area], dense=True)[1]
         writer.do("here = ctypes.c_void_p(start); libc.mremap(here, 16 * 4096, 16 * 4096, 3, ctypes.c_void_p(1 << 40))")
         moved = (1 << 40, PAGES * PAGE_BYTES)
-        assert tracking.find(pagemap, [moved], noted=True).unknown == {moved}
+        assert tracking.find_changed(pagemap, [moved], dense=True)[1] == [moved]
     os.close(fd)
 
 
@@ -175,11 +224,13 @@ def test_many_scattered_pages_are_all_found_and_in_order(writer: Writer, tmp_pat
     areas = [(start, n * PAGE_BYTES)]
     assert tracking.watch(fd, areas[0])
     with PageMap(writer.pid) as pagemap:
-        assert tracking.find(pagemap, areas, noted=True).written_bytes() == n * PAGE_BYTES
+        assert tracking.find_changed(pagemap, areas, dense=True)[0].bytes == n * PAGE_BYTES
         writer.do(f"[big.__setitem__(page * 4096, 2) for page in range(0, {n}, 2)]")
-        found = tracking.find(pagemap, areas, noted=True)
-        assert found.written() == [(start + page * PAGE_BYTES, PAGE_BYTES) for page in range(0, n, 2)]
-        assert found.others() == [(start + page * PAGE_BYTES, PAGE_BYTES) for page in range(1, n, 2)]
+        changed, _ = tracking.find_changed(pagemap, areas, dense=True)
+        assert changed.runs() == [(start + page * PAGE_BYTES, PAGE_BYTES) for page in range(0, n, 2)]
+        assert changed.bytes == (n + 1) // 2 * PAGE_BYTES
+        writer.do(f"[big.madvise(mmap.MADV_DONTNEED, page * 4096, 4096) for page in range(1, {n}, 2)]")
+        assert pagemap.own_pages(areas) == [(start + page * PAGE_BYTES, PAGE_BYTES) for page in range(0, n, 2)]
     os.close(fd)
 
 
@@ -190,7 +241,7 @@ def test_the_notes_end_with_the_descriptor_and_the_process_goes_on(writer: Write
     assert tracking.watch(fd, writer.area)
     os.close(fd)
     with PageMap(writer.pid) as pagemap:
-        assert tracking.find(pagemap, [writer.area], noted=True).unknown == {writer.area}
+        assert tracking.find_changed(pagemap, [writer.area], dense=True)[1] == [writer.area]
     writer.do("area[:] = b'y' * len(area); assert area[:] == b'y' * len(area)")
 
 
@@ -210,4 +261,4 @@ def test_our_own_memory_is_no_exception() -> None:
     area[0] = 1
     at = ctypes.addressof(ctypes.c_char.from_buffer(area))
     with PageMap(os.getpid()) as pagemap:
-        assert tracking.find(pagemap, [(at, PAGE_BYTES)], noted=False).written() == [(at, PAGE_BYTES)]
+        assert pagemap.own_pages([(at, PAGE_BYTES)]) == [(at, PAGE_BYTES)]

@@ -19,6 +19,7 @@ from crd.engine.userspace.questions import TargetAsker
 from crd.engine.userspace.snapshot import snapshot
 from crd.errors import InjectionInterrupted, NativeError, Obstacle, TargetGone, TargetUnsupported, TraceeGone
 from crd.native import tracee
+from crd.native.pagemap import PageMap
 from crd.target import procfs
 
 if TYPE_CHECKING:
@@ -220,7 +221,8 @@ def _precopied(state: Frozen, stubs: Injector, captured: Capture, notes: Trackin
     """Copy what was written since it was looked at last."""
     stubs.unmap_area(state.pid, state.registers)
     assert notes.last  # noqa: S101
-    runs = notes.last.written()
+    with PageMap(state.pid) as pagemap:
+        runs = notes.last.written(pagemap)
     copied = [(runs, pages.copy(state.memory, runs))] if runs else []
     return Taken(captured, Changes(notes, copied), "precopy",
                  f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "

@@ -1,11 +1,20 @@
-struct crd_page_region {
-    uint64_t start;
-    uint64_t end;
-    uint64_t categories; /* PAGE_IS_* */
+/* Ascending runs of pages, of which no two touch. */
+struct crd_runs {
+    struct crd_run *runs;
+    size_t n;
+    size_t capacity; /* 512 at least */
+    uint64_t bytes;
 };
 
-/* PAGEMAP_SCAN (ioctl_pagemap_scan(2)). Pages with (categories ^ inverted) containing all of `required` and, unless 0,
- * any of `any_of`. *walk_end_ret: where to go on. *n_ret: regions found. */
-int crd_pagemap_scan(int pagemap_fd, uint64_t start, uint64_t end, uint64_t inverted, uint64_t required,
-                     uint64_t any_of, uint64_t returned, struct crd_page_region *regions, size_t max_regions,
-                     uint64_t *walk_end_ret, size_t *n_ret, struct crd_error *err);
+/* Find the pages of areas that hold anything of the process's own: in memory or swapped out, not those of a file, nor the
+ * shared page of zeros, nor guard pages and other marks (madvise(2)).
+ *
+ * scan: by PAGEMAP_SCAN (ioctl_pagemap_scan(2), 6.7), otherwise by the entries of the page map.
+ *
+ * Begins at *area_ret, at *address_ret of it (0: its beginning), and leaves there where it has come to when there is no room
+ * for more; all is done when *area_ret is n. */
+int crd_pages_own(int pagemap_fd, int scan, const struct crd_run *areas, size_t n, size_t *area_ret, uint64_t *address_ret,
+                  struct crd_runs *own, struct crd_error *err);
+
+/* Tell which of some pages hold nothing now, not even a mark: gone[i] of page i. ESRCH: the process has ended. */
+int crd_pages_gone(int pagemap_fd, const uint64_t *pages, size_t n, unsigned char *gone, struct crd_error *err);

@@ -1,26 +1,137 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <unistd.h>
+
 #include "core.h"
 #include "scan.h"
 
-int crd_pagemap_scan(int pagemap_fd, uint64_t start, uint64_t end, uint64_t inverted, uint64_t required,
-                     uint64_t any_of, uint64_t returned, struct crd_page_region *regions, size_t max_regions,
-                     uint64_t *walk_end_ret, size_t *n_ret, struct crd_error *err)
-{
-    struct scan_argument argument = {
-        .size = sizeof argument,
-        .start = start,
-        .end = end,
-        .vec = (uint64_t)(uintptr_t)regions,
-        .vec_len = max_regions,
-        .category_inverted = inverted,
-        .category_mask = required,
-        .category_anyof_mask = any_of,
-        .return_mask = returned,
-    };
-    int found = ioctl(pagemap_fd, SCAN, &argument);
+#define PAGE_BYTES 4096
+#define ENTRIES 512
 
+/* Documentation/admin-guide/mm/pagemap.rst; a mark (guard page, write protection, poison) looks like a page in the last of
+ * the swap areas, include/linux/swap.h: SWP_PTE_MARKER. */
+#define PRESENT (1ull << 63)
+#define SWAPPED (1ull << 62)
+#define FILE_OR_SHARED (1ull << 61)
+#define GUARD (1ull << 58)
+#define SWAP_AREA 0x1full
+#define MARK SWAP_AREA
+
+void crd_scan_begin(struct scan_argument *argument, const struct crd_run *area, uint64_t *address,
+                    struct scan_region *regions, size_t room)
+{
+    if (!*address)
+        *address = area->address;
+    argument->size = sizeof *argument;
+    argument->start = *address;
+    argument->end = area->address + area->length;
+    argument->vec = (uint64_t)(uintptr_t)regions;
+    argument->vec_len = room < SCAN_REGIONS ? room : SCAN_REGIONS;
+}
+
+void crd_runs_add(struct crd_runs *runs, uint64_t start, uint64_t end)
+{
+    struct crd_run *last = runs->n ? &runs->runs[runs->n - 1] : NULL;
+    uint64_t last_end = last ? last->address + last->length : 0;
+
+    if (!last || start < last->address || start > last_end) {
+        runs->runs[runs->n++] = (struct crd_run){start, end - start};
+        runs->bytes += end - start;
+    } else if (end > last_end) {
+        last->length += end - last_end;
+        runs->bytes += end - last_end;
+    }
+}
+
+static int is_own(uint64_t entry)
+{
+    if (entry & (FILE_OR_SHARED | GUARD))
+        return 0;
+    return entry & PRESENT || (entry & SWAPPED && (entry & SWAP_AREA) != MARK);
+}
+
+/* Add what the entries say, as far as there is room: *start is where it has come to. */
+static int add_by_entries(int pagemap_fd, uint64_t *start, uint64_t end, struct crd_runs *own, struct crd_error *err)
+{
+    uint64_t entries[ENTRIES];
+
+    while (*start < end && own->capacity - own->n > ENTRIES / 2) {
+        size_t n = (end - *start) / PAGE_BYTES < ENTRIES ? (end - *start) / PAGE_BYTES : ENTRIES;
+        ssize_t got = pread(pagemap_fd, entries, n * sizeof *entries, (off_t)(*start / PAGE_BYTES * sizeof *entries));
+        if (got < 0)
+            return crd_fail(err, "read the page map", 0, *start);
+        for (size_t i = 0; i < (size_t)got / sizeof *entries; i++)
+            if (is_own(entries[i]))
+                crd_runs_add(own, *start + i * PAGE_BYTES, *start + (i + 1) * PAGE_BYTES);
+        *start += n * PAGE_BYTES;
+    }
+    return 0;
+}
+
+static int add_by_scan(int pagemap_fd, const struct crd_run *area, uint64_t *address, struct crd_runs *own,
+                       struct crd_error *err)
+{
+    struct scan_region regions[SCAN_REGIONS];
+    struct scan_argument argument = {
+        .category_inverted = IS_FILE | IS_ZERO,
+        .category_mask = IS_FILE | IS_ZERO,
+        .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
+        .return_mask = IS_SWAPPED,
+    };
+    crd_scan_begin(&argument, area, address, regions, own->capacity - own->n);
+    int found = ioctl(pagemap_fd, SCAN, &argument);
     if (found < 0)
-        return crd_fail(err, "ioctl PAGEMAP_SCAN", 0, start);
-    *n_ret = (size_t)found;
-    *walk_end_ret = argument.walk_end;
+        return crd_fail(err, "ioctl PAGEMAP_SCAN", 0, *address);
+    for (int i = 0; i < found; i++) {
+        uint64_t at = regions[i].start;
+        if (own->n == own->capacity) {
+            *address = at;
+            return 0;
+        }
+        if (!(regions[i].categories & IS_SWAPPED)) {
+            crd_runs_add(own, at, regions[i].end);
+            continue;
+        }
+        if (add_by_entries(pagemap_fd, &at, regions[i].end, own, err) < 0)
+            return -1;
+        if (at < regions[i].end) {
+            *address = at;
+            return 0;
+        }
+    }
+    *address = argument.walk_end;
+    return 0;
+}
+
+int crd_pages_own(int pagemap_fd, int scan, const struct crd_run *areas, size_t n, size_t *area_ret, uint64_t *address_ret,
+                  struct crd_runs *own, struct crd_error *err)
+{
+    for (; *area_ret < n; ++*area_ret, *address_ret = 0) {
+        const struct crd_run *area = &areas[*area_ret];
+        uint64_t end = area->address + area->length;
+        if (!*address_ret)
+            *address_ret = area->address;
+        while (*address_ret < end) {
+            if (own->capacity - own->n <= ENTRIES / 2)
+                return 0;
+            if ((scan ? add_by_scan(pagemap_fd, area, address_ret, own, err)
+                      : add_by_entries(pagemap_fd, address_ret, end, own, err)) < 0)
+                return -1;
+        }
+    }
+    return 0;
+}
+
+int crd_pages_gone(int pagemap_fd, const uint64_t *pages, size_t n, unsigned char *gone, struct crd_error *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint64_t entry;
+        ssize_t got = pread(pagemap_fd, &entry, sizeof entry, (off_t)(pages[i] / PAGE_BYTES * sizeof entry));
+        if (got >= 0 && got != sizeof entry)
+            errno = ESRCH;
+        if (got != sizeof entry)
+            return crd_fail(err, "read the page map", 0, pages[i]);
+        gone[i] = !(entry & (PRESENT | SWAPPED));
+    }
     return 0;
 }

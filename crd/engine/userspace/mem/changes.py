@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.runs import common, joined, without
 from crd.image.since import records
+from crd.native.pagemap import PageMap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,9 +45,10 @@ class Changes:
         before = joined(chain.from_iterable(self.notes.written))
         last = self.notes.last
         assert last  # noqa: S101
-        there = last.noted.others()
+        there = last.kept()
         if self.child:
-            written = last.written()
+            with PageMap(self.child.pid) as pagemap:
+                written = last.written(pagemap)
             source = Source(self.child.memory, self.copied)
         else:
             written = joined(chain.from_iterable(runs for runs, _ in self.copied))

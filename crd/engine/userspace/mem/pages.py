@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.layout import is_kernel_area
+from crd.engine.userspace.mem.runs import joined
 from crd.engine.userspace.mem.shared import room
 from crd.errors import NativeError
 from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PageRun, Pages, SharedPages
@@ -28,26 +29,10 @@ _BUFFERS = 4
 
 def private_runs(pid: int, entries: Sequence[MapEntry]) -> list[Run]:
     """Return the pages of private memory that are the process's own, in ascending runs."""
-    found: list[Run] = []
+    areas = joined((entry.start, entry.end - entry.start) for entry in entries
+                   if not entry.shared and not is_kernel_area(entry))
     with PageMap(pid) as pagemap:
-        for start, end in _merged((entry.start, entry.end) for entry in entries
-                                  if not entry.shared and not is_kernel_area(entry)):
-            found += [(run.start, run.end - run.start) for run in pagemap.own_pages(start, end)]
-    return found
-
-
-def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Join neighbouring ranges: one scan for many areas."""
-    current: tuple[int, int] | None = None
-    for start, end in ranges:
-        if current and current[1] == start:
-            current = current[0], end
-        else:
-            if current:
-                yield current
-            current = start, end
-    if current:
-        yield current
+        return pagemap.own_pages(areas)
 
 
 def batches(runs: Iterable[Run]) -> Iterator[list[Run]]:

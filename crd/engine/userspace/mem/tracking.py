@@ -7,13 +7,15 @@ stop.  Whatever the notes do not cover counts as written: what is not anonymous 
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem import pages
 from crd.engine.userspace.mem.layout import is_kernel_area, kind
-from crd.engine.userspace.mem.runs import joined, total
+from crd.engine.userspace.mem.looks import LastLook, Look, Present
+from crd.engine.userspace.mem.runs import common, joined, total, without
 from crd.errors import NativeError
 from crd.image.profile import VMA_ANONYMOUS
 from crd.native import tracking
@@ -24,11 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crd.engine.userspace.mem.runs import Run
-    from crd.native.tracking import Found
     from crd.target.procfs import MapEntry
 
-_ROUND_BYTES_MAX = 64 << 20
-"""More than that is not copied before the stop: a snapshot is quicker to make."""
+_ROUND_BYTES_MAX = 256 << 20
+"""More than that is not copied before the stop: it would take as much of our memory."""
 _ROUND_BYTES_FEW = 1 << 20
 """No further round is worth while."""
 _ROUNDS_MAX = 4
@@ -36,27 +37,6 @@ _COPY_COSTS = 16
 """Copying a page takes that many times as long as making it part of a snapshot."""
 _LITTLE_BYTES = 2 << 20
 _STACK = "[stack]"
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What was found in the stop.
-
-    Attributes:
-        noted: of what the notes cover.
-        others: all pages of the rest.
-    """
-
-    noted: Found
-    others: Found
-
-    def written_bytes(self) -> int:
-        """Return how much has to be read now or later."""
-        return self.noted.written_bytes() + self.others.written_bytes()
-
-    def written(self) -> list[Run]:
-        """Return the pages that have to be."""
-        return joined(chain(self.noted.written(), self.others.written()))
 
 
 @dataclass(slots=True)
@@ -80,8 +60,10 @@ class Tracking:
     written: list[list[Run]] = field(default_factory=list)
     copies: list[tuple[list[Run], memoryview]] = field(default_factory=list)
     unread: bool = False
+    last: LastLook | None = None
     _wiped: set[int] = field(default_factory=set)
-    last: Look | None = None
+    _there: Present = field(default_factory=Present)  # at the last look before the stop
+    _pages_of_tables: array[int] = field(default_factory=lambda: array("Q"))
 
     def prepare(self, entries: Sequence[MapEntry], wiped: set[int]) -> None:
         """Watch what is new, and copy what was written, while the process runs.
@@ -97,64 +79,67 @@ class Tracking:
         self._wiped = wiped
         areas = [area for area in self._areas(entries) if area[1]]
         with PageMap(self.pid) as pagemap, Memory(self.pid, writable=False) as memory:
-            found = tracking.find(pagemap, areas, noted=True)
-            new = [area for area in found.unknown if tracking.watch(self.userfaultfd, area)]
-            fresh = tracking.find(pagemap, new, noted=True)
+            self._there = Present.of(joined(pagemap.own_pages(areas)))
+            look = Look.at(pagemap, areas, self._there)
+            fresh = Look.at(pagemap, [area for area in look.unknown if tracking.watch(self.userfaultfd, area)],
+                            self._there)
             if self.since:
-                self.written.append(joined(chain(found.changed(), fresh.changed(), fresh.others())))
-                self._copy_in_rounds(pagemap, memory, areas, joined(chain(
-                    found.written(), fresh.written(), fresh.others())))
+                self._there = Present.of(joined(pagemap.own_pages(areas)))
+                self.written.append(joined(chain(look.changed(), fresh.changed())))
+                self._copy_in_rounds(pagemap, memory, areas)
+                self._pages_of_tables = self._there.one_of_each_table()
 
-    def _copy_in_rounds(self, pagemap: PageMap, memory: Memory, areas: Sequence[Run], runs: list[Run]) -> None:
+    def _copy_in_rounds(self, pagemap: PageMap, memory: Memory, areas: list[Run]) -> None:
+        runs = common(self._there.pages, self.written[-1])
         for _ in range(_ROUNDS_MAX):
             size = total(runs)
             if size > _ROUND_BYTES_MAX:
-                self.unread = True
-                return
+                break
             try:
                 self.copies.append((runs, pages.copy(memory, runs)))
             except NativeError:  # it was unmapped meanwhile
-                self.unread = True
-                return
+                break
             if size <= _ROUND_BYTES_FEW:
                 return
-            found = tracking.find(pagemap, areas, noted=True)
-            self.written.append(joined(found.changed()))
-            runs = joined(found.written())
+            changed = Look.at(pagemap, areas, self._there).changed()
+            runs = joined(pagemap.own_pages(changed))
+            self.written.append(changed)
+            self._there = Present.of(joined(chain(without(self._there.pages, changed), runs)))
             if total(runs) > size // 2:  # it is written as fast as we copy
-                self.unread = True
-                return
+                break
         self.unread = True
 
-    def look(self, entries: Sequence[MapEntry]) -> Look:
+    def look(self, entries: Sequence[MapEntry]) -> None:
         """Look for the last time, while the process is stopped, and begin the notes of the next image.
 
         If nothing comes of it, the process is let go and stopped again, and this is called once more.
 
         Raises:
             NativeError: the notes cannot be read.
+            TargetGone: the process has ended.
         """
+        areas = self._areas(entries)
         with PageMap(self.pid) as pagemap:
             if self.last and self.since:
-                self.written.append(joined(self.last.noted.changed()))
+                self.written.append(self.last.noted.changed())
                 self.unread = True
-            noted = tracking.find(pagemap, self._areas(entries), noted=True)
+                self._there, self._pages_of_tables = Present.of(joined(pagemap.own_pages(areas))), array("Q")
+            noted = Look.at(pagemap, areas, self._there)
             rest = [(entry.start, entry.end - entry.start) for entry in entries
                     if not entry.shared and not is_kernel_area(entry) and not self._is_tracked(entry)]
-            others = tracking.find(pagemap, [*rest, *noted.unknown] if self.since else [], noted=False)
-            self.last = Look(noted, others)
-            return self.last
+            others = pagemap.own_pages(sorted([*rest, *noted.unknown])) if self.since else []
+            self.last = LastLook(noted, others, self._there, pagemap.gone(self._pages_of_tables))
 
     def is_little(self) -> bool:
         """Whether what is left to read is copied in less time than a snapshot child is made."""
         assert self.last  # noqa: S101
-        return self.since and not self.unread and self.last.written_bytes() <= max(
+        return self.since and not self.unread and self.last.written_bytes <= max(
             _LITTLE_BYTES, self.resident_bytes // _COPY_COSTS)
 
     def is_useful(self) -> bool:
         """Whether the notes spared us the reading of a good part of the memory, or may do so the next time."""
         return self.last is not None and (
-            not self.since or sum(map(total, self.written)) + self.last.noted.written_bytes()
+            not self.since or sum(map(total, self.written)) + self.last.noted.bytes
             <= max(_LITTLE_BYTES, self.resident_bytes // 2))
 
     def _areas(self, entries: Sequence[MapEntry]) -> list[Run]:
