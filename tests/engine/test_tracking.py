@@ -60,7 +60,7 @@ def write(at, pages, count):
 
 def step():
     at, pages = area = random.choice(areas)
-    what = random.randrange(11)
+    what = random.randrange(12)
     page = random.randrange(pages)
     if what < 4:
         write(at, pages, 1 + pages // 100)
@@ -81,12 +81,17 @@ def step():
         libc.mprotect(at + page * PAGE, PAGE, 3)
     elif what == 9:
         ctypes.memset(at + page * PAGE, 0, PAGE)
+    elif what == 10:
+        libc.madvise(at + page * PAGE, min(1500, pages - page) * PAGE, 4)  # so that page tables go, too
     else:
         fd = os.open("/dev/urandom", os.O_RDONLY)
         libc.read(fd, ctypes.c_void_p(at + page * PAGE), PAGE)
         os.close(fd)
 
 random.seed(int(sys.argv[1]))
+huge = new(3000)
+libc.madvise(huge, 3000 * PAGE, 14)  # MADV_HUGEPAGE
+ctypes.memset(huge, 7, 3000 * PAGE)
 big = new(6000)
 for page in range(6000):
     ctypes.memset(big + page * PAGE, page % 251, 300)
