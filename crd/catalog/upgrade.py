@@ -1,4 +1,7 @@
-"""Brings a database to this version's schema; alembic is loaded only when there is something to do."""
+"""Brings a database to this version's schema: makes the tables of a new one, and migrates an older one.
+
+Alembic, which takes as long to load as all the rest of the catalog, is loaded only where there is something to migrate.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import inspect
+from sqlalchemy import Column, MetaData, String, Table, inspect
 
+from crd.catalog.schema import metadata
 from crd.errors import CatalogOutOfDate
 
 if TYPE_CHECKING:
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 
 HEAD = "20261128_rights"
 """The newest revision in ``migrations/versions``; a test says if that is not so."""
+_REVISION = Table("alembic_version", MetaData(naming_convention={"pk": "%(table_name)s_pkc"}),
+                  Column("version_num", String(32), primary_key=True))
+"""As alembic makes it."""
 
 
 def migrations() -> Path:
@@ -50,7 +57,7 @@ async def upgrade(backend: Backend) -> None:
     else:
         await asyncio.to_thread(backend.prepare)
     async with backend.engine.connect() as connection:
-        await connection.run_sync(_migrate, backend)
+        await connection.run_sync(_make_or_migrate, backend)
 
 
 def _revision(connection: Connection) -> str | None:
@@ -65,13 +72,22 @@ def _revision(connection: Connection) -> str | None:
     return None
 
 
-def _migrate(connection: Connection, backend: Backend) -> None:
+def _make_or_migrate(connection: Connection, backend: Backend) -> None:
+    backend.lock_schema(connection)
+    if _revision(connection):  # another daemon may have made it just now
+        _migrate(connection)
+    else:
+        metadata.create_all(connection, checkfirst=False)
+        _REVISION.create(connection, checkfirst=True)
+        connection.execute(_REVISION.insert().values(version_num=HEAD))
+    connection.commit()
+
+
+def _migrate(connection: Connection) -> None:
     from alembic import command
     from alembic.config import Config
 
-    backend.lock_schema(connection)
     configuration = Config()
     configuration.set_main_option("script_location", str(migrations()))
     configuration.attributes["connection"] = connection
     command.upgrade(configuration, "head")
-    connection.commit()

@@ -94,6 +94,8 @@ class App:
             # First: without its keys nothing is touched, not even the catalog.
             opened = await stack.enter_async_context(open_store(settings))
             self.spool = opened.spool
+            # It loads the engine while we go on.
+            workers = await stack.enter_async_context(WorkerPool(settings.engine_socket))
             self.catalog = await stack.enter_async_context(await Catalog.open(settings.catalog_url, self.host))
             lost = await stack.enter_async_context(self.catalog.present(self.clock, self._requests_changed.set))
             self.archive = await stack.enter_async_context(
@@ -104,7 +106,6 @@ class App:
                 freezer.sweep(freezer.mounted())
             notes_writes = settings.engine.note_writes and self.engine == USERSPACE
             self.tracks = stack.enter_context(Tracks(enabled=notes_writes))
-            workers = await stack.enter_async_context(WorkerPool(settings.engine_socket))
             self._assemble(workers)
             async with workers.lease() as worker:
                 self._offer(await worker.features())

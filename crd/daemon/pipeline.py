@@ -19,7 +19,7 @@ from crd.daemon.streams import Pipe, both
 from crd.engine.api import Pids, RestartOptions
 from crd.errors import ArchiveError, BlobCorrupt, BlobMissing, ImageDamaged, ImageSinkClosed, WorkerDied
 from crd.ids import Crid
-from crd.image.inspect import header_of
+from crd.image.front import header_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

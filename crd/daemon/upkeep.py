@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from crd.api.channel import PeerLost
 from crd.daemon.rendering import image_json, verdict_json
 from crd.daemon.retention import Verdict
-from crd.daemon.transfer import export_image, import_image
 from crd.errors import (
     AccessDenied,
     BadRequest,
@@ -139,6 +138,8 @@ class UpkeepHandlers:
 
     async def _on_Export(self, *, peer: Peer, more: Channel, reference: str) -> dict[str, Any]:  # noqa: N802
         need_admin(peer)  # the catalog knows a task's real uid only: what it knew may not have been for its user
+        from crd.daemon.transfer import export_image
+
         crid = (await self._here(peer, reference)).crid
         begun = False
 
@@ -159,6 +160,8 @@ class UpkeepHandlers:
 
     async def _on_Import(self, *, peer: Peer, more: Channel) -> dict[str, Any]:  # noqa: N802
         need_admin(peer)  # restarting an image gives it whatever it says it had
+        from crd.daemon.transfer import import_image
+
         await more.begin({"image": None})
         try:
             image = await import_image(self._app.pipeline, more.read)

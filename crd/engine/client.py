@@ -21,7 +21,7 @@ from crd.engine.api import (
     RestartResult,
     ServedCall,
 )
-from crd.engine.worker import FDS_MAX, MESSAGE_BYTES_MAX
+from crd.engine.channel import FDS_MAX, MESSAGE_BYTES_MAX
 from crd.errors import CrdError, WorkerDied
 from crd.target.model import CheckReport
 

@@ -15,7 +15,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from crd.engine.worker import Channel, serve
+from crd.engine.channel import Channel
+from crd.engine.worker import serve
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from crd.errors import ImageError
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from crd.image.codec import Record
     from crd.image.framing import Source
-    from crd.image.header import Header
 
 
 def inspect(source: Source) -> Inspection:
@@ -51,19 +49,6 @@ def inspect(source: Source) -> Inspection:
     if inspection.whole:
         inspection.trailing_bytes = cursor.rest()
     return inspection
-
-
-def header_of(front: bytes) -> Header:
-    """Return the header of an image of any generation from its first ``PREFIX_BYTES``.
-
-    Raises:
-        ImageError: there is none.
-    """
-    cursor = Cursor(BytesIO(front))
-    dialect = recognise(front)
-    if dialect.generation is Generation.CRD:
-        return ImageReader(cursor).header
-    return Walker(cursor, dialect, Inspection(dialect.generation, "", "")).header()
 
 
 def _walk_crd(cursor: Cursor, inspection: Inspection) -> None:

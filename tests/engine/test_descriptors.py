@@ -227,6 +227,11 @@ def test_a_copy_beside_the_living_original_leaves_it_its_shared_memory(tmp_path:
         victim.verify()
 
 
+def names_in_shm(victim: Victim) -> set[str]:
+    """Return the names of the victim's shared memory and semaphores, and what crd made beside them."""
+    return {name for name in os.listdir("/dev/shm") if f"-{victim.pid}" in name}
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_shared_memory_has_the_name_of_the_original_only_when_the_task_lives(tmp_path: Path, *, there: bool) -> None:
     def refuse(_: object) -> None:
@@ -237,11 +242,11 @@ def test_shared_memory_has_the_name_of_the_original_only_when_the_task_lives(tmp
         name = Path(f"/dev/shm/crd-victim-{victim.pid}")
         if not there:
             name.unlink()
-        before, names = there and name.stat().st_ino, os.listdir("/dev/shm")
+        before, names = there and name.stat().st_ino, names_in_shm(victim)
         with image.open("rb") as file, pytest.raises(RestartError, match="not today"):
             restart(file.fileno(), confirm=refuse)
         until("its end", lambda: not victim.is_there())
-        assert os.listdir("/dev/shm") == names
+        assert names_in_shm(victim) == names
         assert before == (there and name.stat().st_ino)
         restarted(image, victim)
         assert before != name.stat().st_ino

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from crd.catalog import upgrade as upgrade_module
 from crd.catalog.catalog import Catalog
@@ -23,25 +27,72 @@ from crd.catalog.schema import metadata
 from crd.catalog.upgrade import HEAD, migrations
 from crd.errors import CatalogError, CatalogOutOfDate
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
 
 async def open_once(path: Path) -> None:
     async with await Catalog.open(f"sqlite+aiosqlite:///{path}", "here"):
         pass
 
 
-async def test_a_new_catalog_equals_the_tables(tmp_path: Path) -> None:
-    await open_once(tmp_path / "catalog.db")
-    engine = create_engine(f"sqlite:///{tmp_path}/catalog.db")
-    with engine.connect() as connection:
-        differences = compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
-    engine.dispose()
-    assert differences == []
+def configuration() -> Config:
+    found = Config()
+    found.set_main_option("script_location", str(migrations()))
+    return found
+
+
+REVISIONS = [script.revision for script in ScriptDirectory.from_config(configuration()).walk_revisions()]
+
+
+def differences(connection: Connection) -> list[object]:
+    return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
+
+
+def migrate(connection: Connection, revision: str) -> None:
+    to = configuration()
+    to.attributes["connection"] = connection
+    command.upgrade(to, revision)
+    connection.commit()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/catalog.db"
+    url: str = request.getfixturevalue("database_url")
+    return url
+
+
+async def test_a_new_catalog_equals_the_tables(url: str) -> None:
+    async with await Catalog.open(url, "here") as catalog, catalog._database.session() as connection:
+        assert await connection.run_sync(differences) == []
+        assert await connection.run_sync(stamp) == HEAD
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_from_every_revision_migrations_make_what_the_tables_say(url: str, revision: str) -> None:
+    engine = create_async_engine(url)
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate, revision)
+        assert await connection.run_sync(stamp) == revision
+    await engine.dispose()
+    async with await Catalog.open(url, "here") as catalog, catalog._database.session() as connection:
+        assert await connection.run_sync(differences) == []
+        assert await connection.run_sync(stamp) == HEAD
+
+
+async def test_two_daemons_that_begin_with_a_catalog_make_it_once(url: str) -> None:
+    async with AsyncExitStack() as stack:
+        catalogs = await asyncio.gather(*(Catalog.open(url, name) for name in ("one", "other")))
+        for catalog in catalogs:
+            await stack.enter_async_context(catalog)
+            async with catalog._database.session() as connection:
+                assert await connection.run_sync(stamp) == HEAD
 
 
 def test_the_newest_revision_is_the_one_that_is_looked_for() -> None:
-    configuration = Config()
-    configuration.set_main_option("script_location", str(migrations()))
-    scripts = ScriptDirectory.from_config(configuration)
+    scripts = ScriptDirectory.from_config(configuration())
     assert scripts.get_heads() == [HEAD]
     assert all((migrations() / "versions" / f"{script.revision}.py").exists() for script in scripts.walk_revisions())
 
@@ -122,7 +173,7 @@ async def test_an_upgrade_that_fails_changes_nothing(tmp_path: Path, monkeypatch
         assert database.execute("SELECT count(*) FROM holds").fetchone() == (0,)
 
 
-def test_alembic_is_loaded_only_when_there_is_something_to_do(tmp_path: Path) -> None:
+def test_alembic_is_loaded_only_when_there_is_something_to_migrate(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import asyncio, sys
         from crd.catalog.catalog import Catalog
@@ -131,10 +182,21 @@ def test_alembic_is_loaded_only_when_there_is_something_to_do(tmp_path: Path) ->
                 print("alembic" in sys.modules)
         asyncio.run(main())
     """)
-    for expected in ("True", "False"):
-        seen = subprocess.run([sys.executable, "-c", program, f"sqlite+aiosqlite:///{tmp_path}/catalog.db"],
+    path = tmp_path / "catalog.db"
+    for before, expected in (("nothing", "False"), ("new", "False"), ("older", "True")):
+        if before == "older":
+            path.unlink()
+            engine = create_engine(f"sqlite:///{path}")
+            with engine.connect() as connection:
+                migrate(connection, REVISIONS[-1])
+            engine.dispose()
+        seen = subprocess.run([sys.executable, "-c", program, f"sqlite+aiosqlite:///{path}"],
                               capture_output=True, text=True, check=True)
-        assert seen.stdout.strip() == expected
+        assert seen.stdout.strip() == expected, before
+
+
+def stamp(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def revision_of(path: Path) -> str:

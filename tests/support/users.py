@@ -24,7 +24,7 @@ UPGRADED = ("Export", "Import")
 
 def opened_to_others(path: Path) -> None:
     """Let other users through to a directory."""
-    for directory in (path, *path.parents[:3]):
+    for directory in (path, *path.parents[:4]):
         with suppress(PermissionError):
             directory.chmod(directory.stat().st_mode | 0o011)
 

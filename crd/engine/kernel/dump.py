@@ -13,8 +13,8 @@ from crd.engine.api import KERNEL, After, CheckpointOptions, CheckpointResult
 from crd.engine.kernel import freezer
 from crd.engine.stream import widen_pipe
 from crd.errors import AccessDenied, EngineError, ImageError
+from crd.image.front import header_of
 from crd.image.generations import PREFIX_BYTES
-from crd.image.inspect import header_of
 from crd.target import procfs
 
 if TYPE_CHECKING:

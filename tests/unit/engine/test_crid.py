@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def test_it_is_raised_but_never_lowered(tmp_path: Path) -> None:
     assert counter.next() == 42
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"many", b"-1", b"9" * 40, b"1\n2", os.urandom(64)])
+@pytest.mark.parametrize("rubbish", [b"", b"many", b"-1", b"9" * 40, b"1\n2", bytes(range(64))])
 def test_rubbish_is_refused_and_left(tmp_path: Path, rubbish: bytes) -> None:
     (tmp_path / "crid").write_bytes(rubbish)
     with pytest.raises(EngineError) as refused:
