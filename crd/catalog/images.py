@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, exists, func, insert, or_, select, update
+from sqlalchemy import delete, exists, func, insert, or_, select, tuple_, update
 
 from crd.catalog.rows import Choice, Image, Settled
 from crd.catalog.schema import images, requests
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from sqlalchemy import Delete
     from sqlalchemy.engine import Row
 
+    from crd.catalog.rows import Place
     from crd.catalog.session import Database
     from crd.ids import ImageRef
 
 _FIELDS = [images.c[field.name] for field in fields(Image)]
 _THERE = images.c.state.in_(["ok", "damaged"])
-_NEWEST_FIRST = (images.c.taken_at.desc(), images.c.crid.desc())
+_PLACE = (images.c.taken_at, images.c.crid, images.c.host)
+_NEWEST_FIRST = tuple(column.desc() for column in _PLACE)
 _WANTED = exists().where(requests.c.host == images.c.host, requests.c.crid == images.c.crid,
                          requests.c.state.in_(["queued", "running", "releasing"]))
 
@@ -195,7 +197,7 @@ class Images:
         return _image(row)
 
     async def list(self, *, target: str | None = None, since: datetime | None = None, limit: int | None = None,
-                   uid: int | None = None) -> Sequence[Image]:
+                   uid: int | None = None, after: Place | None = None) -> Sequence[Image]:
         """Return images of all hosts, the newest first.
 
         Args:
@@ -203,6 +205,7 @@ class Images:
             since: only those taken at or after.
             limit: at most so many.
             uid: only of tasks that ran as this user.
+            after: only those behind this place.
         """
         query = select(*_FIELDS).where(_THERE)
         if target is not None:
@@ -211,9 +214,24 @@ class Images:
             query = query.where(images.c.taken_at >= since)
         if uid is not None:
             query = query.where(images.c.uid == uid)
+        if after is not None:
+            query = query.where(images.c.taken_at <= after.taken_at, tuple_(*_PLACE) < after)
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
         async with self._database.read() as connection:
             return [_image(row) for row in await connection.execute(query)]
+
+    async def own(self, *, below: int | None = None, limit: int) -> Sequence[Image]:
+        """Return images of this host, the largest crid first, only those below one."""
+        query = select(*_FIELDS).where(self._own, _THERE).order_by(images.c.crid.desc()).limit(limit)
+        if below is not None:
+            query = query.where(images.c.crid < below)
+        async with self._database.read() as connection:
+            return [_image(row) for row in await connection.execute(query)]
+
+    async def count(self) -> int:
+        """Return how many images this host has."""
+        async with self._database.read() as connection:
+            return (await connection.execute(select(func.count()).where(self._own, _THERE))).scalar_one()
 
     async def relative(self, pid: int, target: str | None) -> Crid | None:
         """Return the newest undamaged image of a process or of its target, None if there is none."""

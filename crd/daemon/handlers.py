@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from crd.daemon import pages
 from crd.daemon.pipeline import usable
 from crd.daemon.rendering import TARGET_KEYS, image_json, plan_json, request_json, target_json, time_json
 from crd.daemon.targets import definition
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     More = Callable[[dict[str, Any]], Awaitable[None]]
 
 _PROGRESS_SECONDS = 0.1
+_TAG_CHARACTERS = 128
 
 
 class Handlers(UpkeepHandlers):
@@ -134,6 +136,8 @@ class Handlers(UpkeepHandlers):
         else:
             await self._need_owner(peer, pid or 0)
             options = replace(options, only_uid=None if peer.is_admin else peer.uid)
+        if len(tag or "") > _TAG_CHARACTERS:
+            raise BadRequest(f"a tag of {len(tag or '')} characters", hint=f"Use up to {_TAG_CHARACTERS}.")
         tags = (tag,) if tag else ()
         reached = 0
 
@@ -163,11 +167,13 @@ class Handlers(UpkeepHandlers):
             target.running = False
 
     async def _on_ListImages(self, *, peer: Peer, more: More | None, target: str | None,  # noqa: ARG002, N802
-                             since: str | None, limit: int | None) -> dict[str, Any]:
-        images = await self._app.catalog.images.list(
-            target=target, since=_parse_time(since) if since else None, limit=limit,
-            uid=None if peer.is_admin else peer.uid)
-        return {"images": [image_json(image) for image in images]}
+                             since: str | None, limit: int | None, cursor: str | None) -> dict[str, Any]:
+        rows = pages.page_rows(limit)
+        found = await self._app.catalog.images.list(
+            target=target, since=_parse_time(since) if since else None, limit=rows + 1,
+            uid=None if peer.is_admin else peer.uid, after=None if cursor is None else pages.image_place(cursor))
+        images, following = pages.page(found, rows, pages.image_cursor)
+        return {"images": [image_json(image) for image in images], "cursor": following}
 
     async def _on_Restart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                           pids: str | None, files: str | None) -> dict[str, Any]:
@@ -194,9 +200,14 @@ class Handlers(UpkeepHandlers):
         target = self._app.scheduler.targets.get(image.target or "") if here else None
         return (target and target.settings.files) or Files.KEEP
 
-    async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None) -> dict[str, Any]:  # noqa: ARG002, N802
-        requests = await self._app.catalog.requests.list(limit=limit, uid=None if peer.is_admin else peer.uid)
-        return {"requests": [request_json(request) for request in requests]}
+    async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None,  # noqa: ARG002, N802
+                               cursor: str | None) -> dict[str, Any]:
+        rows = pages.page_rows(limit)
+        found = await self._app.catalog.requests.list(
+            limit=rows + 1, uid=None if peer.is_admin else peer.uid,
+            below=None if cursor is None else pages.request_number(cursor))
+        requests, following = pages.page(found, rows, pages.request_cursor)
+        return {"requests": [request_json(request) for request in requests], "cursor": following}
 
     async def _on_GetRequest(self, *, peer: Peer, more: More | None, number: int,  # noqa: N802
                              wait: bool | None) -> dict[str, Any]:
