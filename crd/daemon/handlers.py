@@ -58,7 +58,7 @@ class Handlers(UpkeepHandlers):
 
     async def _on_GetStatus(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
         app = self._app
-        size = await app.archive.size()
+        size = app.meter.size
         waiting = app.spool and app.spool.waiting
         queued, running, oldest = await app.catalog.requests.queue()
         due = [target for target in app.scheduler.targets.values() if target.next_at and not target.held]
