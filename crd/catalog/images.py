@@ -15,12 +15,11 @@ from crd.errors import ImageInUse, ImageNotFound
 from crd.ids import Crid
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Delete
     from sqlalchemy.engine import Row
-    from sqlalchemy.ext.asyncio import AsyncResult
 
     from crd.catalog.rows import Place
     from crd.catalog.session import Database
@@ -149,7 +148,7 @@ class Images:
         async with self._database.begin() as connection:
             rows = await connection.stream(
                 select(images.c.crid, images.c.state).where(self._own).order_by(images.c.crid))
-            found = await compare(_pairs(rows), objects, whole)
+            found = await compare(rows.partitions(_ROWS_AT_ONCE), objects, whole)
             for crid in found.kept:
                 await connection.execute(update(images).where(self._own, images.c.crid == crid)
                                          .values(state="ok", stored_bytes=whole[crid]))
@@ -258,6 +257,12 @@ class Images:
                 names.c.target.is_not(None)))
             return {row.target: row.taken_at for row in rows if row.taken_at}
 
+    async def damaged_ones(self, *, limit: int) -> Sequence[Crid]:
+        """Return some of the images that are damaged."""
+        query = select(images.c.crid).where(self._own, UNUSUAL, images.c.state == "damaged").limit(limit)
+        async with self._database.read() as connection:
+            return sorted(Crid(crid) for crid in (await connection.execute(query)).scalars())
+
     async def last_verified(self) -> datetime | None:
         """Return when an image was last checked, None if never."""
         async with self._database.read() as connection:
@@ -277,12 +282,6 @@ def _burial(host: str, crid: Crid) -> Delete:
         images.c.host == host, images.c.crid == crid, images.c.state == "forgotten",
         images.c.crid < select(largest.c.crid).scalar_subquery(),
         ~exists().where(requests.c.host == host, requests.c.crid == crid))
-
-
-async def _pairs(rows: AsyncResult[Any]) -> AsyncIterator[tuple[int, str]]:
-    async for part in rows.partitions(_ROWS_AT_ONCE):
-        for row in part:
-            yield row.crid, row.state
 
 
 def _image(row: Row[Any]) -> Image:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crd.ids import Crid
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+_COUNTING = frozenset({"ok", "damaged"})
 
 
 @dataclass(slots=True)
@@ -46,26 +49,25 @@ class Differences:
             self.missing.append(crid)
 
 
-async def compare(rows: AsyncIterator[tuple[int, str]], objects: Iterable[int],
+async def compare(parts: AsyncIterator[Sequence[tuple[int, str]]], objects: Sequence[int],
                   whole: Mapping[Crid, int]) -> Differences:
     """Compare rows, as crid and state, with objects, as crids, both in ascending order.
 
     Args:
-        rows: of a host.
+        parts: the rows of a host, many at a time.
         objects: of its archive.
         whole: as of ``Images.settle``.
     """
-    found, rest = Differences(), iter(objects)
-    next_object = next(rest, None)
-    async for crid, state in rows:
-        while next_object is not None and next_object < crid:
-            found.unknown.append(Crid(next_object))
-            next_object = next(rest, None)
-        is_there = next_object == crid
-        if is_there:
-            next_object = next(rest, None)
-        if not is_there or state not in {"ok", "damaged"}:
-            found.add(Crid(crid), state, whole, is_there=is_there)
-    if next_object is not None:
-        found.unknown += [Crid(next_object), *map(Crid, rest)]
+    found, reached = Differences(), 0
+    async for part in parts:
+        end = bisect_right(objects, part[-1][0], reached)
+        beside = objects[reached:end]
+        reached = end
+        if [crid for crid, _ in part] == beside and _COUNTING.issuperset({state for _, state in part}):
+            continue  # as nearly always
+        there = {*beside}
+        for crid, state in part:
+            found.add(Crid(crid), state, whole, is_there=crid in there)
+        found.unknown += map(Crid, there.difference(crid for crid, _ in part))
+    found.unknown = sorted([*found.unknown, *map(Crid, objects[reached:])])
     return found

@@ -77,6 +77,7 @@ class App:
         self.checkpoints: Checkpoints
         self.restarts: Restarts
         self.scheduler: Scheduler
+        self.health: Health
         self.pipeline: Pipeline
         self.engine: str
         self.tracks: Tracks
@@ -125,8 +126,7 @@ class App:
                 ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),
                 ("scrub", self.scrub.run()), ("hearing", self._hear()),
                 *((("spool", self.spool.run()),) if self.spool else ()))]
-            health = Health(self.scheduler, workers, self.catalog, self._status)
-            background.append(asyncio.create_task(health.run(tuple(background)), name="health"))
+            background.append(asyncio.create_task(self.health.run(tuple(background)), name="health"))
             notify("READY=1", f"STATUS={self._status()}")
             logger.info("ready", extra={"event": "daemon.ready"})
             await _either(stop.wait(), opened.lease, lost)
@@ -184,6 +184,7 @@ class App:
         """End with a target; a checkpoint under way goes on."""
         self.scheduler.remove(name)
         self.tracks.drop(name)
+        self.checkpoints.failing.pop(name, None)
         if not keep_metrics:
             self.metrics.remove_target(name)
 
@@ -215,6 +216,7 @@ class App:
         self.retention = Retention(self.catalog, self.archive, self.clock, self.readers,
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
+        self.health = Health(self.scheduler, workers, self.catalog, self.clock, self._status)
         self.metrics.build.info({"version": self.version, "engine": self.engine})
 
     def _offer(self, features: dict[str, bool]) -> None:

@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from crd.daemon import pages
+from crd.daemon.diagnosis import diagnose, look
 from crd.daemon.pipeline import usable
-from crd.daemon.rendering import TARGET_KEYS, image_json, plan_json, request_json, target_json, time_json
+from crd.daemon.rendering import TARGET_KEYS, image_json, plan_json, problem_json, request_json, target_json, time_json
 from crd.daemon.targets import definition
 from crd.daemon.upkeep import UpkeepHandlers, need_admin
 from crd.engine.api import After, CheckpointOptions, Files, Pids, RestartOptions
@@ -57,10 +58,11 @@ class Handlers(UpkeepHandlers):
         return result
 
     async def _on_GetStatus(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
+        seen = await look(self._app.catalog)
+        problems = [problem for problem in await diagnose(self._app, seen) if peer.is_admin or problem.target is None]
         app = self._app
         size = app.meter.size
         waiting = app.spool and app.spool.waiting
-        queued, running, oldest = await app.catalog.requests.queue()
         due = [target for target in app.scheduler.targets.values() if target.next_at and not target.held]
         following = min(due, key=lambda target: target.next_at or app.started_at, default=None)
         return {
@@ -70,11 +72,13 @@ class Handlers(UpkeepHandlers):
             "archive": {"path": app.archive.describe(), "bytes": size.stored_bytes, "images": size.images,
                         "spool": waiting and {"objects": waiting.objects, "bytes": waiting.stored_bytes,
                                               "error": waiting.error or None}},
-            "queue": {"queued": queued, "running": running, "oldest_at": time_json(oldest)},
+            "queue": seen.queue and dict(zip(("queued", "running", "oldest_at"), (*seen.queue[:2], time_json(
+                seen.queue[2])), strict=True)),
             "next_target": following.name if following else None,
             "next_at": time_json(following.next_at) if following else None, "metrics": app.metrics_url or None,
             "hosts": [{"name": name, "seen_at": time_json(seen_at)}
-                      for name, seen_at in (await app.catalog.hosts()).items()]}
+                      for name, seen_at in seen.hosts.items()],
+            "problems": [problem_json(problem) for problem in problems]}
 
     async def _on_Reload(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
         need_admin(peer)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from crd.daemon.scopes import Scope
 from crd.daemon.targets import resolve
@@ -18,6 +18,7 @@ from crd.target import procfs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from datetime import datetime
 
     from crd.catalog.catalog import Catalog
     from crd.catalog.rows import Image, Request
@@ -38,8 +39,19 @@ _PENDING_MAX = 1000
 _PENDING_MAX_OF_USER = 4
 
 
+class Failure(NamedTuple):
+    """What the last attempt of a target came to, and since when none has succeeded."""
+
+    error: CrdError
+    since: datetime
+
+
 class Checkpoints:
-    """Takes images, a bounded number at once."""
+    """Takes images, a bounded number at once.
+
+    Attributes:
+        failing: the targets whose last attempt failed or was refused.
+    """
 
     def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock, meter: Meter, workers: int,
                  taken: Callable[[str], object]) -> None:
@@ -52,6 +64,7 @@ class Checkpoints:
         self._turns, self._turns_of_users = Turns(workers), Turns(max(1, workers - 1))
         self._of_user: Counter[int] = Counter()
         self._taken = taken
+        self.failing: dict[str | None, Failure] = {}
         self._running = 0
 
     async def limit(self, workers: int) -> None:
@@ -154,6 +167,11 @@ class Checkpoints:
     async def _ended(self, number: int | None, state: str, name: str | None, pid: int | None, *,
                      image: Image | None = None, error: CrdError | None = None) -> None:
         """Count, log and enter how an attempt ended; what it came to does not depend on the entry."""
+        if image:
+            self.failing.pop(name, None)
+        elif error and name is not None:
+            before = self.failing.get(name)
+            self.failing[name] = Failure(error, before.since if before else self._clock.now())
         with self._metrics.of(name) as metrics:
             metrics.results[state] += 1
             if error:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 PATIENCE_SECONDS = 60.0
+UNWELL = 3
+"""How ``crctl status`` ends when something is wrong."""
 
 
 def eventually(what: str, ask: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS) -> Any:
@@ -83,7 +85,7 @@ class RunningDaemon:
     def _answers(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"the daemon ended:\n{self.log}"
-        return self.run_crctl("status").returncode == 0
+        return self.run_crctl("status").returncode in {0, UNWELL}
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """Stop it (or kill it), and return its exit status once the workers that it leaves behind have ended."""
@@ -124,9 +126,9 @@ class RunningDaemon:
                               check=False, timeout=PATIENCE_SECONDS, **options)
 
     def crctl(self, *words: str) -> Any:
-        """Run crctl --json and return its value; raises Refused with the error it printed."""
+        """Run crctl --json and return its value; raises Refused with the error it printed instead."""
         done = self.run_crctl(*words, "--json")
-        if done.returncode:
+        if done.returncode and not done.stdout:
             raise Refused(done.returncode, json.loads(done.stderr))
         return json.loads(done.stdout)
 
