@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from crd.catalog.rows import Checkpoint
 from crd.catalog.schema import checkpoints
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from crd.catalog.session import Database
     from crd.errors import CrdError
+
+ATTEMPTS_KEPT = 100
 
 _FIELDS = [checkpoints.c[field.name] for field in fields(Checkpoint)]
 
@@ -30,8 +32,16 @@ class Checkpoints:
         self._host = host
 
     async def start(self, target: str | None, pid: int | None, now: datetime) -> int:
-        """Enter an attempt that begins; return its number."""
+        """Enter an attempt that begins; return its number.
+
+        Of each target, and of the processes that belong to none, the last attempts stay.
+        """
+        its = (checkpoints.c.host == self._host, checkpoints.c.target == target)  # None becomes IS NULL
+        oldest = select(checkpoints.c.number).where(*its).order_by(checkpoints.c.number.desc()).offset(
+            ATTEMPTS_KEPT - 1).limit(1).scalar_subquery()
         async with self._database.begin() as connection:
+            await connection.execute(delete(checkpoints).where(
+                *its, checkpoints.c.number <= oldest, checkpoints.c.state != "running"))
             done = await connection.execute(insert(checkpoints).values(
                 host=self._host, target=target, pid=pid, state="running", started_at=now))
             return int(done.inserted_primary_key[0])  # type: ignore[index]

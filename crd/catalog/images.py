@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, exists, func, insert, or_, select, update
+from sqlalchemy import delete, exists, func, insert, select, tuple_, update
 
 from crd.catalog.rows import Choice, Image, Settled
-from crd.catalog.schema import images, requests
+from crd.catalog.schema import UNUSUAL, images, requests
+from crd.catalog.settling import compare
 from crd.catalog.whole import whole
 from crd.errors import ImageInUse, ImageNotFound
 from crd.ids import Crid
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from sqlalchemy import Delete
     from sqlalchemy.engine import Row
 
+    from crd.catalog.rows import Place
     from crd.catalog.session import Database
     from crd.ids import ImageRef
 
 _FIELDS = [images.c[field.name] for field in fields(Image)]
+_ROWS_AT_ONCE = 10_000
 _THERE = images.c.state.in_(["ok", "damaged"])
-_NEWEST_FIRST = (images.c.taken_at.desc(), images.c.crid.desc())
+_PLACE = (images.c.taken_at, images.c.crid, images.c.host)
+_NEWEST_FIRST = tuple(column.desc() for column in _PLACE)
 _WANTED = exists().where(requests.c.host == images.c.host, requests.c.crid == images.c.crid,
                          requests.c.state.in_(["queued", "running", "releasing"]))
 
@@ -117,12 +121,12 @@ class Images:
 
     async def unchecked_since(self, when: datetime) -> Image | None:
         """Return the image that was not checked for longest, if it was not since then; no damaged one."""
-        checked_at = func.coalesce(images.c.verified_at, images.c.taken_at)
-        query = select(*_FIELDS).where(
-            self._own, images.c.state == "ok", checked_at < when).order_by(checked_at).limit(1)
+        good = select(*_FIELDS).where(self._own, images.c.state == "ok").limit(1)
+        never = good.where(images.c.verified_at.is_(None), images.c.taken_at < when).order_by(images.c.taken_at)
+        once = good.where(images.c.verified_at < when).order_by(images.c.verified_at)
         async with self._database.read() as connection:
-            row = (await connection.execute(query)).first()
-        return _image(row) if row else None
+            found = [_image(row) for query in (never, once) for row in await connection.execute(query)]
+        return min(found, key=lambda image: image.verified_at or image.taken_at, default=None)
 
     async def _set(self, crid: Crid, **values: Any) -> Image:
         async with self._database.begin() as connection:
@@ -140,29 +144,25 @@ class Images:
         Returns:
             What was done, and what is left to be done.
         """
-        objects = set(there)
+        objects = sorted(there)
         async with self._database.begin() as connection:
-            rows = await connection.execute(select(images.c.crid, images.c.state).where(self._own))
-            states = {Crid(row.crid): row.state for row in rows}
-            storing = {crid for crid, state in states.items() if state == "storing"}
-            for crid in storing & whole.keys():
+            rows = await connection.stream(
+                select(images.c.crid, images.c.state).where(self._own).order_by(images.c.crid))
+            found = await compare(rows.partitions(_ROWS_AT_ONCE), objects, whole)
+            for crid in found.kept:
                 await connection.execute(update(images).where(self._own, images.c.crid == crid)
                                          .values(state="ok", stored_bytes=whole[crid]))
-                states[crid] = "ok"
-            await connection.execute(delete(images).where(self._own, images.c.state == "storing"))
-            for crid, state in states.items():
-                if state == "forgotten" and crid not in objects:
-                    await connection.execute(_burial(self._host, crid))
-        known = {crid for crid, state in states.items() if state != "storing"}
-        return Settled(kept=sorted(storing & known), dropped=sorted(storing - known),
-                       surplus=sorted(crid for crid in objects if states.get(crid) == "forgotten"),
-                       unknown=sorted(objects - known),
-                       missing=sorted({crid for crid in known if states[crid] in {"ok", "damaged"}} - objects))
+            await connection.execute(delete(images).where(self._own, UNUSUAL, images.c.state == "storing"))
+            for crid in found.buried:
+                await connection.execute(_burial(self._host, crid))
+        return Settled(kept=found.kept, dropped=found.dropped, surplus=found.surplus, unknown=found.unknown,
+                       missing=found.missing)
 
     async def storing(self) -> list[Image]:
         """Return what was being made durable when the daemon ended."""
         async with self._database.read() as connection:
-            rows = await connection.execute(select(*_FIELDS).where(self._own, images.c.state == "storing"))
+            rows = await connection.execute(select(*_FIELDS).where(self._own, UNUSUAL,
+                                                                   images.c.state == "storing"))
             return [_image(row) for row in rows]
 
     async def get(self, crid: Crid, host: str = "") -> Image:
@@ -195,7 +195,7 @@ class Images:
         return _image(row)
 
     async def list(self, *, target: str | None = None, since: datetime | None = None, limit: int | None = None,
-                   uid: int | None = None) -> Sequence[Image]:
+                   uid: int | None = None, after: Place | None = None) -> Sequence[Image]:
         """Return images of all hosts, the newest first.
 
         Args:
@@ -203,6 +203,7 @@ class Images:
             since: only those taken at or after.
             limit: at most so many.
             uid: only of tasks that ran as this user.
+            after: only those behind this place.
         """
         query = select(*_FIELDS).where(_THERE)
         if target is not None:
@@ -211,26 +212,56 @@ class Images:
             query = query.where(images.c.taken_at >= since)
         if uid is not None:
             query = query.where(images.c.uid == uid)
+        if after is not None:
+            query = query.where(images.c.taken_at <= after.taken_at, tuple_(*_PLACE) < after)
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
         async with self._database.read() as connection:
             return [_image(row) for row in await connection.execute(query)]
 
+    async def own(self, *, below: int | None = None, limit: int) -> Sequence[Image]:
+        """Return images of this host, the largest crid first, only those below one."""
+        query = select(*_FIELDS).where(self._own, _THERE).order_by(images.c.crid.desc()).limit(limit)
+        if below is not None:
+            query = query.where(images.c.crid < below)
+        async with self._database.read() as connection:
+            return [_image(row) for row in await connection.execute(query)]
+
+    async def count(self) -> int:
+        """Return how many images this host has."""
+        async with self._database.read() as connection:
+            return (await connection.execute(select(func.count()).where(self._own, _THERE))).scalar_one()
+
     async def relative(self, pid: int, target: str | None) -> Crid | None:
         """Return the newest undamaged image of a process or of its target, None if there is none."""
-        same = images.c.pid == pid
-        query = select(images.c.crid).where(
-            _THERE, images.c.state == "ok", self._own,
-            same if target is None else or_(same, images.c.target == target)).order_by(images.c.crid.desc()).limit(1)
+        good = select(images.c.crid).where(self._own, images.c.state == "ok").order_by(images.c.crid.desc()).limit(1)
+        of_either = [good.where(images.c.pid == pid)]
+        if target is not None:
+            of_either.append(good.where(images.c.target == target))
         async with self._database.read() as connection:
-            crid = (await connection.execute(query)).scalar()
-        return None if crid is None else Crid(crid)
+            crids = [(await connection.execute(query)).scalar() for query in of_either]
+        return max((Crid(crid) for crid in crids if crid is not None), default=None)
 
     async def last_taken(self) -> dict[str, datetime]:
-        """Return when the newest undamaged image of each target was taken."""
-        query = select(images.c.target, func.max(images.c.taken_at).label("taken_at")).where(
-            self._own, images.c.target.is_not(None), images.c.state == "ok").group_by(images.c.target)
+        """Return when the newest undamaged image of each target was taken.
+
+        It goes from one target to the next, past all but the newest image of each.
+        """
+        first = select(func.min(images.c.target).label("target")).where(self._own).cte("names", recursive=True)
+        following = select(func.min(images.c.target)).where(self._own, images.c.target > first.c.target)
+        names = first.union_all(select(following.scalar_subquery()).where(first.c.target.is_not(None)))
+        newest = select(images.c.taken_at).where(
+            self._own, images.c.target == names.c.target, images.c.state == "ok").order_by(
+            images.c.crid.desc()).limit(1).scalar_subquery()
         async with self._database.read() as connection:
-            return {row.target: row.taken_at for row in await connection.execute(query)}
+            rows = await connection.execute(select(names.c.target, newest.label("taken_at")).where(
+                names.c.target.is_not(None)))
+            return {row.target: row.taken_at for row in rows if row.taken_at}
+
+    async def damaged_ones(self, *, limit: int) -> Sequence[Crid]:
+        """Return some of the images that are damaged."""
+        query = select(images.c.crid).where(self._own, UNUSUAL, images.c.state == "damaged").limit(limit)
+        async with self._database.read() as connection:
+            return sorted(Crid(crid) for crid in (await connection.execute(query)).scalars())
 
     async def last_verified(self) -> datetime | None:
         """Return when an image was last checked, None if never."""

@@ -83,11 +83,20 @@ class Requests:
         async with self._database.read() as connection:
             return await _get(connection, number)
 
-    async def list(self, *, limit: int | None = None, uid: int | None = None) -> list[Request]:
-        """Return requests of all hosts, the newest first; with ``uid`` only those of that user."""
+    async def list(self, *, limit: int | None = None, uid: int | None = None,
+                   below: int | None = None) -> list[Request]:
+        """Return requests of all hosts, the newest first.
+
+        Args:
+            limit: at most so many.
+            uid: only those of this user.
+            below: only those with a smaller number.
+        """
         query = select(requests).order_by(requests.c.number.desc()).limit(limit)
         if uid is not None:
             query = query.where(requests.c.uid == uid)
+        if below is not None:
+            query = query.where(requests.c.number < below)
         async with self._database.read() as connection:
             return [Request(**row._mapping) for row in await connection.execute(query)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,6 +46,14 @@ class Image:
     pinned: bool = False
     verified_at: datetime | None = None
     damage: str | None = None
+
+
+class Place(NamedTuple):
+    """Where an image stands in the list of all, the newest first."""
+
+    taken_at: datetime
+    crid: Crid
+    host: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     false,
+    text,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class Instant(TypeDecorator[datetime]):
 
 Number = BigInteger().with_variant(Integer, "sqlite")
 """63 bits; SQLite counts rows only by an INTEGER, which has as many."""
+
+UNUSUAL = text("state <> 'ok'")
+"""Of few images: a query that is to find them by their index has to say it in these words."""
 
 hosts = Table(
     "hosts", metadata,
@@ -87,6 +91,11 @@ images = Table(
     Column("damage", Text),
     Index("ix_images_target_taken_at", "target", "taken_at"),
     Index("ix_images_taken_at", "taken_at"),
+    Index("ix_images_target_crid", "host", "target", "crid"),
+    Index("ix_images_pid_crid", "host", "pid", "crid"),
+    Index("ix_images_uid_taken_at", "uid", "taken_at"),
+    Index("ix_images_verified_at", "host", "verified_at", "taken_at"),
+    Index("ix_images_unusual", "host", "state", sqlite_where=UNUSUAL, postgresql_where=UNUSUAL),
 )
 
 checkpoints = Table(
@@ -140,5 +149,6 @@ requests = Table(
     ForeignKeyConstraint(["host", "crid"], ["images.host", "images.crid"]),
     Index("ix_requests_state", "host", "state"),
     Index("ix_requests_crid", "host", "crid"),
+    Index("ix_requests_uid", "uid", "number"),
     sqlite_autoincrement=True,
 )

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import click
 
-from crd.cli.daemon import connect, socket_option
+from crd.cli.daemon import listed, socket_option
 from crd.cli.render import IMAGE_COLUMNS, image_row
-from crd.console.program import json_option, print_json
+from crd.console.program import json_option, print_json_list
 from crd.console.table import print_table
 from crd.ids import parse_target_name, parse_time
 
@@ -25,10 +25,8 @@ def images(target: str | None, *, since: str | None, limit: int | None, as_json:
     Exit status: 0 done, 2 usage, 10 daemon unavailable, 12 denied.
     """
     earliest = parse_time(since, now=datetime.now(UTC)).isoformat() if since else None
-    with connect() as daemon:
-        found = daemon.call("ListImages", target=target and parse_target_name(target), since=earliest,
-                            limit=limit)["images"]
+    found = listed("ListImages", "images", limit, target=target and parse_target_name(target), since=earliest)
     if as_json:
-        print_json(found)
+        print_json_list(found)
     else:
         print_table(IMAGE_COLUMNS, map(image_row, found))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from crd.api.client import SOCKET_VARIABLE, Client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def _remember(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
@@ -26,3 +30,27 @@ def connect() -> Client:
         DaemonUnavailable, AccessDenied: as ``Client``.
     """
     return Client(click.get_current_context().find_root().obj)
+
+
+def listed(method: str, what: str, limit: int | None, **parameters: Any) -> Iterator[dict[str, Any]]:
+    """Yield what a method lists, page by page, each by a connection of its own: a pager may take its time.
+
+    Args:
+        method: of ``io.crd``, with the parameters limit and cursor.
+        what: it lists, as its reply names it.
+        limit: at most so many; None: all.
+        parameters: the others.
+
+    Raises:
+        CrdError: as ``Client.call``.
+    """
+    cursor: str | None = None
+    while True:
+        with connect() as daemon:
+            reply = daemon.call(method, **parameters, limit=limit, cursor=cursor)
+        yield from reply[what]
+        cursor = reply.get("cursor")
+        if limit is not None:
+            limit -= len(reply[what])
+        if cursor is None or limit == 0:
+            return

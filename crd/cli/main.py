@@ -10,7 +10,7 @@ from crd.cli.daemon import socket_option
 from crd.console.program import Lazy, Program, run
 
 COMMANDS = {
-    "status": Lazy("crd.cli.cmd_status:status", "Show the daemon, its engine, archive and queue."),
+    "status": Lazy("crd.cli.cmd_status:status", "Show the daemon, and what is wrong."),
     "reload": Lazy("crd.cli.cmd_reload:reload_", "Have the daemon read its settings again."),
     "targets": Lazy("crd.cli.cmd_targets:targets", "List what is checkpointed and when."),
     "target": Lazy("crd.cli.cmd_target:target", "Add, remove, hold or resume a target."),

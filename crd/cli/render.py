@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from crd.console import units
+from crd.console.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,9 +121,8 @@ def request_fields(request: Mapping[str, Any]) -> dict[str, object]:
 
 def status_fields(status: Mapping[str, Any]) -> dict[str, object]:
     """Return how the daemon is."""
-    archive, queue = status["archive"], status["queue"]
+    archive, queue = status["archive"], status.get("queue")
     upcoming = (f"{status['next_target']}, {units.age(status['next_at'])}" if status.get("next_target") else "nothing")
-    oldest = f", the oldest from {units.age(queue['oldest_at'])}" if queue.get("oldest_at") else ""
     missing = sorted(name for name, there in status["features"].items() if not there)
     return {
         "daemon": f"{status['version']} on {status['host']}, pid {status['pid']}",
@@ -132,10 +132,22 @@ def status_fields(status: Mapping[str, Any]) -> dict[str, object]:
         "next due": upcoming,
         "archive": f"{archive['images']} images, {units.size(archive['bytes'])} in {archive['path']}",
         **({"spool": _spool_text(archive["spool"])} if archive.get("spool") else {}),
-        "queue": f"{queue['queued']} queued{oldest}, {queue['running']} running",
+        "queue": _queue_text(queue) if queue else "unknown",
         "metrics": status.get("metrics"),
         "hosts": ", ".join(f"{host['name']} ({units.age(host['seen_at'])})" for host in status["hosts"]) or None,
     }
+
+
+def problem_text(problem: Mapping[str, Any]) -> str:
+    """Return what is wrong, since when, and what to do about it, on two lines."""
+    since = f", since {units.time(problem['since'])} ({units.age(problem['since'])})" if problem.get("since") else ""
+    first = f"{problem['level']}: {problem['object']}: {problem['message']} ({problem['code']}){since}"
+    return f"{printable(first)}\n  -> {printable(problem['hint'])}"
+
+
+def _queue_text(queue: Mapping[str, Any]) -> str:
+    oldest = f", the oldest from {units.age(queue['oldest_at'])}" if queue.get("oldest_at") else ""
+    return f"{queue['queued']} queued{oldest}, {queue['running']} running"
 
 
 def _spool_text(spool: Mapping[str, Any]) -> str:

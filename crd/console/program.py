@@ -14,7 +14,7 @@ from crd.console.text import printable
 from crd.errors import EXIT_FAILED, EXIT_USAGE, CrdError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells say it."""
@@ -111,3 +111,12 @@ def _drop_output() -> None:
 def print_json(value: Any) -> None:
     """Print one JSON value on standard output."""
     click.echo(json.dumps(value, indent=2))
+
+
+def print_json_list(values: Iterable[Any]) -> None:
+    """Print one JSON array on standard output, each value as soon as it is there."""
+    before = "[\n  "
+    for value in values:
+        click.echo(before + json.dumps(value, indent=2).replace("\n", "\n  "), nl=False)
+        before = ",\n  "
+    click.echo("[]" if before.startswith("[") else "\n]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -12,17 +13,27 @@ from crd.console.text import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+_ROWS_AT_ONCE = 500
+
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under the names of their columns; None is shown as a dash."""
-    cells = [tuple(map(_cell, row)) for row in rows]
-    if sys.stdout.isatty():
-        _draw(columns, cells)
-        return
-    lines = [tuple(map(str.upper, columns)), *cells]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    """Print rows under the names of their columns; None is shown as a dash.
+
+    Rows that come one after the other are printed some hundreds at a time; columns only ever get wider.
+    """
+    cells = (tuple(map(_cell, row)) for row in rows)
+    part = list(islice(cells, _ROWS_AT_ONCE))
+    widths = [0] * len(columns)
+    lines = [tuple(map(str.upper, columns)), *part]
+    while lines:
+        if sys.stdout.isatty():
+            _draw(columns, part)
+        else:
+            widths = [max(width, *map(len, column)) for width, column in zip(widths, zip(*lines, strict=True),
+                                                                            strict=True)]
+            for line in lines:
+                click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        lines = part = list(islice(cells, _ROWS_AT_ONCE))
 
 
 def print_fields(fields: Mapping[str, object]) -> None:

@@ -17,7 +17,8 @@ from crd.catalog.catalog import Catalog
 from crd.clock import Clock, SystemClock
 from crd.daemon.handlers import Handlers
 from crd.daemon.health import Health
-from crd.daemon.jobs import Checkpoints, Restarts, measure
+from crd.daemon.jobs import Checkpoints, Restarts
+from crd.daemon.meter import Meter
 from crd.daemon.notify import keep, notify, passed_fds
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.readers import Readers
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MEASURE_SECONDS = 30.0
+_QUEUE_SECONDS = 30.0
 
 
 class App:
@@ -72,9 +73,11 @@ class App:
         self.catalog: Catalog
         self.archive: Archive
         self.spool: SpooledStore | None = None
+        self.meter: Meter
         self.checkpoints: Checkpoints
         self.restarts: Restarts
         self.scheduler: Scheduler
+        self.health: Health
         self.pipeline: Pipeline
         self.engine: str
         self.tracks: Tracks
@@ -121,11 +124,10 @@ class App:
                             public=settings.api.public, group=settings.api.group)
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
-                ("restarts", self.restarts.run()), ("measure", self._measure()),
+                ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),
                 ("scrub", self.scrub.run()), ("hearing", self._hear()),
                 *((("spool", self.spool.run()),) if self.spool else ()))]
-            health = Health(self.scheduler, workers, self.catalog, self._status)
-            background.append(asyncio.create_task(health.run(tuple(background)), name="health"))
+            background.append(asyncio.create_task(self.health.run(tuple(background)), name="health"))
             notify("READY=1", f"STATUS={self._status()}")
             logger.info("ready", extra={"event": "daemon.ready"})
             await _either(stop.wait(), opened.lease, lost)
@@ -183,6 +185,7 @@ class App:
         """End with a target; a checkpoint under way goes on."""
         self.scheduler.remove(name)
         self.tracks.drop(name)
+        self.checkpoints.failing.pop(name, None)
         if not keep_metrics:
             self.metrics.remove_target(name)
 
@@ -205,13 +208,16 @@ class App:
         self.pipeline = Pipeline(workers, self.archive, self.catalog, settings.engine.crid_file, self.host, self.tracks,
                                  settings.engine.checkpoint_timeout, settings.engine.restart_timeout,
                                  settings.engine.linux_cr)
-        self.checkpoints = Checkpoints(self.pipeline, self.catalog, self.metrics, self.clock, settings.engine.workers,
+        self.meter = Meter(self.archive, self.spool, self.metrics)
+        self.checkpoints = Checkpoints(self.pipeline, self.catalog, self.metrics, self.clock, self.meter,
+                                       settings.engine.workers,
                                        lambda target: self.start(self.retention.apply_quietly(target)))
         self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock, self.served.add)
         self.scheduler = Scheduler(self.clock, self._due, self.checkpoints.skip)
         self.retention = Retention(self.catalog, self.archive, self.clock, self.readers,
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
+        self.health = Health(self.scheduler, workers, self.catalog, self.clock, self._status)
         self.metrics.build.info({"version": self.version, "engine": self.engine})
 
     def _offer(self, features: dict[str, bool]) -> None:
@@ -264,12 +270,11 @@ class App:
             with suppress(CrdError):
                 await self.restarts.heard()
 
-    async def _measure(self) -> None:
+    async def _watch_queue(self) -> None:
         while True:
             with suppress(CrdError):
-                await measure(self.archive, self.spool, self.metrics)
                 await self.restarts.measure()
-            await asyncio.sleep(_MEASURE_SECONDS)
+            await asyncio.sleep(_QUEUE_SECONDS)
 
     async def _stop(self, server: Server, background: list[asyncio.Task[None]]) -> None:
         """Take no more requests, let jobs end in time, and end the rest: their workers die, targets run on."""

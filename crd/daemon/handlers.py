@@ -12,8 +12,10 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from crd.daemon import pages
+from crd.daemon.diagnosis import diagnose, look
 from crd.daemon.pipeline import usable
-from crd.daemon.rendering import TARGET_KEYS, image_json, plan_json, request_json, target_json, time_json
+from crd.daemon.rendering import TARGET_KEYS, image_json, plan_json, problem_json, request_json, target_json, time_json
 from crd.daemon.targets import definition
 from crd.daemon.upkeep import UpkeepHandlers, need_admin
 from crd.engine.api import After, CheckpointOptions, Files, Pids, RestartOptions
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     More = Callable[[dict[str, Any]], Awaitable[None]]
 
 _PROGRESS_SECONDS = 0.1
+_TAG_CHARACTERS = 128
 
 
 class Handlers(UpkeepHandlers):
@@ -55,10 +58,11 @@ class Handlers(UpkeepHandlers):
         return result
 
     async def _on_GetStatus(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
+        seen = await look(self._app.catalog)
+        problems = [problem for problem in await diagnose(self._app, seen) if peer.is_admin or problem.target is None]
         app = self._app
-        size = await app.archive.size()
+        size = app.meter.size
         waiting = app.spool and app.spool.waiting
-        queued, running, oldest = await app.catalog.requests.queue()
         due = [target for target in app.scheduler.targets.values() if target.next_at and not target.held]
         following = min(due, key=lambda target: target.next_at or app.started_at, default=None)
         return {
@@ -68,11 +72,13 @@ class Handlers(UpkeepHandlers):
             "archive": {"path": app.archive.describe(), "bytes": size.stored_bytes, "images": size.images,
                         "spool": waiting and {"objects": waiting.objects, "bytes": waiting.stored_bytes,
                                               "error": waiting.error or None}},
-            "queue": {"queued": queued, "running": running, "oldest_at": time_json(oldest)},
+            "queue": seen.queue and dict(zip(("queued", "running", "oldest_at"), (*seen.queue[:2], time_json(
+                seen.queue[2])), strict=True)),
             "next_target": following.name if following else None,
             "next_at": time_json(following.next_at) if following else None, "metrics": app.metrics_url or None,
             "hosts": [{"name": name, "seen_at": time_json(seen_at)}
-                      for name, seen_at in (await app.catalog.hosts()).items()]}
+                      for name, seen_at in seen.hosts.items()],
+            "problems": [problem_json(problem) for problem in problems]}
 
     async def _on_Reload(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
         need_admin(peer)
@@ -134,6 +140,8 @@ class Handlers(UpkeepHandlers):
         else:
             await self._need_owner(peer, pid or 0)
             options = replace(options, only_uid=None if peer.is_admin else peer.uid)
+        if len(tag or "") > _TAG_CHARACTERS:
+            raise BadRequest(f"a tag of {len(tag or '')} characters", hint=f"Use up to {_TAG_CHARACTERS}.")
         tags = (tag,) if tag else ()
         reached = 0
 
@@ -163,11 +171,13 @@ class Handlers(UpkeepHandlers):
             target.running = False
 
     async def _on_ListImages(self, *, peer: Peer, more: More | None, target: str | None,  # noqa: ARG002, N802
-                             since: str | None, limit: int | None) -> dict[str, Any]:
-        images = await self._app.catalog.images.list(
-            target=target, since=_parse_time(since) if since else None, limit=limit,
-            uid=None if peer.is_admin else peer.uid)
-        return {"images": [image_json(image) for image in images]}
+                             since: str | None, limit: int | None, cursor: str | None) -> dict[str, Any]:
+        rows = pages.page_rows(limit)
+        found = await self._app.catalog.images.list(
+            target=target, since=_parse_time(since) if since else None, limit=rows + 1,
+            uid=None if peer.is_admin else peer.uid, after=None if cursor is None else pages.image_place(cursor))
+        images, following = pages.page(found, rows, pages.image_cursor)
+        return {"images": [image_json(image) for image in images], "cursor": following}
 
     async def _on_Restart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                           pids: str | None, files: str | None) -> dict[str, Any]:
@@ -194,9 +204,14 @@ class Handlers(UpkeepHandlers):
         target = self._app.scheduler.targets.get(image.target or "") if here else None
         return (target and target.settings.files) or Files.KEEP
 
-    async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None) -> dict[str, Any]:  # noqa: ARG002, N802
-        requests = await self._app.catalog.requests.list(limit=limit, uid=None if peer.is_admin else peer.uid)
-        return {"requests": [request_json(request) for request in requests]}
+    async def _on_ListRequests(self, *, peer: Peer, more: More | None, limit: int | None,  # noqa: ARG002, N802
+                               cursor: str | None) -> dict[str, Any]:
+        rows = pages.page_rows(limit)
+        found = await self._app.catalog.requests.list(
+            limit=rows + 1, uid=None if peer.is_admin else peer.uid,
+            below=None if cursor is None else pages.request_number(cursor))
+        requests, following = pages.page(found, rows, pages.request_cursor)
+        return {"requests": [request_json(request) for request in requests], "cursor": following}
 
     async def _on_GetRequest(self, *, peer: Peer, more: More | None, number: int,  # noqa: N802
                              wait: bool | None) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from crd.errors import CrdError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+    from datetime import datetime
     from typing import Any
 
     from crd.catalog.catalog import Catalog
+    from crd.clock import Clock
     from crd.daemon.scheduler import Scheduler
     from crd.engine.client import WorkerPool
 
@@ -26,20 +28,24 @@ _AGAIN_SECONDS = 1.0
 class Health:
     """Looks at scheduler, workers, catalog and what runs in the background, again and again."""
 
-    def __init__(self, scheduler: Scheduler, workers: WorkerPool, catalog: Catalog, status: Callable[[], str]) -> None:
+    def __init__(self, scheduler: Scheduler, workers: WorkerPool, catalog: Catalog, clock: Clock,
+                 status: Callable[[], str]) -> None:
         """Look at these; ``status`` is what ``systemctl status`` says while all is well."""
         self._scheduler = scheduler
         self._workers = workers
         self._catalog = catalog
+        self._clock = clock
         self._status = status
         self._interval = watchdog_seconds() or _INTERVAL_SECONDS
         self.faults: list[str] = []
+        self.faults_since: datetime | None = None
 
     async def run(self, background: Sequence[asyncio.Task[None]]) -> None:
         """Look, and give signs of life while nothing is found, until cancelled."""
         while True:
             before, self.faults = self.faults, await self.look(background)
             if self.faults != before:
+                self.faults_since = (self.faults_since or self._clock.now()) if self.faults else None
                 self._tell()
             if not self.faults:
                 notify("WATCHDOG=1", f"STATUS={self._status()}")

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from crd.daemon.scopes import Scope
 from crd.daemon.targets import resolve
@@ -18,12 +18,12 @@ from crd.target import procfs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from datetime import datetime
 
-    from crd.archive.archive import Archive
-    from crd.archive.stores.spooled import SpooledStore
     from crd.catalog.catalog import Catalog
     from crd.catalog.rows import Image, Request
     from crd.clock import Clock
+    from crd.daemon.meter import Meter
     from crd.daemon.pipeline import Pipeline
     from crd.daemon.scheduler import ScheduledTarget
     from crd.engine.api import RestartResult
@@ -39,20 +39,32 @@ _PENDING_MAX = 1000
 _PENDING_MAX_OF_USER = 4
 
 
-class Checkpoints:
-    """Takes images, a bounded number at once."""
+class Failure(NamedTuple):
+    """What the last attempt of a target came to, and since when none has succeeded."""
 
-    def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock, workers: int,
+    error: CrdError
+    since: datetime
+
+
+class Checkpoints:
+    """Takes images, a bounded number at once.
+
+    Attributes:
+        failing: the targets whose last attempt failed or was refused.
+    """
+
+    def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock, meter: Meter, workers: int,
                  taken: Callable[[str], object]) -> None:
         """Take images through a pipeline; ``taken`` is told of each target that has a new one."""
         self._pipeline = pipeline
         self._catalog = catalog
         self._metrics = metrics
         self._clock = clock
-        self._store = pipeline.archive.describe()
+        self._meter = meter
         self._turns, self._turns_of_users = Turns(workers), Turns(max(1, workers - 1))
         self._of_user: Counter[int] = Counter()
         self._taken = taken
+        self.failing: dict[str | None, Failure] = {}
         self._running = 0
 
     async def limit(self, workers: int) -> None:
@@ -155,6 +167,11 @@ class Checkpoints:
     async def _ended(self, number: int | None, state: str, name: str | None, pid: int | None, *,
                      image: Image | None = None, error: CrdError | None = None) -> None:
         """Count, log and enter how an attempt ended; what it came to does not depend on the entry."""
+        if image:
+            self.failing.pop(name, None)
+        elif error and name is not None:
+            before = self.failing.get(name)
+            self.failing[name] = Failure(error, before.since if before else self._clock.now())
         with self._metrics.of(name) as metrics:
             metrics.results[state] += 1
             if error:
@@ -165,8 +182,7 @@ class Checkpoints:
             logger.warning("checkpoint %s: %s", state, error.message,
                            extra={"event": f"checkpoint.{state}", "target": name, "pid": pid, "error": error.code})
         if image:
-            self._metrics.archive_bytes.labels(self._store).inc(image.stored_bytes)  # until it is measured again
-            self._metrics.archive_images.labels(self._store).inc()
+            self._meter.taken(image.stored_bytes)
             logger.info("image taken", extra={"event": "checkpoint.ok", "target": name, "pid": pid,
                                               "crid": image.crid, "seconds": image.stop_seconds})
         try:
@@ -303,21 +319,6 @@ class Restarts:
         """Count a request that was cancelled."""
         self._metrics.requests.labels("cancelled").inc()
         await self._tell()
-
-
-async def measure(archive: Archive, spool: SpooledStore | None, metrics: Metrics) -> None:
-    """Bring the archive's gauges up to date."""
-    if spool:
-        waiting = spool.waiting
-        metrics.spool_bytes.labels(archive.describe()).set(waiting.stored_bytes)
-        metrics.spool_objects.labels(archive.describe()).set(waiting.objects)
-        metrics.archive_away.labels(archive.describe()).set(bool(waiting.error))
-    free_bytes = await archive.free_bytes()
-    if free_bytes is not None:
-        metrics.archive_free.labels(archive.describe()).set(free_bytes)
-    size = await archive.size()
-    metrics.archive_bytes.labels(archive.describe()).set(size.stored_bytes)
-    metrics.archive_images.labels(archive.describe()).set(size.images)
 
 
 def _runs(pid: int, start_time: int) -> bool:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from crd.catalog.rows import Checkpoint, Image, Request
+    from crd.daemon.diagnosis import Problem
     from crd.daemon.retention import Verdict
     from crd.daemon.scheduler import ScheduledTarget
     from crd.engine.api import RestartPlan
@@ -40,6 +41,13 @@ def request_json(request: Request) -> dict[str, Any]:
     """Return a value of type Request."""
     values = asdict(request)
     return _with_times({name: values[name] for name in _REQUEST_FIELDS})
+
+
+def problem_json(problem: Problem) -> dict[str, Any]:
+    """Return a value of type Problem."""
+    values = asdict(problem)
+    del values["target"]
+    return values | {"since": time_json(problem.since)}
 
 
 def plan_json(image: Image, plan: RestartPlan) -> dict[str, Any]:

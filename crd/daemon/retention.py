@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from crd.daemon.readers import Readers
     from crd.daemon.scheduler import ScheduledTarget
     from crd.ids import Crid
+    from crd.settings.keep import Keep
     from crd.settings.models import RetentionSettings
 
 logger = logging.getLogger(__name__)
@@ -75,12 +76,12 @@ class Retention:
 
     async def verdicts(self, target: str) -> list[Verdict]:
         """Return what the rules mean for each image of a target, the newest first."""
-        settings, own = self._settings(), self._targets[target].settings.keep
+        settings, keep = self._settings(), self._keep(target)
         choices = {choice.crid: choice for choice in await self._catalog.images.choices(target)}
-        decided = decide(
-            [Candidate(crid=choice.crid, taken_at=choice.taken_at, pinned=choice.pinned, damaged=choice.damaged)
-             for choice in choices.values()],
-            settings.keep if own is None else own, min_images=settings.min_images, now=self._clock.now(), zone=None)
+        decided = await asyncio.to_thread(  # there may be very many
+            decide, [Candidate(crid=choice.crid, taken_at=choice.taken_at, pinned=choice.pinned, damaged=choice.damaged)
+                     for choice in choices.values()],
+            keep, min_images=settings.min_images, now=self._clock.now(), zone=None)
         verdicts = []
         for decision in decided:
             choice = choices[decision.crid]  # type: ignore[index]  # a Crid is an int
@@ -90,6 +91,10 @@ class Retention:
                 keep=decision.keep or bool(busy),
                 reasons=(decision.reasons if decision.keep else ()) + busy or decision.reasons))
         return verdicts
+
+    def _keep(self, target: str) -> Keep:
+        own = self._targets[target].settings.keep
+        return self._settings().keep if own is None else own
 
     def _busy(self, choice: Choice) -> tuple[str, ...]:
         return ((WANTED,) if choice.wanted else ()) + ((READ,) if choice.crid in self._readers else ())
@@ -121,6 +126,8 @@ class Retention:
 
     async def apply_quietly(self, target: str) -> None:
         """Apply the rules of a target; what fails is logged."""
+        if target not in self._targets or self._keep(target).everything:
+            return
         try:
             await self.apply(target)
         except CrdError as error:

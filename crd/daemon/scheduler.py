@@ -57,6 +57,7 @@ class Scheduler:
         self._skipped = skipped
         self._jobs: set[asyncio.Task[None]] = set()
         self.targets: dict[str, ScheduledTarget] = {}
+        self.clock_set_back_at: datetime | None = None
 
     def add(self, name: str, settings: TargetSettings, *, source: str, held: bool) -> ScheduledTarget:
         """Begin with a target."""
@@ -126,6 +127,7 @@ class Scheduler:
             if (now - before).total_seconds() < passed - _JUMP_SECONDS:
                 logger.warning("the clock was set back: %s begins its schedule anew", target.name,
                                extra={"event": "schedule.clock-set-back", "target": target.name})
+                self.clock_set_back_at = now
                 target.schedule = Schedule.of(target.name, target.settings, now)
                 target.next_at = target.schedule.after(now)
             before, since = now, since + passed

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 60.0
+_IMAGES_AT_ONCE = 100
+"""Rows that are held in memory."""
 
 
 @dataclass(slots=True)
@@ -110,11 +112,12 @@ class Scrub:
         Raises:
             ArchiveUnavailable: an image cannot be read just now.
         """
-        images = await self._catalog.images.list()
-        so_far = Scrubbed(len(images))
-        for image in images:
-            await self._check_slowly(image, so_far)
-            await tell(so_far)
+        so_far, below = Scrubbed(await self._catalog.images.count()), None
+        while images := await self._catalog.images.own(below=below, limit=_IMAGES_AT_ONCE):
+            for image in images:
+                await self._check_slowly(image, so_far)
+                await tell(so_far)
+            below = images[-1].crid
         self._metrics.last_scrub.set(self._clock.now().timestamp())
         return so_far
 

@@ -36,6 +36,7 @@ from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap
 from crd.target import procfs
 from tests.bench import s3_throughput, slow_down, workers
+from tests.bench.catalog import catalog
 from tests.bench.filter_cost import filter_cost
 from tests.bench.history import long_history, memory_while_storing, read_seconds
 from tests.bench.scrape import scrape
@@ -351,6 +352,7 @@ def main() -> None:
         memory_while_storing(home, row)
         asyncio.run(long_history(home, row))
     scrape(row, 15)
+    catalog(row, 5)
     s3_throughput.main()
     with tempfile.TemporaryDirectory(prefix="crd-bench-") as name:
         asyncio.run(slow_down.table(Path(name)))

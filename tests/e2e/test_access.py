@@ -6,10 +6,12 @@ import os
 import re
 import secrets
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +142,32 @@ def test_the_audit_log_says_who_asked_for_what(daemon: RunningDaemon, home: Path
     assert not [line for line in daemon.log.splitlines() if line.startswith("2026-01-01")]
     assert "\x1b" not in daemon.log
     assert "\\x0a" in audit(daemon, "GetImage")[-1]
+
+
+def test_long_lists_come_in_pages_and_a_cursor_opens_nothing(daemon: RunningDaemon) -> None:
+    user = 65531
+    with closing(sqlite3.connect(daemon.state / "catalog.db", timeout=60)) as catalog, catalog:
+        columns = [row[1] for row in catalog.execute("PRAGMA table_info(images)")]
+        values = ", ".join({"crid": "crid + value", "uid": str(user), "target": "'many'"}.get(name, name)
+                           for name in columns)
+        catalog.execute(f"WITH RECURSIVE numbers(value) AS (SELECT 100000 UNION ALL SELECT value + 1 FROM numbers "
+                        f"WHERE value < 100599) INSERT INTO images ({', '.join(columns)}) "
+                        f"SELECT {values} FROM images, numbers WHERE crid = 1")
+    try:
+        _, first = call_as(daemon, user, "ListImages")
+        _, rest = call_as(daemon, user, "ListImages", cursor=first["cursor"])
+        crids = [image["crid"] for image in (*first["images"], *rest["images"])]
+        assert (len(first["images"]), len({*crids}), rest["cursor"]) == (500, 600, None)
+        assert crids == sorted(crids, reverse=True)
+        assert len(daemon.crctl("images", "many")) == 600
+        assert [image["crid"] for image in daemon.crctl("images", "many", "--limit", "550")] == crids[:550]
+        assert call_as(daemon, NOBODY, "ListImages", cursor=first["cursor"]) == ("", {"images": [], "cursor": None})
+        for method in ("ListImages", "ListRequests"):
+            for wrong in ({"cursor": "rubbish"}, {"cursor": "9" * 40}, {"limit": 0}, {"limit": -1}):
+                assert call_as(daemon, user, method, **wrong)[0] == "api.bad-request"
+    finally:
+        with closing(sqlite3.connect(daemon.state / "catalog.db", timeout=60)) as catalog, catalog:
+            catalog.execute("DELETE FROM images WHERE uid = ?", (user,))
 
 
 def test_a_flood_of_denied_calls_does_not_flood_the_log(daemon: RunningDaemon) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crd.api.client import Client
-from tests.support.daemon import Refused, RunningDaemon, eventually
+from tests.support.daemon import UNWELL, Refused, RunningDaemon, eventually
 from tests.support.workload import CountingProgram
 
 if TYPE_CHECKING:
@@ -57,13 +57,41 @@ def test_a_disk_that_is_full_and_has_room_again(tmp_path: Path, small_state: Pat
         counted = daemon.metrics()[failed]
         eventually("checkpoints to fail", lambda: daemon.metrics()[failed] >= counted + 2)
         program.assert_unharmed()
-        assert daemon.crctl("status")["version"], "it answers all the same"
+        assert {"disk.full", "archive.full"} & {*wrong(daemon)}, "it answers all the same, and says so"
         filler.unlink()
         eventually("images again", lambda: {image["crid"] for image in daemon.crctl("images")} - before)
         assert daemon.crctl("scrub")["damaged"] == []
+        eventually("all to be well", lambda: daemon.run_crctl("status").returncode == 0)
         program.kill()
         daemon.crctl("restart", "counter@latest", "--wait")
         program.assert_unharmed()
+
+
+def wrong(daemon: RunningDaemon) -> dict[str, dict[str, str]]:
+    """The problems that the daemon sees, by their codes."""
+    return {problem["code"]: problem for problem in daemon.crctl("status")["problems"]}
+
+
+def test_status_says_what_is_wrong_until_it_is_right(tmp_path: Path, program: CountingProgram) -> None:
+    config = f'[targets.gone]\npidfile = "{tmp_path}/none"\nevery = "1s"\n'
+    with RunningDaemon(tmp_path, config) as daemon:
+        failing = eventually("the target to fail", lambda: wrong(daemon).get("target.not-found"))
+        assert (failing["object"], failing["level"]) == ("target gone", "error")
+        image = str(daemon.crctl("checkpoint", "--pid", str(program.pid))["crid"])
+        pack = max((daemon.state / "archive").iterdir(), key=lambda path: path.stat().st_size)
+        content = bytearray(pack.read_bytes())
+        content[len(content) // 2] ^= 1
+        pack.write_bytes(content)
+        with pytest.raises(Refused):
+            daemon.crctl("verify", image)
+        told = daemon.run_crctl("status")
+        assert told.returncode == UNWELL
+        assert f"error: images: damaged: {image} (catalog.image-damaged)" in told.stdout
+        assert wrong(daemon)["target.not-found"]["since"] == failing["since"]
+        daemon.crctl("forget", image)
+        daemon.crctl("target", "hold", "gone")
+        assert not {"target.not-found", "catalog.image-damaged"} & {*wrong(daemon)}
+        assert daemon.run_crctl("status").returncode == 0
 
 
 @pytest.mark.timeout(600)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 PATIENCE_SECONDS = 60.0
+UNWELL = 3
+"""How ``crctl status`` ends when something is wrong."""
 
 
 def eventually(what: str, ask: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS) -> Any:
@@ -130,14 +132,14 @@ class RunningDaemon:
                               check=False, timeout=PATIENCE_SECONDS, **options)
 
     def crctl(self, *words: str) -> Any:
-        """Do what crctl --json does and return its value; raises Refused with the error it printed.
+        """Do what crctl --json does and return its value; raises Refused with the error it printed instead.
 
         It is done in this process: to start a program takes far longer than to ask, and many ask again and again.
         """
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err):
             status = status_of(crctl, [f"--socket={self.socket}", *words, "--json"])
-        if status:
+        if status and not out.getvalue():
             raise Refused(status, json.loads(err.getvalue()))
         return json.loads(out.getvalue())
 

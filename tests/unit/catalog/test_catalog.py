@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from crd.catalog.catalog import Catalog
-from crd.catalog.rows import Image
+from crd.catalog.rows import Image, Place
 from crd.errors import (
     CatalogError,
     CatalogOutOfDate,
@@ -70,6 +70,22 @@ async def test_lists_are_newest_first_and_filtered(catalog: Catalog) -> None:
     assert [found.crid for found in await images.list(since=NOW + timedelta(minutes=4))] == [5, 4]
     assert await images.list(target="other") == []
     assert await images.max_crid() == 5
+
+
+async def test_lists_go_on_where_a_page_ended(catalog: Catalog) -> None:
+    for crid in range(1, 8):
+        await enter(catalog, crid, taken_at=NOW + timedelta(minutes=crid // 3), uid=crid % 2)
+    everything = [found.crid for found in await catalog.images.list()]
+    for uid, expected in ((None, everything), (1, [crid for crid in everything if crid % 2])):
+        told: list[int] = []
+        after: Place | None = None
+        while page := await catalog.images.list(limit=2, after=after, uid=uid):
+            assert len(page) <= 2
+            told += [found.crid for found in page]
+            after = Place(page[-1].taken_at, page[-1].crid, page[-1].host)
+        assert told == expected
+    assert [found.crid for found in await catalog.images.own(below=4, limit=2)] == [3, 2]
+    assert await catalog.images.count() == 7
 
 
 async def test_attempts(catalog: Catalog) -> None:

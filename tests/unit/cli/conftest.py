@@ -49,7 +49,9 @@ STATUS = {"version": "0.1.0", "host": "db1", "pid": 99, "started_at": "2026-11-2
                       "spool": {"objects": 3, "bytes": 4096, "error": "s3://bucket: no answer"}},
           "queue": {"queued": 2, "running": 1, "oldest_at": "2026-11-23T10:00:00+00:00"}, "next_target": "web",
           "next_at": "2126-11-23T10:00:00+00:00", "metrics": "127.0.0.1:9643",
-          "hosts": [{"name": "db1", "seen_at": "2026-11-23T10:00:00+00:00"}]}
+          "hosts": [{"name": "db1", "seen_at": "2026-11-23T10:00:00+00:00"}], "problems": []}
+PROBLEM = {"level": "error", "code": "target.not-found", "object": "target web", "message": "no process \x1b fits",
+           "hint": "Start it.", "since": "2026-11-23T10:00:00+00:00"}
 PLAN = {"crid": 42, "makes": [{"kind": "task", "name": "4242 (wor\x1b]0;ker)", "how": "3 threads"}], "clashes": [],
         "notes": ["it has no cap\x1b[0m"]}
 OBSTACLE = {"code": "fd.terminal", "object": "fd 0 (/dev/pts/1)", "reason": "is a terminal", "remedy": "redirect it"}

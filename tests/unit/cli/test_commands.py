@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from crd.errors import AccessDenied, BlobCorrupt, Busy, SettingsError, TargetUnsupported
-from tests.unit.cli.conftest import IMAGE, OBSTACLE, PLAN, REQUEST, SCRUBBED, SHARING, STATUS, TARGET, VERDICT
+from tests.unit.cli.conftest import IMAGE, OBSTACLE, PLAN, PROBLEM, REQUEST, SCRUBBED, SHARING, STATUS, TARGET, VERDICT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,16 @@ def test_status(crctl: Crctl) -> None:
     assert "3 images, 2 KiB in /var/lib/crd/archive" in text
     assert "4 KiB in 3 objects wait: s3://bucket: no answer" in text
     assert "2 queued" in text
+
+
+def test_what_is_wrong_is_said_and_shows_in_the_exit_status(crctl: Crctl, daemon: Daemon) -> None:
+    daemon.replies["GetStatus"] = [STATUS | {"queue": None, "problems": [PROBLEM | {"level": "warning"}]}]
+    assert "warning: target web" in crctl("status")
+    daemon.replies["GetStatus"] = [STATUS | {"problems": [PROBLEM]}]
+    text = crctl("status", status=3)
+    assert "error: target web: no process \\x1b fits (target.not-found), since 2026-11-23" in text
+    assert text.endswith("\n  -> Start it.\n")
+    assert json.loads(crctl("status", "--json", status=3))["problems"] == [PROBLEM]
 
 
 def test_reload(crctl: Crctl, daemon: Daemon) -> None:

@@ -42,7 +42,7 @@ class Body:
         recorder = Recorder()
         self.scheduler = Scheduler(self.clock, recorder.take, recorder.skip)
         self.workers = workers
-        self.health = Health(self.scheduler, workers, catalog, lambda: "2 targets")
+        self.health = Health(self.scheduler, workers, catalog, self.clock, lambda: "2 targets")
 
 
 @asynccontextmanager

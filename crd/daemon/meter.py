@@ -1,0 +1,71 @@
+"""How much the archive holds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from crd.archive.archive import ArchiveSize
+from crd.errors import CrdError
+
+if TYPE_CHECKING:
+    from crd.archive.archive import Archive
+    from crd.archive.stores.spooled import SpooledStore
+    from crd.metrics.names import Metrics
+
+_INTERVAL_SECONDS = 30.0
+_REST = 20
+"""Times as long as measuring took is the pause after it, at least."""
+
+
+class Meter:
+    """Measures the archive now and then: the more there is, the longer that takes, and the more seldom it is done.
+
+    Attributes:
+        size: as measured last, with the images that were taken since.
+        free_bytes: as of ``Archive.free_bytes``, at that time.
+    """
+
+    def __init__(self, archive: Archive, spool: SpooledStore | None, metrics: Metrics) -> None:
+        """Measure an archive, and the spool before it, if there is one."""
+        self._archive = archive
+        self._spool = spool
+        self._metrics = metrics
+        self._store = archive.describe()
+        self.size = ArchiveSize(0, 0)
+        self.free_bytes: int | None = None
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            began = time.monotonic()
+            with suppress(CrdError):
+                await self.measure()
+            await asyncio.sleep(max(_INTERVAL_SECONDS, _REST * (time.monotonic() - began)))
+
+    async def measure(self) -> None:
+        """Bring the figures, and the gauges, up to date.
+
+        Raises:
+            ArchiveUnavailable: it cannot be read.
+        """
+        if self._spool:
+            waiting = self._spool.waiting
+            self._metrics.spool_bytes.labels(self._store).set(waiting.stored_bytes)
+            self._metrics.spool_objects.labels(self._store).set(waiting.objects)
+            self._metrics.archive_away.labels(self._store).set(bool(waiting.error))
+        self.free_bytes = await self._archive.free_bytes()
+        if self.free_bytes is not None:
+            self._metrics.archive_free.labels(self._store).set(self.free_bytes)
+        self._enter(await self._archive.size())
+
+    def taken(self, stored_bytes: int) -> None:
+        """Count an image that was taken just now."""
+        self._enter(ArchiveSize(self.size.images + 1, self.size.stored_bytes + stored_bytes))
+
+    def _enter(self, size: ArchiveSize) -> None:
+        self.size = size
+        self._metrics.archive_bytes.labels(self._store).set(size.stored_bytes)
+        self._metrics.archive_images.labels(self._store).set(size.images)
