@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from crd.catalog.backend import Backend
 
-HEAD = "20261128_rights"
+HEAD = "20261128_restarts"
 """The newest revision in ``migrations/versions``; a test says if that is not so."""
 
 
