@@ -116,6 +116,7 @@ class Request:
     state: str
     pids: str
     files: str
+    tcp: str
     uid: int
     gids: list[int] | None
     requested_at: datetime

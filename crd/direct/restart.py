@@ -12,6 +12,7 @@ import click
 from crd.console.image_file import opened_for_reading, write_pid_file
 from crd.console.plan import print_plan
 from crd.console.program import json_option
+from crd.console.restart_options import tcp_option
 from crd.direct.linux_cr import linux_cr_option
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
               help="What is done about open files that have changed since: take them as they are; cut off what they "
                    "have grown by, or put their saved content back, and keep the newer one beside it; or fail.")
 @linux_cr_option
-@click.option("--tcp", type=click.Choice(["auto", "established", "close"]), default="auto", show_default=True,
-              help="What becomes of TCP connections to processes outside of the image: those that are held since a "
-                   "checkpoint --kill go on and the others are over; all go on, or fail; all are over.")
+@tcp_option
 @click.option("--plan", is_flag=True, help="Only say what would be made and everything that stands in the way.")
 @json_option
 @click.pass_context

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 WAITING, HALF, ENDED, REPLY, MORE, GAP = 60000, 30, 40, 50, 1000, 5000
 PATIENCE_SECONDS = 60.0
+_PERIOD = bytes((at * 17 + at // 251) & 0xFF for at in range(251 * 256))
 _CLONE_NEWNET = 0x40000000
 
 
 def pattern(start: int, end: int) -> bytes:
     """Return the bytes that both ends expect there."""
-    return bytes((at * 17 + at // 251) & 0xFF for at in range(start, end))
+    first = start % len(_PERIOD)
+    return (_PERIOD * ((first + end - start) // len(_PERIOD) + 1))[first:first + end - start]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from crd.image.objects import (
     UNNAMED_MEMORY,
     FileContent,
     InetSocket,
+    OutsideConnection,
     Pipe,
     PipeEnd,
     RegularFile,
@@ -97,10 +98,13 @@ def _named(plan: Plan) -> Iterator[Made]:
     for unix in plan.of(UnixSocket):
         if unix.name:
             yield Made("unix socket", unix.name.replace(b"\0", b"@").decode(errors="replace"), unix.path)
+    outside = {connection.socket for connection in plan.of(OutsideConnection)}
     for inet in plan.of(InetSocket):
         if inet.local_port:
             kind = "TCP" if inet.kind == 1 else "UDP"
             what = "listens" if inet.listening else inet.remote_port and f"to {inet.remote_address} {inet.remote_port}"
+            if inet.objref in outside:
+                what = f"{what}, {'goes on' if inet.objref in plan.shared.going_on else 'is over'}"
             yield Made(f"{kind} port", f"{inet.local_address} {inet.local_port}", what or "")
 
 

@@ -185,20 +185,22 @@ class TestImages:
 class TestRestart:
     def test_prints_the_number(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl("restart", "web@latest") == "7\n"
-        assert daemon.parameters == {"reference": "web@latest", "pids": "original"}
+        assert daemon.parameters == {"reference": "web@latest", "pids": "original", "tcp": "auto"}
 
     def test_options(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl.json("restart", "42", "--pidns", "--files", "fail") == REQUEST
-        assert daemon.parameters == {"reference": "42", "pids": "namespace", "files": "fail"}
+        assert daemon.parameters == {"reference": "42", "pids": "namespace", "files": "fail", "tcp": "auto"}
         crctl("restart", "42", "--new-pids")
         assert daemon.parameters["pids"] == "new"
         crctl("restart", "42", "--files", "rollback")
         assert daemon.parameters["files"] == "rollback"
         crctl.error("restart", "42", "--files", "lose", status=2)
+        crctl("restart", "42", "--tcp", "close")
+        assert daemon.parameters["tcp"] == "close"
 
     def test_plan(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl.json("restart", "42", "--plan", "--pidns") == PLAN
-        assert daemon.calls == [("PlanRestart", {"reference": "42", "pids": "namespace"})]
+        assert daemon.calls == [("PlanRestart", {"reference": "42", "pids": "namespace", "tcp": "auto"})]
         text = crctl("restart", "42", "--plan")
         assert "Nothing stands in the way." in text
         assert "\x1b" not in text

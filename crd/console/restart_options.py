@@ -1,0 +1,10 @@
+"""Options that ``crctl restart`` and ``crd restart`` have alike."""
+
+from __future__ import annotations
+
+import click
+
+tcp_option = click.option(
+    "--tcp", type=click.Choice(["auto", "established", "close"]), default="auto", show_default=True,
+    help="What becomes of TCP connections to processes outside of the image: those that are held since a checkpoint "
+         "--kill go on and the others are over; all go on, or fail; all are over.")
