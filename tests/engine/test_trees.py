@@ -20,7 +20,8 @@ from tests.support.victims import Program, Victim, python_script, until
 
 pytestmark = pytest.mark.root
 
-FAMILIES = [("tree", []), ("tree", ["adopts"]), ("tree-musl", []), ("tree-musl", ["adopts"])]
+FAMILIES = [("tree", []), ("tree", ["adopts"]), ("tree-musl", []), ("tree-musl", ["adopts"]), ("heirs", []),
+            ("heirs-musl", ["adopts"])]
 IDS = [" ".join([name, *arguments]) for name, arguments in FAMILIES]
 
 
@@ -371,3 +372,46 @@ def test_a_tree_whose_session_is_led_from_outside(tmp_path: Path) -> None:
                for pid, (state, parent, group, _, number) in before.items()}
         until("all", lambda: relations(shell) == led)
         goes_on(shell)
+
+
+HEIRS = """
+import os, time
+heirloom = bytearray(os.urandom(1 << 20) * 32)
+def heir(number, make=lambda: None):
+    if os.fork() == 0:
+        heirloom[number << 16] ^= 255
+        make()
+        open(f"ready{number}", "w").close()
+        while True: time.sleep(0.05)
+heir(1)
+heir(2, lambda: heir(3, lambda: heir(4)))
+open("ready0", "w").close()
+while True: time.sleep(0.05)
+"""
+MIB = 1 << 20
+
+
+def proportional_bytes(program: Program) -> int:
+    """Return what the family takes of the machine's memory; a page that n processes share counts for one in each n."""
+    texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in program.family()]
+    return sum(int(text.partition("\nPss:")[2].split()[0]) << 10 for text in texts)
+
+
+@pytest.mark.parametrize("method", ["auto", "copy"])
+@pytest.mark.parametrize("pids", ["original", "namespace"])
+def test_memory_that_is_shared_copy_on_write_stays_so(tmp_path: Path, method: str, pids: str) -> None:
+    """Five processes with 32 MiB each that are the same but for a page: reading them and a restart keep it so."""
+    with python_script(tmp_path, HEIRS) as program:
+        until("all", lambda: all((tmp_path / f"ready{number}").exists() for number in range(5)))
+        before = proportional_bytes(program)
+        assert before < 64 * MIB
+        image, _ = take(program, method=method)
+        until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(program, pid)])
+        assert proportional_bytes(program) < before + 4 * MIB
+        program.kill_tree()
+        if pids == "original":
+            restarted(image, program)
+        else:
+            restarted_elsewhere(image, program, "--pidns")
+        assert len(program.family()) == 5
+        assert proportional_bytes(program) < before + 4 * MIB

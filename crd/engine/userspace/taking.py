@@ -221,7 +221,7 @@ def _precopied(state: Frozen, stubs: Injector, captured: Capture, notes: Trackin
     stubs.unmap_area(state.pid, state.registers)
     assert notes.last  # noqa: S101
     runs = notes.last.written()
-    copied = [(runs, pages.copy(state.memory, runs))] if runs else []
+    copied = [(runs, pages.copy(state.memory, runs, just_written=True))] if runs else []
     return Taken(captured, Changes(notes, copied), "precopy",
                  f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "
                  f"copied before the stop, {total(runs) >> 10} KiB in it", attributes=captured.attributes)
@@ -236,7 +236,7 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
         if error.operation != "clone" or must:
             raise
         return None
-    copied = [(runs, pages.copy(state.memory, runs))
+    copied = [(runs, pages.copy(state.memory, runs, just_written=False))
               for entry in captured.private_entries
               if entry.start in captured.known.wiped and (runs := pages.private_runs(state.pid, [entry]))]
     if notes and notes.since:
@@ -254,7 +254,7 @@ def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste:
     haste.relax()
     flags = procfs.vm_flags(state.pid)
     runs = pages.private_runs(state.pid, captured.entries)
-    memories = Memories([(runs, pages.copy(state.memory, runs))] if runs else [])
+    memories = Memories([(runs, pages.copy(state.memory, runs, just_written=False))] if runs else [])
     haste.hurry()
     return Taken(captured, memories, "copy", reason, attributes=told, flags=flags)
 

@@ -112,7 +112,7 @@ class Tracking:
                 self.unread = True
                 return
             try:
-                self.copies.append((runs, pages.copy(memory, runs)))
+                self.copies.append((runs, pages.copy(memory, runs, just_written=True)))
             except NativeError:  # it was unmapped meanwhile
                 self.unread = True
                 return
