@@ -33,6 +33,7 @@ from crd.image.profile import (
     EpollTarget,
     FileDescriptor,
     FileLock,
+    GuardRegions,
     IntervalTimer,
     MemoryLayout,
     PageRun,
@@ -88,7 +89,9 @@ class ProcessState:
 
     pid: int
     memory: list[tuple[int, int]] = field(default_factory=list)  # private memory, neighbours merged
+    areas: list[tuple[int, int]] = field(default_factory=list)  # all memory, likewise
     last_vma_end: int = 0
+    last_guard_end: int = 0
     last_page_end: int = 0
     fds: set[int] = field(default_factory=set)
     opened: set[int] = field(default_factory=set)  # objrefs
@@ -226,11 +229,26 @@ def _check_vma(record: Vma, image: ImageState) -> None:
         case _:
             raise MisfitError(f"is of unknown kind {record.kind}")
     process.last_vma_end = record.end
+    _append(process.areas, record.start, record.end)
     if record.kind in {VMA_ANONYMOUS, VMA_PRIVATE_FILE}:
-        start = record.start
-        if process.memory and process.memory[-1][1] == start:
-            start, _ = process.memory.pop()
-        process.memory.append((start, record.end))
+        _append(process.memory, record.start, record.end)
+
+
+def _append(areas: list[tuple[int, int]], start: int, end: int) -> None:
+    """Add what is behind them all, merged with a neighbour."""
+    if areas and areas[-1][1] == start:
+        start, _ = areas.pop()
+    areas.append((start, end))
+
+
+@check.register(GuardRegions)
+def _check_guard_regions(record: GuardRegions, image: ImageState) -> None:
+    _need_current(record.pid, image)
+    process = image.current
+    for start, end in _ascending(record.runs, process.last_guard_end):
+        need(_is_inside(start, end, process.areas),
+             f"has a guard from 0x{start:x} to 0x{end:x} outside the memory of {record.pid}")
+        process.last_guard_end = end
 
 
 @check.register(FileDescriptor)
@@ -329,9 +347,8 @@ def _check_pages(record: Pages, image: ImageState) -> None:
     need(record.pid in image.processes, f"is of process {record.pid}, which is not in the image")
     process = image.processes[record.pid]
     for start, end in _ascending(record.runs, process.last_page_end):
-        index = bisect_right(process.memory, start, key=lambda area: area[0]) - 1
-        need(index >= 0 and end <= process.memory[index][1],
-              f"has pages from 0x{start:x} to 0x{end:x} outside the private memory of {record.pid}")
+        need(_is_inside(start, end, process.memory),
+             f"has pages from 0x{start:x} to 0x{end:x} outside the private memory of {record.pid}")
         process.last_page_end = end
 
 
@@ -343,6 +360,11 @@ def _check_shared_pages(record: SharedPages, image: ImageState) -> None:
     for start, end in _ascending(record.runs, last_end):
         need(end <= n_bytes, f"has pages from 0x{start:x} to 0x{end:x}, behind the end of object {record.objref}")
         image.shared[record.objref] = (n_bytes, end)
+
+
+def _is_inside(start: int, end: int, areas: Sequence[tuple[int, int]]) -> bool:
+    index = bisect_right(areas, start, key=lambda area: area[0]) - 1
+    return index >= 0 and end <= areas[index][1]
 
 
 def _ascending(runs: Sequence[PageRun], last_end: int) -> Iterable[tuple[int, int]]:

@@ -6,8 +6,8 @@ comes before the memory, and memory comes last, so that a reader can check and p
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
     { a shared object, followed by what is in it }*               ``objects.py``; numbered from 1 (objref)
     per process, parents first:
-      TASK STRING PROCESS SHARING? SERVED? MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK* SIGNAL_ACTIONS
-      PENDING_SIGNAL*
+      TASK STRING PROCESS SHARING? SERVED? MEMORY_LAYOUT VMA* GUARD_REGIONS* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK*
+      SIGNAL_ACTIONS PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
       { THREAD PENDING_SIGNAL* }+                                    the leader first
     { TASK STRING ZOMBIE }*                                          children that ended
@@ -117,6 +117,13 @@ class PageRun(Struct):
 
     address: U64
     pages: U64
+
+
+class GuardRegions(Record, type=0x4352000A):
+    """Pages that must not be touched, inside VMAs (MADV_GUARD_INSTALL of madvise(2))."""
+
+    pid: U32
+    runs: Items[PageRun]
 
 
 class Pages(Record, type=0x43520005):

@@ -14,6 +14,7 @@ from crd.native.ffi import ffi, lib
 from crd.native.memory import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
@@ -21,6 +22,7 @@ PAGE_IS_FILE = 1 << 2
 PAGE_IS_PRESENT = 1 << 3
 PAGE_IS_SWAPPED = 1 << 4
 PAGE_IS_PFNZERO = 1 << 5
+PAGE_IS_GUARD = 1 << 8  # 6.16
 
 _REGIONS = 4096
 _ENTRIES = 16384
@@ -71,8 +73,13 @@ class PageMap:
         Raises:
             TargetGone: the process has ended, and its memory with it.
         """
+        runs: list[PageRun] = []
+        mask = PAGE_IS_FILE | PAGE_IS_PFNZERO
         try:
-            runs = self._scan(start, end, PAGE_IS_FILE | PAGE_IS_PFNZERO, PAGE_IS_FILE | PAGE_IS_PFNZERO)
+            for run, present in self._scan(start, end, mask, mask, PAGE_IS_PRESENT | PAGE_IS_SWAPPED):
+                # swapped out, or a guard page: only the entries tell
+                for part in [run] if present else self._read_entries(run.start, run.end):
+                    _append(runs, part.start, part.end)
         except NativeError as error:
             if error.errno not in {errno.ENOTTY, errno.EINVAL}:
                 raise
@@ -81,33 +88,50 @@ class PageMap:
             raise TargetGone(f"process {self._pid} has ended", pid=self._pid)
         return runs
 
-    def scan_once(self) -> None:
-        """Use PAGEMAP_SCAN once; raises NativeError if the kernel has none."""
-        self._scan(PAGE_BYTES, 2 * PAGE_BYTES, 0, 0)
+    def guard_pages(self, start: int, end: int) -> list[PageRun]:
+        """Return the guard regions between two addresses (MADV_GUARD_INSTALL, 6.13), in ascending runs.
 
-    def _scan(self, start: int, end: int, inverted: int, required: int) -> list[PageRun]:
-        regions = ffi.new("struct crd_page_region[]", _REGIONS)
-        walk_end, n = ffi.new("uint64_t *"), ffi.new("size_t *")
+        Kernels before 6.15 do not tell, those before 6.16 only by the entries of what looks swapped out.
+        """
         runs: list[PageRun] = []
-        while start < end:
-            call(lib.crd_pagemap_scan, self.fd, start, end, inverted, required, PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                 PAGE_IS_PRESENT, regions, _REGIONS, walk_end, n)
-            for region in regions[0:n[0]]:
-                if region.categories & PAGE_IS_PRESENT:
-                    _append(runs, region.start, region.end)
-                else:  # swapped out, or a guard page: only the entries tell
-                    for run in self._read_entries(region.start, region.end):
-                        _append(runs, run.start, run.end)
-            start = walk_end[0]
+        try:
+            for run, _ in self._scan(start, end, 0, PAGE_IS_GUARD, 0):
+                _append(runs, run.start, run.end)
+        except NativeError as error:
+            if error.errno == errno.ENOTTY:  # no PAGEMAP_SCAN: older than guard regions
+                return runs
+            if error.errno != errno.EINVAL:
+                raise
+            for swapped, _ in self._scan(start, end, 0, 0, PAGE_IS_SWAPPED):
+                for run in self._read_entries(swapped.start, swapped.end, guards=True):
+                    _append(runs, run.start, run.end)
         return runs
 
-    def _read_entries(self, start: int, end: int) -> list[PageRun]:
+    def scan_once(self) -> None:
+        """Use PAGEMAP_SCAN once; raises NativeError if the kernel has none."""
+        list(self._scan(PAGE_BYTES, 2 * PAGE_BYTES, 0, 0, PAGE_IS_PRESENT))
+
+    def _scan(self, start: int, end: int, inverted: int, required: int,
+              any_of: int) -> Iterator[tuple[PageRun, bool]]:
+        """Yield runs of pages, and whether they are present."""
+        regions = ffi.new("struct crd_page_region[]", _REGIONS)
+        walk_end, n = ffi.new("uint64_t *"), ffi.new("size_t *")
+        while start < end:
+            call(lib.crd_pagemap_scan, self.fd, start, end, inverted, required, any_of, PAGE_IS_PRESENT, regions,
+                 _REGIONS, walk_end, n)
+            for region in regions[0:n[0]]:
+                yield PageRun(region.start, region.end), bool(region.categories & PAGE_IS_PRESENT)
+            start = walk_end[0]
+
+    def _read_entries(self, start: int, end: int, *, guards: bool = False) -> list[PageRun]:
+        """Return the own pages, or the guard pages, by their entries."""
         runs: list[PageRun] = []
         for at in range(start, end, _ENTRIES * PAGE_BYTES):
             n = min(_ENTRIES, (end - at) // PAGE_BYTES)
             data = os.pread(self.fd, n * _ENTRY_BYTES, at // PAGE_BYTES * _ENTRY_BYTES)
             for index, (entry,) in enumerate(struct.iter_unpack("<Q", data)):
-                if entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) and not entry & (_ENTRY_FILE | _ENTRY_GUARD):
+                if entry & _ENTRY_GUARD if guards else (
+                        entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) and not entry & (_ENTRY_FILE | _ENTRY_GUARD)):
                     _append(runs, at + index * PAGE_BYTES, at + (index + 1) * PAGE_BYTES)
         return runs
 

@@ -107,9 +107,11 @@ class Found:
 
     Attributes:
         unknown: those areas of which nothing is noted, or not of all.
+        guards: guard regions (madvise(2)).
     """
 
     unknown: set[Run] = field(default_factory=set)
+    guards: list[Run] = field(default_factory=list)
     _chunks: list[Any] = field(default_factory=list)
     _memory: list[Any] = field(default_factory=list)
     _readable: dict[str, list[Run]] = field(default_factory=dict)
@@ -127,10 +129,12 @@ class Found:
         return sorted(chain(self._runs("others"), self._readable["others_swapped"]))
 
     def _resolve(self, pagemap: PageMap) -> None:
-        """Tell pages that are swapped out from guard pages (madvise(2)), while they are what they were found as."""
+        """Tell pages that are swapped out from guard pages, while they are what they were found as."""
         for name in ("swapped", "others_swapped"):
             self._readable[name] = [(run.start, run.end - run.start) for start, length in self._runs(name)
                                     for run in pagemap.own_pages(start, start + length)]
+            self.guards += [(run.start, run.end - run.start) for start, length in self._runs(name)
+                            for run in pagemap.guard_pages(start, start + length)]
 
     def written_bytes(self) -> int:
         """Return how much was written, be it swapped out now."""

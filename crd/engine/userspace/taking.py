@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace import attributes, confinement
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.attributes import Attributes
-from crd.engine.userspace.mem import pages
+from crd.engine.userspace.mem import guards, pages
 from crd.engine.userspace.mem.changes import Changes
 from crd.engine.userspace.mem.memories import Memories
 from crd.engine.userspace.mem.runs import total
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.haste import Haste
     from crd.engine.userspace.mem.layout import MappedObjects
+    from crd.engine.userspace.mem.runs import Run
     from crd.engine.userspace.mem.tracking import Tracking
     from crd.native.inject import Injector
     from crd.target.procfs import MapEntry
@@ -79,6 +80,7 @@ class Taken:
         before: what was read before the stop, if it was.
         attributes: as its snapshot child says; None before ``finish``.
         flags: VmFlags by start of the area; None before ``finish``.
+        guards: guard regions of private memory; before ``finish`` those that the snapshot child does not tell.
     """
 
     capture: Capture
@@ -88,6 +90,7 @@ class Taken:
     before: Known | None = None
     attributes: Attributes | None = None
     flags: dict[int, str] | None = None
+    guards: list[Run] = field(default_factory=list)
 
     @property
     def pid(self) -> int:
@@ -105,6 +108,7 @@ class Taken:
             child.detach_itself()
             self.attributes = Attributes.told(child.asker.ask(attributes.QUESTIONS))
             self.flags = _flags(self.capture, procfs.vm_flags(child.pid))
+            self.guards += guards.of_private_memory(child.pid, self.capture.entries)
         elif self.flags is None:
             self.flags = _unchanged_flags(self.capture)
         assert self.attributes is not None  # noqa: S101
@@ -224,7 +228,8 @@ def _precopied(state: Frozen, stubs: Injector, captured: Capture, notes: Trackin
     copied = [(runs, pages.copy(state.memory, runs, just_written=True))] if runs else []
     return Taken(captured, Changes(notes, copied), "precopy",
                  f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "
-                 f"copied before the stop, {total(runs) >> 10} KiB in it", attributes=captured.attributes)
+                 f"copied before the stop, {total(runs) >> 10} KiB in it", attributes=captured.attributes,
+                 guards=notes.last.guards())
 
 
 def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, notes: Tracking | None, *,
@@ -236,13 +241,15 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
         if error.operation != "clone" or must:
             raise
         return None
+    wiped = [entry for entry in captured.private_entries if entry.start in captured.known.wiped]
     copied = [(runs, pages.copy(state.memory, runs, just_written=False))
-              for entry in captured.private_entries
-              if entry.start in captured.known.wiped and (runs := pages.private_runs(state.pid, [entry]))]
+              for entry in wiped if (runs := pages.private_runs(state.pid, [entry]))]
+    guarded = guards.of_private_memory(state.pid, wiped)
     if notes and notes.since:
         return Taken(captured, Changes(notes, copied, child), "snapshot",
-                     "too much was written since the last image to be copied in the stop")
-    return Taken(captured, Memories(copied, child), "snapshot", "the target runs on while its memory is read")
+                     "too much was written since the last image to be copied in the stop", guards=guarded)
+    return Taken(captured, Memories(copied, child), "snapshot", "the target runs on while its memory is read",
+                 guards=guarded)
 
 
 def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste: Haste) -> Taken:
@@ -255,8 +262,9 @@ def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste:
     flags = procfs.vm_flags(state.pid)
     runs = pages.private_runs(state.pid, captured.entries)
     memories = Memories([(runs, pages.copy(state.memory, runs, just_written=False))] if runs else [])
+    guarded = guards.of_private_memory(state.pid, captured.entries)
     haste.hurry()
-    return Taken(captured, memories, "copy", reason, attributes=told, flags=flags)
+    return Taken(captured, memories, "copy", reason, attributes=told, flags=flags, guards=guarded)
 
 
 def _unchanged_flags(captured: Capture) -> dict[int, str]:

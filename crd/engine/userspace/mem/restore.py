@@ -8,7 +8,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
-from crd.engine.userspace.mem import inheritance, sysv
+from crd.engine.userspace.mem import guards, inheritance, sysv
 from crd.errors import ResourceChanged
 from crd.image.objects import RegularFile
 from crd.image.profile import VMA_ANONYMOUS, VMA_PRIVATE_FILE, VMA_SHARED_FILE, VMA_SHARED_MEMORY
@@ -107,6 +107,7 @@ def _lock(vma: Vma, batch: Batch) -> None:
 def finish(plan: Plan, vessel: Vessel, broker: Broker) -> None:
     """Give advice again, which no child is to inherit any more, and set the fields of the memory map."""
     batch, memory = vessel.batch, plan.memory
+    guards.restart(plan, vessel)
     for vma in plan.vmas:
         for flag in vma.flags.split():
             if flag in _ADVICE:

@@ -54,6 +54,10 @@ class Look:
         """Return how much has to be read now or later."""
         return self.noted.written_bytes() + self.others.written_bytes()
 
+    def guards(self) -> list[Run]:
+        """Return the guard regions."""
+        return joined(chain(self.noted.guards, self.others.guards))
+
     def written(self) -> list[Run]:
         """Return the pages that have to be."""
         return joined(chain(self.noted.written(), self.others.written()))
