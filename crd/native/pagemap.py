@@ -56,6 +56,7 @@ class PageMap:
             raise NativeError(f"open the page map of process {pid}: {error.strerror}", operation="open pagemap",
                               errno=error.errno or 0, tid=pid) from error
         self._pid = pid
+        self._regions = ffi.new("struct crd_page_region[]", _REGIONS)
 
     def __enter__(self) -> Self:
         return self
@@ -114,14 +115,14 @@ class PageMap:
     def _scan(self, start: int, end: int, inverted: int, required: int,
               any_of: int) -> Iterator[tuple[PageRun, bool]]:
         """Yield runs of pages, and whether they are present."""
-        regions = ffi.new("struct crd_page_region[]", _REGIONS)
+        regions = self._regions
         walk_end, n = ffi.new("uint64_t *"), ffi.new("size_t *")
         while start < end:
             call(lib.crd_pagemap_scan, self.fd, start, end, inverted, required, any_of, PAGE_IS_PRESENT, regions,
                  _REGIONS, walk_end, n)
+            start = walk_end[0]
             for region in regions[0:n[0]]:
                 yield PageRun(region.start, region.end), bool(region.categories & PAGE_IS_PRESENT)
-            start = walk_end[0]
 
     def _read_entries(self, start: int, end: int, *, guards: bool = False) -> list[PageRun]:
         """Return the own pages, or the guard pages, by their entries."""

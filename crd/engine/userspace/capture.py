@@ -87,7 +87,7 @@ class Known:
 
     def holds(self, pid: int) -> bool:
         """Whether all but the areas still is as it was; of threads, those that there were and are."""
-        now = _know(pid)
+        now = _know(pid, self.areas(pid, procfs.read(pid, "maps")))
         there = self.scheduling.keys() & now.scheduling.keys()
         now, before = (replace(known, scheduling={tid: known.scheduling[tid] for tid in there})
                        for known in (now, self))
@@ -148,7 +148,8 @@ def know(pid: int) -> Known:
     maps = procfs.read(pid, "maps")
     flags = procfs.vm_flags(pid)
     wiped = {start for start, words in flags.items() if {"dc", "wf"} & set(words.split())}
-    return replace(_know(pid), flags=flags, wiped=wiped, maps=maps, entries=procfs.parsed_maps(pid, maps))
+    entries = procfs.parsed_maps(pid, maps)
+    return replace(_know(pid, entries), flags=flags, wiped=wiped, maps=maps, entries=entries)
 
 
 def is_young(pid: int) -> bool:
@@ -157,7 +158,7 @@ def is_young(pid: int) -> bool:
     return age < _YOUNG_SECONDS
 
 
-def _know(pid: int) -> Known:
+def _know(pid: int, entries: list[MapEntry]) -> Known:
     threads = {}
     for tid in procfs.threads(pid):
         with suppress(TargetGone, TraceeGone):
@@ -165,7 +166,7 @@ def _know(pid: int) -> Known:
     exe = procfs.exe_stat(pid)
     return Known(
         flags={}, wiped=set(), maps="", entries=[], scheduling=threads,
-        guards=guards.of_files(pid, procfs.maps(pid)), limits=limits.dump(pid),
+        guards=guards.of_files(pid, entries), limits=limits.dump(pid),
         exe=procfs.read_link(pid, "exe"),
         exe_device=exe.st_dev, exe_inode=exe.st_ino, oom_score_adj=procfs.number(pid, "oom_score_adj"),
         coredump_filter=procfs.hexadecimal(pid, "coredump_filter"), login_uid=procfs.number(pid, "loginuid"))

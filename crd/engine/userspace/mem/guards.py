@@ -10,6 +10,7 @@ import mmap
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.layout import is_kernel_area, kind
+from crd.engine.userspace.mem.pages import merged
 from crd.engine.userspace.mem.runs import joined
 from crd.errors import RestartUnsupported
 from crd.image.profile import PAGE_BYTES, VMA_ANONYMOUS, GuardRegions, PageRun
@@ -40,8 +41,9 @@ def of_files(pid: int, entries: Iterable[MapEntry]) -> list[Run]:
 
 def _find(pid: int, entries: Sequence[MapEntry]) -> list[Run]:
     with PageMap(pid) as pagemap:
-        return joined((run.start, run.end - run.start) for entry in entries
-                      for run in pagemap.guard_pages(entry.start, entry.end))
+        return joined((run.start, run.end - run.start)
+                      for start, end in merged((entry.start, entry.end) for entry in entries)
+                      for run in pagemap.guard_pages(start, end))
 
 
 def records(pid: int, runs: Sequence[Run]) -> Iterator[GuardRegions]:

@@ -30,13 +30,13 @@ def private_runs(pid: int, entries: Sequence[MapEntry]) -> list[Run]:
     """Return the pages of private memory that are the process's own, in ascending runs."""
     found: list[Run] = []
     with PageMap(pid) as pagemap:
-        for start, end in _merged((entry.start, entry.end) for entry in entries
+        for start, end in merged((entry.start, entry.end) for entry in entries
                                   if not entry.shared and not is_kernel_area(entry)):
             found += [(run.start, run.end - run.start) for run in pagemap.own_pages(start, end)]
     return found
 
 
-def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Join neighbouring ranges: one scan for many areas."""
     current: tuple[int, int] | None = None
     for start, end in ranges:
