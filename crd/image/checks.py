@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 from crd.image.objects import (
     DESCRIPTIONS,
     Epoll,
-    FileContent,
     InetSocket,
     Pipe,
     RegularFile,
@@ -33,28 +31,23 @@ from crd.image.profile import (
     EpollTarget,
     FileDescriptor,
     FileLock,
-    GuardRegions,
     IntervalTimer,
     MemoryLayout,
-    PageRun,
-    Pages,
     PendingSignal,
     PosixTimer,
     Process,
     Profile,
     ResourceLimit,
-    SharedPages,
     Sharing,
     SignalActions,
     Thread,
+    ThreadPolicy,
     Vma,
     Zombie,
 )
 from crd.image.records import Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from crd.image.codec import Record
     from crd.image.posix_queue import PosixQueue
 
@@ -241,19 +234,9 @@ def _append(areas: list[tuple[int, int]], start: int, end: int) -> None:
     areas.append((start, end))
 
 
-@check.register(GuardRegions)
-def _check_guard_regions(record: GuardRegions, image: ImageState) -> None:
-    _need_current(record.pid, image)
-    process = image.current
-    for start, end in _ascending(record.runs, process.last_guard_end):
-        need(_is_inside(start, end, process.areas),
-             f"has a guard from 0x{start:x} to 0x{end:x} outside the memory of {record.pid}")
-        process.last_guard_end = end
-
-
 @check.register(FileDescriptor)
 def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
-    _need_current(record.pid, image)
+    need_current(record.pid, image)
     need(not image.current.shares_files, "is of a process that shares the file table of its parent")
     need(record.fd <= FD_MAX and record.fd not in image.current.fds, f"has fd {record.fd} a second time")
     need(image.objects.get(record.objref) in DESCRIPTIONS, f"refers to object {record.objref}, which is no open file "
@@ -265,7 +248,7 @@ def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
 
 @check.register(EpollTarget)
 def _check_epoll_target(record: EpollTarget, image: ImageState) -> None:
-    _need_current(record.pid, image)
+    need_current(record.pid, image)
     image.need_object(record.epoll, Epoll)
     need(record.fd <= FD_MAX, f"has fd {record.fd}")
     need({record.epoll, record.target} <= image.current.opened,
@@ -274,7 +257,7 @@ def _check_epoll_target(record: EpollTarget, image: ImageState) -> None:
 
 @check.register(FileLock)
 def _check_file_lock(record: FileLock, image: ImageState) -> None:
-    _need_current(record.pid, image)
+    need_current(record.pid, image)
     need(LOCK_POSIX <= record.kind <= LOCK_LEASE, f"is of unknown kind {record.kind}")
     need(record.fd in image.current.fds, f"is on fd {record.fd}, which is not open")
     need(record.start <= record.end <= FILE_OFFSET_MAX, f"is from {record.start} to {record.end}")
@@ -329,6 +312,11 @@ def _check_thread(record: Thread, image: ImageState) -> None:
     process.tid = record.tid
 
 
+@check.register(ThreadPolicy)
+def _check_thread_policy(record: ThreadPolicy, image: ImageState) -> None:
+    need(record.tid == image.current.tid, f"is of thread {record.tid}, not of the one before it")
+
+
 @check.register(Confinement)
 def _check_confinement(record: Confinement, image: ImageState) -> None:
     process = image.current
@@ -337,43 +325,6 @@ def _check_confinement(record: Confinement, image: ImageState) -> None:
     for objref in record.filters:
         image.need_object(objref, SeccompFilter)
     process.filters_known = record.tid
-
-
-# --- memory ------------------------------------------------------------------------------------
-
-
-@check.register(Pages)
-def _check_pages(record: Pages, image: ImageState) -> None:
-    need(record.pid in image.processes, f"is of process {record.pid}, which is not in the image")
-    process = image.processes[record.pid]
-    for start, end in _ascending(record.runs, process.last_page_end):
-        need(_is_inside(start, end, process.memory),
-             f"has pages from 0x{start:x} to 0x{end:x} outside the private memory of {record.pid}")
-        process.last_page_end = end
-
-
-@check.register(SharedPages)
-def _check_shared_pages(record: SharedPages, image: ImageState) -> None:
-    image.need_object(record.objref, SharedMemory, UnnamedFile, FileContent)
-    need(record.objref in image.shared, f"is of object {record.objref}, which is a directory or was not saved")
-    n_bytes, last_end = image.shared[record.objref]
-    for start, end in _ascending(record.runs, last_end):
-        need(end <= n_bytes, f"has pages from 0x{start:x} to 0x{end:x}, behind the end of object {record.objref}")
-        image.shared[record.objref] = (n_bytes, end)
-
-
-def _is_inside(start: int, end: int, areas: Sequence[tuple[int, int]]) -> bool:
-    index = bisect_right(areas, start, key=lambda area: area[0]) - 1
-    return index >= 0 and end <= areas[index][1]
-
-
-def _ascending(runs: Sequence[PageRun], last_end: int) -> Iterable[tuple[int, int]]:
-    """Yield the (start, end) of runs that each begin at or after the end of the one before."""
-    for run in runs:
-        need(run.pages and run.address % PAGE_BYTES == 0, f"has a run of {run.pages} pages at 0x{run.address:x}")
-        need(run.address >= last_end, f"has a run at 0x{run.address:x}, before the end of the one before it")
-        last_end = run.address + run.pages * PAGE_BYTES
-        yield run.address, last_end
 
 
 # --- what many records need --------------------------------------------------------------------
@@ -389,7 +340,8 @@ def need_flag(value: int, name: str) -> None:
     need(value <= 1, f"has {name} {value}")
 
 
-def _need_current(pid: int, image: ImageState) -> None:
+def need_current(pid: int, image: ImageState) -> None:
+    """Refuse what is not of the process among whose records it stands."""
     need(pid == image.current.pid, f"is of process {pid} among the records of {image.current.pid}")
 
 

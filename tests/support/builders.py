@@ -70,6 +70,7 @@ from crd.image.profile import (
     SignalAction,
     SignalActions,
     Thread,
+    ThreadPolicy,
     Vma,
     Zombie,
 )
@@ -269,7 +270,8 @@ def make_records() -> list[Record]:
         IntervalTimer(which=0, value_us=500_000, interval_us=1_000_000),
         PosixTimer(timer_id=0, clock=1, notify=0, signal=14, tid=0, value=0, value_ns=10**9, interval_ns=0, overrun=0),
         ResourceLimit(resource=7, soft=1024, hard=2**64 - 1),
-        make_thread(), make_thread(PID + 1), Confinement(tid=PID + 1, filters=[30, 30]),
+        make_thread(), make_thread(PID + 1), ThreadPolicy(tid=PID + 1, policy="bind:0"),
+        Confinement(tid=PID + 1, filters=[30, 30]),
         PendingSignal(tid=PID + 1, siginfo=SIGINFO),
         SharedPages(objref=2, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),
         SharedPages(objref=16, runs=[PageRun(address=PAGE_BYTES, pages=1)], data=memoryview(bytes(PAGE_BYTES))),

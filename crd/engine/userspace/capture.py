@@ -12,7 +12,7 @@ from crd.engine.userspace import attributes, confinement, credentials, limits, s
 from crd.engine.userspace.fds import unnamed
 from crd.engine.userspace.interrupted import begin_again, returned
 from crd.engine.userspace.interview import interview
-from crd.engine.userspace.mem import guards, layout
+from crd.engine.userspace.mem import guards, layout, policies
 from crd.engine.userspace.questions import OUT, Question, TargetAsker
 from crd.engine.userspace.sig import pending
 from crd.engine.userspace.snapshot import stub_places
@@ -146,7 +146,7 @@ def know(pid: int) -> Known:
         TargetGone: it has ended.
     """
     maps = procfs.read(pid, "maps")
-    flags = procfs.vm_flags(pid)
+    flags = policies.vm_flags(pid)
     wiped = {start for start, words in flags.items() if {"dc", "wf"} & set(words.split())}
     entries = procfs.parsed_maps(pid, maps)
     return replace(_know(pid, entries), flags=flags, wiped=wiped, maps=maps, entries=entries)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from crd import syscalls
 from crd.engine.userspace.mem import guards
 from crd.engine.userspace.mem.layout import vdso_digest
-from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Confinement, Process, Profile, Served, Sharing
+from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Confinement, Process, Profile, Served, Sharing, ThreadPolicy
 from crd.image.profile import Zombie as ZombieRecord
 from crd.image.records import HeadArch, Task, comm_string
 from crd.native.memory import Memory
@@ -103,6 +103,8 @@ def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable,
     one.threads[0].membarrier = attributes.membarrier
     for thread in one.threads:
         writer.write(thread)
+        if policy := captured.scheduling[thread.tid].memory_policy:
+            writer.write(ThreadPolicy(tid=thread.tid, policy=policy))
         if chain := captured.confined.filters.get(thread.tid):
             writer.write(Confinement(tid=thread.tid, filters=[filters[each].objref for each in chain]))
         for signal in captured.queues.get(thread.tid, ()):

@@ -18,7 +18,7 @@ from crd.engine.userspace.fds import placement
 from crd.engine.userspace.fds.terminal import control, open_masters
 from crd.engine.userspace.forecast import forecast
 from crd.engine.userspace.ipc import messages, semaphores
-from crd.engine.userspace.mem import restore, sysv
+from crd.engine.userspace.mem import policies, restore, sysv
 from crd.engine.userspace.mem.filling import Filling
 from crd.engine.userspace.mem.homes import Homes
 from crd.engine.userspace.namespace import restart_inside
@@ -138,7 +138,7 @@ class Restart:
         for plan in reversed(plans):  # the end of a child's making may be told to its parent, who forgets it then
             self._complete(plan, skeleton, tids)
         placement.arm(making)
-        self._notes += making.notes
+        self._notes += [*making.notes, *policies.missing(plans)]
         return tids
 
     def _serve(self, vessel: Vessel, broker: Broker) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace import attributes, confinement
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.attributes import Attributes
-from crd.engine.userspace.mem import guards, pages
+from crd.engine.userspace.mem import guards, pages, policies
 from crd.engine.userspace.mem.changes import Changes
 from crd.engine.userspace.mem.memories import Memories
 from crd.engine.userspace.mem.runs import total
@@ -107,7 +107,7 @@ class Taken:
         if child := self.memories.child:
             child.detach_itself()
             self.attributes = Attributes.told(child.asker.ask(attributes.QUESTIONS))
-            self.flags = _flags(self.capture, procfs.vm_flags(child.pid))
+            self.flags = _flags(self.capture, policies.vm_flags(child.pid))
             self.guards += guards.of_private_memory(child.pid, self.capture.entries)
         elif self.flags is None:
             self.flags = _unchanged_flags(self.capture)
@@ -259,7 +259,7 @@ def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste:
     told = captured.attributes or Attributes.told(
         TargetAsker(stubs, state.pid, state.registers).ask(attributes.QUESTIONS))
     haste.relax()
-    flags = procfs.vm_flags(state.pid)
+    flags = policies.vm_flags(state.pid)
     runs = pages.private_runs(state.pid, captured.entries)
     memories = Memories([(runs, pages.copy(state.memory, runs, just_written=False))] if runs else [])
     guarded = guards.of_private_memory(state.pid, captured.entries)
@@ -278,7 +278,7 @@ def _unchanged_flags(captured: Capture) -> dict[int, str]:
     now = {entry.start: (entry.start, entry.end, entry.permissions) for entry in procfs.maps(captured.pid)}
     same = {entry.start for entry in captured.entries
             if now.get(entry.start) == (entry.start, entry.end, entry.permissions)}
-    if areas - before.keys() or any(words != before[start] for start, words in procfs.vm_flags(captured.pid).items()
+    if areas - before.keys() or any(words != before[start] for start, words in policies.vm_flags(captured.pid).items()
                                     if start in same):
         raise ChangedError
     return dict(before)

@@ -59,6 +59,7 @@ from crd.image.profile import (
     Sharing,
     SignalActions,
     Thread,
+    ThreadPolicy,
     Vma,
     Zombie,
 )
@@ -451,3 +452,10 @@ def test_guard_regions_ascend_over_all_records() -> None:
     at = next(index for index, record in enumerate(records) if isinstance(record, GuardRegions))
     assert "before the end" in refused([*records[:at], records[at], *records[at:]]).message
     assert "among the records of" in refused(changed(GuardRegions, pid=PID + 1)).message
+
+
+def test_a_memory_policy_is_of_the_thread_before_it() -> None:
+    assert "not of the one before it" in refused(changed(ThreadPolicy, tid=PID)).message
+    records = make_records()
+    at = next(index for index, record in enumerate(records) if isinstance(record, ThreadPolicy))
+    assert "may not follow" in refused([*records[:at], records[at], *records[at:]]).message

@@ -8,7 +8,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
-from crd.engine.userspace.mem import guards, inheritance, sysv
+from crd.engine.userspace.mem import guards, inheritance, policies, sysv
 from crd.errors import ResourceChanged
 from crd.image.objects import RegularFile
 from crd.image.profile import VMA_ANONYMOUS, VMA_PRIVATE_FILE, VMA_SHARED_FILE, VMA_SHARED_MEMORY
@@ -72,6 +72,7 @@ def map_areas(making: Making, homes: Homes) -> list[Run]:
             vessel.batch.call(NR.MMAP, vma.start, vma.end - vma.start, vma.protection, _FIXED | _SHARED, fd,
                               vma.offset, what="mapping shared memory")
             vessel.batch.call(NR.CLOSE, fd)
+        policies.restart_area(vma, vessel.batch)
         vessel.flush()
     vessel.run()
     return kept
