@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 from crd.image.objects import (
     DESCRIPTIONS,
     Epoll,
-    FileContent,
     InetSocket,
     Pipe,
     RegularFile,
@@ -35,25 +33,21 @@ from crd.image.profile import (
     FileLock,
     IntervalTimer,
     MemoryLayout,
-    PageRun,
-    Pages,
     PendingSignal,
     PosixTimer,
     Process,
     Profile,
     ResourceLimit,
-    SharedPages,
     Sharing,
     SignalActions,
     Thread,
+    ThreadPolicy,
     Vma,
     Zombie,
 )
 from crd.image.records import Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from crd.image.codec import Record
     from crd.image.posix_queue import PosixQueue
 
@@ -88,7 +82,9 @@ class ProcessState:
 
     pid: int
     memory: list[tuple[int, int]] = field(default_factory=list)  # private memory, neighbours merged
+    areas: list[tuple[int, int]] = field(default_factory=list)  # all memory, likewise
     last_vma_end: int = 0
+    last_guard_end: int = 0
     last_page_end: int = 0
     fds: set[int] = field(default_factory=set)
     opened: set[int] = field(default_factory=set)  # objrefs
@@ -226,16 +222,21 @@ def _check_vma(record: Vma, image: ImageState) -> None:
         case _:
             raise MisfitError(f"is of unknown kind {record.kind}")
     process.last_vma_end = record.end
+    _append(process.areas, record.start, record.end)
     if record.kind in {VMA_ANONYMOUS, VMA_PRIVATE_FILE}:
-        start = record.start
-        if process.memory and process.memory[-1][1] == start:
-            start, _ = process.memory.pop()
-        process.memory.append((start, record.end))
+        _append(process.memory, record.start, record.end)
+
+
+def _append(areas: list[tuple[int, int]], start: int, end: int) -> None:
+    """Add what is behind them all, merged with a neighbour."""
+    if areas and areas[-1][1] == start:
+        start, _ = areas.pop()
+    areas.append((start, end))
 
 
 @check.register(FileDescriptor)
 def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
-    _need_current(record.pid, image)
+    need_current(record.pid, image)
     need(not image.current.shares_files, "is of a process that shares the file table of its parent")
     need(record.fd <= FD_MAX and record.fd not in image.current.fds, f"has fd {record.fd} a second time")
     need(image.objects.get(record.objref) in DESCRIPTIONS, f"refers to object {record.objref}, which is no open file "
@@ -247,7 +248,7 @@ def _check_file_descriptor(record: FileDescriptor, image: ImageState) -> None:
 
 @check.register(EpollTarget)
 def _check_epoll_target(record: EpollTarget, image: ImageState) -> None:
-    _need_current(record.pid, image)
+    need_current(record.pid, image)
     image.need_object(record.epoll, Epoll)
     need(record.fd <= FD_MAX, f"has fd {record.fd}")
     need({record.epoll, record.target} <= image.current.opened,
@@ -256,7 +257,7 @@ def _check_epoll_target(record: EpollTarget, image: ImageState) -> None:
 
 @check.register(FileLock)
 def _check_file_lock(record: FileLock, image: ImageState) -> None:
-    _need_current(record.pid, image)
+    need_current(record.pid, image)
     need(LOCK_POSIX <= record.kind <= LOCK_LEASE, f"is of unknown kind {record.kind}")
     need(record.fd in image.current.fds, f"is on fd {record.fd}, which is not open")
     need(record.start <= record.end <= FILE_OFFSET_MAX, f"is from {record.start} to {record.end}")
@@ -311,6 +312,11 @@ def _check_thread(record: Thread, image: ImageState) -> None:
     process.tid = record.tid
 
 
+@check.register(ThreadPolicy)
+def _check_thread_policy(record: ThreadPolicy, image: ImageState) -> None:
+    need(record.tid == image.current.tid, f"is of thread {record.tid}, not of the one before it")
+
+
 @check.register(Confinement)
 def _check_confinement(record: Confinement, image: ImageState) -> None:
     process = image.current
@@ -319,39 +325,6 @@ def _check_confinement(record: Confinement, image: ImageState) -> None:
     for objref in record.filters:
         image.need_object(objref, SeccompFilter)
     process.filters_known = record.tid
-
-
-# --- memory ------------------------------------------------------------------------------------
-
-
-@check.register(Pages)
-def _check_pages(record: Pages, image: ImageState) -> None:
-    need(record.pid in image.processes, f"is of process {record.pid}, which is not in the image")
-    process = image.processes[record.pid]
-    for start, end in _ascending(record.runs, process.last_page_end):
-        index = bisect_right(process.memory, start, key=lambda area: area[0]) - 1
-        need(index >= 0 and end <= process.memory[index][1],
-              f"has pages from 0x{start:x} to 0x{end:x} outside the private memory of {record.pid}")
-        process.last_page_end = end
-
-
-@check.register(SharedPages)
-def _check_shared_pages(record: SharedPages, image: ImageState) -> None:
-    image.need_object(record.objref, SharedMemory, UnnamedFile, FileContent)
-    need(record.objref in image.shared, f"is of object {record.objref}, which is a directory or was not saved")
-    n_bytes, last_end = image.shared[record.objref]
-    for start, end in _ascending(record.runs, last_end):
-        need(end <= n_bytes, f"has pages from 0x{start:x} to 0x{end:x}, behind the end of object {record.objref}")
-        image.shared[record.objref] = (n_bytes, end)
-
-
-def _ascending(runs: Sequence[PageRun], last_end: int) -> Iterable[tuple[int, int]]:
-    """Yield the (start, end) of runs that each begin at or after the end of the one before."""
-    for run in runs:
-        need(run.pages and run.address % PAGE_BYTES == 0, f"has a run of {run.pages} pages at 0x{run.address:x}")
-        need(run.address >= last_end, f"has a run at 0x{run.address:x}, before the end of the one before it")
-        last_end = run.address + run.pages * PAGE_BYTES
-        yield run.address, last_end
 
 
 # --- what many records need --------------------------------------------------------------------
@@ -367,7 +340,8 @@ def need_flag(value: int, name: str) -> None:
     need(value <= 1, f"has {name} {value}")
 
 
-def _need_current(pid: int, image: ImageState) -> None:
+def need_current(pid: int, image: ImageState) -> None:
+    """Refuse what is not of the process among whose records it stands."""
     need(pid == image.current.pid, f"is of process {pid} among the records of {image.current.pid}")
 
 

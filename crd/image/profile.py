@@ -6,10 +6,10 @@ comes before the memory, and memory comes last, so that a reader can check and p
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
     { a shared object, followed by what is in it }*               ``objects.py``; numbered from 1 (objref)
     per process, parents first:
-      TASK STRING PROCESS SHARING? SERVED? MEMORY_LAYOUT VMA* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK* SIGNAL_ACTIONS
-      PENDING_SIGNAL*
+      TASK STRING PROCESS SHARING? SERVED? MEMORY_LAYOUT VMA* GUARD_REGIONS* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK*
+      SIGNAL_ACTIONS PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
-      { THREAD PENDING_SIGNAL* }+                                    the leader first
+      { THREAD THREAD_POLICY? CONFINEMENT? PENDING_SIGNAL* }+        the leader first
     { TASK STRING ZOMBIE }*                                          children that ended
     SHARED_PAGES* PAGES*                                             per object, then per process
     TAIL
@@ -108,7 +108,7 @@ class Vma(Record, type=0x43520004):
     end: U64
     offset: U64  # bytes into file or shared object
     objref: U32  # REGULAR_FILE, UNNAMED_FILE or SHARED_MEMORY, 0 for anonymous
-    flags: Text  # VmFlags of smaps, such as "rd wr mr mw me ac gd"
+    flags: Text  # VmFlags of smaps, such as "rd wr mr mw me ac gd"; and "np=POLICY" (THREAD_POLICY)
     name: Text  # [heap], [stack], [anon:NAME] or ""
 
 
@@ -117,6 +117,13 @@ class PageRun(Struct):
 
     address: U64
     pages: U64
+
+
+class GuardRegions(Record, type=0x4352000A):
+    """Pages that must not be touched, inside VMAs (MADV_GUARD_INSTALL of madvise(2))."""
+
+    pid: U32
+    runs: Items[PageRun]
 
 
 class Pages(Record, type=0x43520005):
@@ -294,6 +301,13 @@ class Thread(Record, type=0x43520030):
     affinity: Bytes  # cpu bit mask, little-endian
     io_priority: U32
     membarrier: U32  # MEMBARRIER_CMD_GET_REGISTRATIONS; process-wide, on the leader only
+
+
+class ThreadPolicy(Record, type=0x43520032):
+    """On which nodes memory of the thread before it comes to lie (set_mempolicy(2)); without this record on any."""
+
+    tid: U32
+    policy: Text  # as /proc/PID/numa_maps has it, with - for spaces, such as "bind:0-1"
 
 
 class Confinement(Record, type=0x43520031):

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crd.image import object_checks, posix_queue_checks, sysv_checks  # noqa: F401  # register their checks
+from crd.image import (  # register their checks
+    memory_checks,  # noqa: F401
+    object_checks,  # noqa: F401
+    posix_queue_checks,  # noqa: F401
+    sysv_checks,  # noqa: F401
+)
 from crd.image.checks import ImageState, MisfitError, check, need
 from crd.image.codec import Record, corrupt
 from crd.image.objects import BETWEEN, OBJECTS, PARTS, PipeData
@@ -17,6 +22,7 @@ from crd.image.profile import (
     EpollTarget,
     FileDescriptor,
     FileLock,
+    GuardRegions,
     IntervalTimer,
     MemoryLayout,
     Pages,
@@ -30,6 +36,7 @@ from crd.image.profile import (
     Sharing,
     SignalActions,
     Thread,
+    ThreadPolicy,
     Vma,
     Zombie,
 )
@@ -61,7 +68,8 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     Sharing: {Served, MemoryLayout},
     Served: {MemoryLayout},
     MemoryLayout: {Vma, *_OPEN_FILES, SignalActions},
-    Vma: {Vma, *_OPEN_FILES, SignalActions},
+    Vma: {Vma, GuardRegions, *_OPEN_FILES, SignalActions},
+    GuardRegions: {GuardRegions, *_OPEN_FILES, SignalActions},
     FileDescriptor: {*_OPEN_FILES, SignalActions},
     EpollTarget: {*_OPEN_FILES[1:], SignalActions},
     FileLock: {*_OPEN_FILES[2:], SignalActions},
@@ -69,7 +77,8 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     IntervalTimer: {*_TIMERS_AND_LIMITS},
     PosixTimer: {*_TIMERS_AND_LIMITS[1:]},
     ResourceLimit: {*_TIMERS_AND_LIMITS[2:]},
-    Thread: {Confinement, PendingSignal, Thread, Task, SharedPages, Pages, Tail},
+    Thread: {ThreadPolicy, Confinement, PendingSignal, Thread, Task, SharedPages, Pages, Tail},
+    ThreadPolicy: {Confinement, PendingSignal, Thread, Task, SharedPages, Pages, Tail},
     Confinement: {PendingSignal, Thread, Task, SharedPages, Pages, Tail},
     Zombie: {Task, SharedPages, Pages, Tail},
     SharedPages: {SharedPages, Pages, Tail},

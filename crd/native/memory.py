@@ -79,6 +79,12 @@ class Memory:
         """Write all runs from where they lie packed in ``buffer``."""
         call(lib.crd_memory_write, self.fd, _runs(runs), len(runs), _buffer(buffer, runs, writable=False))
 
+    def differing_pages(self, runs: Sequence[Run], buffer: memoryview | bytes | bytearray) -> list[bool]:
+        """Say of each page of some runs whether it differs from that in ``buffer``, where they lie packed."""
+        found = ffi.new("unsigned char[]", sum(length for _, length in runs) // PAGE_BYTES // 8 + 1)
+        call(lib.crd_memory_differing, self.fd, _runs(runs), len(runs), _buffer(buffer, runs, writable=False), found)
+        return _bits(found, sum(length for _, length in runs) // PAGE_BYTES)
+
 
 def process_read_runs(pid: int, runs: Sequence[Run], buffer: memoryview | bytearray) -> None:
     """Read runs by process_vm_readv(2): quickest, but it un-shares copy-on-write pages and respects PROT_NONE."""
@@ -95,6 +101,12 @@ def nonzero_pages(buffer: memoryview | bytes | bytearray) -> list[bool]:
     n = memoryview(buffer).nbytes // PAGE_BYTES
     found = ffi.new("unsigned char[]", n // 8 + 1)
     lib.crd_nonzero_pages(ffi.from_buffer(buffer), n, found)
+    return _bits(found, n)
+
+
+def _bits(found: Any, n: int) -> list[bool]:
+    if not any(ffi.buffer(found)):
+        return [False] * n
     return [bool(found[i >> 3] >> (i & 7) & 1) for i in range(n)]
 
 

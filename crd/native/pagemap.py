@@ -84,24 +84,35 @@ class PageMap:
         os.close(self.fd)
 
     def own_pages(self, areas: Sequence[Run]) -> list[Run]:
-        """Return the pages of some areas, which ascend, that are the process's own, in ascending runs.
+        """Return the pages of some areas that are the process's own; see ``own_and_guard_pages``."""
+        return self.own_and_guard_pages(areas)[0]
 
-        That is memory present or swapped out which is no page of a file and not the shared zero page: what a checkpoint
-        must store of private memory.
+    def own_and_guard_pages(self, areas: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+        """Return the pages of some areas that are the process's own, and those that are guard pages.
+
+        The former are memory present or swapped out which is no page of a file and not the shared zero page: what a
+        checkpoint must store of private memory.  Of guard pages (MADV_GUARD_INSTALL, 6.13) kernels before 6.15 do not
+        tell.
+
+        Args:
+            areas: in ascending order.
+
+        Returns:
+            Ascending runs of either.
 
         Raises:
             TargetGone: the process has ended, and its memory with it.
             NativeError: the kernel does not tell.
         """
         try:
-            found = self._own(areas, scan=True)
+            own, guards = self._find(areas, scan=True)
         except NativeError as error:
             if error.errno not in {errno.ENOTTY, errno.EINVAL}:
                 raise
-            found = self._own(areas, scan=False)
+            own, guards = self._find(areas, scan=False)
         if not os.pread(self.fd, _ENTRY_BYTES, 0):
             raise TargetGone(f"process {self._pid} has ended", pid=self._pid)
-        return found.runs()
+        return own.runs(), guards.runs()
 
     def gone(self, pages: array[int]) -> list[int]:
         """Return those of some pages, given by their addresses, u64 each, that hold nothing now.
@@ -115,9 +126,9 @@ class PageMap:
 
     def scan_once(self) -> None:
         """Use PAGEMAP_SCAN once; raises NativeError if the kernel has none."""
-        self._own([(PAGE_BYTES, PAGE_BYTES)], scan=True)
+        self._find([(PAGE_BYTES, PAGE_BYTES)], scan=True)
 
-    def _own(self, areas: Sequence[Run], *, scan: bool) -> FoundRuns:
-        found = FoundRuns()
-        look_at(areas, lambda *where: call(lib.crd_pages_own, self.fd, scan, *where, found.room()))
-        return found
+    def _find(self, areas: Sequence[Run], *, scan: bool) -> tuple[FoundRuns, FoundRuns]:
+        own, guards = FoundRuns(), FoundRuns()
+        look_at(areas, lambda *where: call(lib.crd_pages_own, self.fd, scan, *where, own.room(), guards.room()))
+        return own, guards

@@ -38,6 +38,8 @@ class NR:
     SOCKETPAIR = 53
     CLONE = 56
     WAIT4 = 61
+    MBIND = 237
+    SET_MEMPOLICY = 238
     EXIT_GROUP = 231
     PPOLL = 271
     SECCOMP = 317

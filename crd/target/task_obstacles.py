@@ -193,9 +193,9 @@ def sharing(members: Family, kcmp: Kcmp) -> Iterator[tuple[int, Obstacle]]:
                     "Checkpoint it when the other process has ended.")
             apart = [pid for pid in inside[1:] if kind not in {_KCMP_FILES, _KCMP_FS} or members[pid] not in inside]
             if apart:
-                others = [pid for pid in inside if pid != apart[0]]
+                relatives = [pid for pid in inside if pid != apart[0]]
                 yield apart[0], Obstacle(
-                    "task.shared", process_name(apart[0]), f"shares its {noun} with {process_names(others)}",
+                    "task.shared", process_name(apart[0]), f"shares its {noun} with {process_names(relatives)}",
                     "Checkpoint it when the other process has ended; crd cannot save this yet.")
 
 

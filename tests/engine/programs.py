@@ -224,3 +224,59 @@ int main(void)
     }
 }
 """
+
+VFORKS = """
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static long done, wrong;
+
+int main(void)
+{
+    fclose(fopen("ready", "w"));
+    for (;;) {
+        int status = -1;
+        pid_t pid = vfork();
+        if (pid == 0) {
+            usleep(40000);
+            if (done % 2)
+                execl("/bin/true", "/bin/true", NULL);
+            _exit(done % 2 ? 1 : 7);
+        }
+        if (waitpid(pid, &status, 0) != pid || status != (done % 2 ? 0 : 7 << 8))
+            wrong++;
+        done++;
+        FILE *file = fopen("counts.new", "w");
+        fprintf(file, "%ld %ld\\n", done, wrong);
+        fclose(file);
+        rename("counts.new", "counts");
+    }
+}
+"""
+
+SHARES_MEMORY = """
+#define _GNU_SOURCE
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+
+static char stack[65536];
+
+static int live(void *argument)
+{
+    for (;;)
+        usleep(1000);
+    return argument != NULL;
+}
+
+int main(void)
+{
+    clone(live, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL);
+    fclose(fopen("ready", "w"));
+    live(NULL);
+}
+"""

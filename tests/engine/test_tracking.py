@@ -22,7 +22,7 @@ from crd.engine.crid import CridCounter
 from crd.engine.userspace.notes import WriteNotes
 from crd.errors import ImageSinkFull
 from crd.ids import Crid
-from crd.image.profile import PAGE_BYTES, Pages
+from crd.image.profile import PAGE_BYTES, GuardRegions, PageRun, Pages
 from crd.image.reader import ImageReader
 from crd.image.verify import verified
 from crd.native.memory import Memory
@@ -254,6 +254,41 @@ async def test_only_what_was_written_is_read(taker: Taker, tmp_path: Path) -> No
 
 def first_field(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+GUARDED = """
+import ctypes, mmap, os, time
+ballast = bytearray(os.urandom(1 << 20) * 12)
+area = mmap.mmap(-1, 8 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area[:] = b"x" * len(area)
+address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+madvise = ctypes.CDLL(None).madvise
+madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+print(address if madvise(address + 2 * 4096, 3 * 4096, 102) == 0 else 0, file=open("made", "w"))
+os.rename("made", "address")
+while True: time.sleep(0.01)
+"""
+
+
+async def test_guard_regions_are_found_however_memory_is_read(taker: Taker, tmp_path: Path) -> None:
+    def guards() -> list[PageRun]:
+        with (tmp_path / "image").open("rb") as file:
+            return [run for record in ImageReader(file) if isinstance(record, GuardRegions) for run in record.runs]
+
+    with started(tmp_path, GUARDED) as process:
+        until("the region", (tmp_path / "address").exists)
+        address = int((tmp_path / "address").read_text())
+        there = [PageRun(address=address + 2 * PAGE_BYTES, pages=3)] if address else []  # Linux 6.13
+        for method in ("copy", "snapshot"):
+            with (tmp_path / "image").open("wb") as file:
+                checkpoint(process.pid, file.fileno(), crids=CridCounter(tmp_path / "crid"),
+                           options=CheckpointOptions(method=method))
+            assert guards() == there
+        for method in ("snapshot", "precopy"):
+            result = await taker.take(process.pid)
+            assert result.method == method
+            (tmp_path / "image").write_bytes(await read_image(taker.archive, result.crid))
+            assert guards() == there
 
 
 async def test_too_much_for_the_stop_is_read_from_a_snapshot(taker: Taker, tmp_path: Path) -> None:

@@ -12,15 +12,17 @@ import pytest
 from crd.engine.api import After, CheckpointOptions, CheckpointResult, checkpoint
 from crd.engine.crid import CridCounter
 from crd.engine.userspace.tree import frozen
-from crd.errors import AccessDenied, TargetGone
+from crd.errors import AccessDenied, TargetGone, TargetUnsupported
 from crd.target import procfs
 from tests.engine.images import restarted, restarted_elsewhere
-from tests.engine.programs import FORKS_STORM, SPAWNS_STORM, compiled, interpreted
+from tests.engine.programs import FORKS_STORM, SHARES_MEMORY, SPAWNS_STORM, VFORKS, compiled, interpreted
+from tests.engine.test_changes import dump_without_preflight
 from tests.support.victims import Program, Victim, python_script, until
 
 pytestmark = pytest.mark.root
 
-FAMILIES = [("tree", []), ("tree", ["adopts"]), ("tree-musl", []), ("tree-musl", ["adopts"])]
+FAMILIES = [("tree", []), ("tree", ["adopts"]), ("tree-musl", []), ("tree-musl", ["adopts"]), ("heirs", []),
+            ("heirs-musl", ["adopts"])]
 IDS = [" ".join([name, *arguments]) for name, arguments in FAMILIES]
 
 
@@ -118,10 +120,10 @@ def counts(program: Program) -> list[int]:
     return [int(word) for word in (program.directory / "counts").read_text().split()]
 
 
-def goes_on(program: Program) -> None:
+def goes_on(program: Program, steps: int = 10) -> None:
     """Wait until the program has done more, none of it wrong."""
     before = counts(program)
-    until("progress", lambda: counts(program)[0] > before[0] + 10)
+    until("progress", lambda: counts(program)[0] > before[0] + steps)
     assert counts(program)[-1] == 0
     assert program.is_running()
 
@@ -141,6 +143,34 @@ def test_storms(tmp_path: Path, source: str) -> None:
             program.wait_gone()
             restarted(image, program)
             goes_on(program)
+
+
+def test_a_parent_in_vfork_is_stopped_when_its_child_executes_or_ends(tmp_path: Path) -> None:
+    """Nobody can stop it before, and its child, which uses its memory, is let go until then."""
+    with compiled(tmp_path, VFORKS) as program:
+        until("counts", (tmp_path / "counts").exists)
+        for _ in range(6):
+            image, _ = take(program)
+            goes_on(program, 2)
+        for _ in range(2):
+            image, _ = take(program, after=After.KILL)
+            until("their end", lambda: not [pid for pid in procfs.pids() if works_in(tmp_path, pid)])
+            program.wait_gone()
+            restarted(image, program)
+            goes_on(program, 2)
+
+
+def test_processes_with_one_memory_are_refused_unharmed(tmp_path: Path) -> None:
+    """An image has one memory for each process: two would come back with copies, and wait for each other for ever."""
+    with compiled(tmp_path, SHARES_MEMORY) as program:
+        for refused in (lambda: take(program), lambda: dump_without_preflight(program)):
+            with pytest.raises(TargetUnsupported) as caught:
+                refused()
+            [reason] = caught.value.reasons
+            assert reason.code == "task.shared"
+            assert f"shares its memory with pid {program.pid}" in reason.reason
+            assert len(program.family()) == 2
+            program.assert_unharmed()
 
 
 def test_whoever_is_frozen_has_no_running_relative(tmp_path: Path) -> None:
@@ -371,3 +401,46 @@ def test_a_tree_whose_session_is_led_from_outside(tmp_path: Path) -> None:
                for pid, (state, parent, group, _, number) in before.items()}
         until("all", lambda: relations(shell) == led)
         goes_on(shell)
+
+
+HEIRS = """
+import os, time
+heirloom = bytearray(os.urandom(1 << 20) * 32)
+def heir(number, make=lambda: None):
+    if os.fork() == 0:
+        heirloom[number << 16] ^= 255
+        make()
+        open(f"ready{number}", "w").close()
+        while True: time.sleep(0.05)
+heir(1)
+heir(2, lambda: heir(3, lambda: heir(4)))
+open("ready0", "w").close()
+while True: time.sleep(0.05)
+"""
+MIB = 1 << 20
+
+
+def proportional_bytes(program: Program) -> int:
+    """Return what the family takes of the machine's memory; a page that n processes share counts for one in each n."""
+    texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in program.family()]
+    return sum(int(text.partition("\nPss:")[2].split()[0]) << 10 for text in texts)
+
+
+@pytest.mark.parametrize("method", ["auto", "copy"])
+@pytest.mark.parametrize("pids", ["original", "namespace"])
+def test_memory_that_is_shared_copy_on_write_stays_so(tmp_path: Path, method: str, pids: str) -> None:
+    """Five processes with 32 MiB each that are the same but for a page: reading them and a restart keep it so."""
+    with python_script(tmp_path, HEIRS) as program:
+        until("all", lambda: all((tmp_path / f"ready{number}").exists() for number in range(5)))
+        before = proportional_bytes(program)
+        assert before < 64 * MIB
+        image, _ = take(program, method=method)
+        until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(program, pid)])
+        assert proportional_bytes(program) < before + 4 * MIB
+        program.kill_tree()
+        if pids == "original":
+            restarted(image, program)
+        else:
+            restarted_elsewhere(image, program, "--pidns")
+        assert len(program.family()) == 5
+        assert proportional_bytes(program) < before + 4 * MIB

@@ -18,6 +18,7 @@ from crd.engine.api import CheckpointOptions
 from crd.engine.crid import CridCounter
 from crd.engine.userspace import restart as restarting
 from crd.engine.userspace import threads
+from crd.engine.userspace.mem import filling
 from crd.engine.userspace.skeleton import Skeleton
 from crd.errors import ImageTruncated, NativeError, RestartError, TargetGone
 from crd.target import procfs
@@ -98,7 +99,7 @@ def test_a_restart_that_is_killed_at_any_moment(image: tuple[Victim, Path], pids
 
 @pytest.mark.parametrize(("where", "step"), [
     (Skeleton, "_make_aliens"), (Skeleton, "_make_groups"), (Skeleton, "_bury"), (threads, "set_up"),
-    (threads, "set_registers"), (restarting.placement, "restart"), (restarting.restore, "map_areas")])
+    (threads, "set_registers"), (restarting.placement, "restart"), (filling, "map_areas")])
 def test_a_step_that_fails(image: tuple[Victim, Path], where: object, step: str,
                            monkeypatch: pytest.MonkeyPatch) -> None:
     victim, path = image

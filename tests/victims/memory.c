@@ -16,6 +16,7 @@
 
 enum { PAGE = 4096, PAGES = 64, BYTES = PAGES * PAGE, SPARSE_BYTES = 256 << 20, STACK_BYTES = 2 << 20 };
 
+static unsigned char *guard_regions[3]; /* of private memory, a private file, a shared one; NULL: not to be had */
 static unsigned char *anonymous, *hidden, *read_only, *private_file, *shared_file, *shared_memory, *sparse, *guarded;
 static int (*generated)(void);
 static uintptr_t initial_break;
@@ -63,6 +64,19 @@ static void map_files(void)
 	fill(shared_file, BYTES, 6);
 }
 
+/* Guard regions (MADV_GUARD_INSTALL, Linux 6.13; of files 6.15) on the second of four pages. */
+static void map_guard_regions(void)
+{
+	int fd = new_file("regions", 11);
+	unsigned char *const places[] = {map(4 * PAGE, MAP_PRIVATE | MAP_ANONYMOUS, -1), map(4 * PAGE, MAP_PRIVATE, fd),
+					 map(4 * PAGE, MAP_SHARED, fd)};
+	close(fd);
+	fill(places[0], 4 * PAGE, 11);
+	for (size_t index = 0; index < ARRAY_LENGTH(places); index++)
+		if (madvise(places[index] + PAGE, PAGE, 102) == 0)
+			guard_regions[index] = places[index];
+}
+
 static void map_code(void)
 {
 	static const unsigned char code[] = {0xb8, 0x2a, 0, 0, 0, 0xc3}; /* mov $42, %eax; ret */
@@ -91,6 +105,7 @@ static void map_all(void)
 	MUST(mprotect(guarded, PAGE, PROT_NONE));
 	MUST(mprotect(guarded + 2 * PAGE, PAGE, PROT_NONE));
 	map_files();
+	map_guard_regions();
 	map_code();
 	initial_break = (uintptr_t)syscall(SYS_brk, 0);
 	if ((uintptr_t)syscall(SYS_brk, initial_break + BYTES) != initial_break + BYTES)
@@ -147,6 +162,20 @@ static void check_forbidden(void)
 	EXPECT(faults(read_only, true), "read-only memory can be written");
 	MUST(mprotect(hidden, BYTES, PROT_READ));
 	EXPECT(is_filled(hidden, BYTES, 2), "what was behind PROT_NONE changed");
+}
+
+static void check_guard_regions(void)
+{
+	static unsigned char content[4 * PAGE];
+	fill(content, sizeof content, 11);
+	for (size_t index = 0; index < ARRAY_LENGTH(guard_regions); index++) {
+		unsigned char *place = guard_regions[index];
+		if (!place)
+			continue;
+		EXPECT(faults(place + PAGE, false) && faults(place + PAGE, true), "guard region %zu can be used", index);
+		EXPECT(!faults(place, false) && !memcmp(place, content, PAGE), "the page before guard region %zu", index);
+		EXPECT(!memcmp(place + 2 * PAGE, content + 2 * PAGE, 2 * PAGE), "the pages behind guard region %zu", index);
+	}
 }
 
 static void check_files(void)
@@ -217,6 +246,7 @@ int main(int argc, char **argv)
 	EXPECT(is_filled((unsigned char *)initial_break, BYTES, 10), "the heap changed");
 	EXPECT(generated() == 42, "generated code changed");
 	check_forbidden();
+	check_guard_regions();
 	check_files();
 	check_sparse();
 	check_growth();

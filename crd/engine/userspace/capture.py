@@ -12,7 +12,7 @@ from crd.engine.userspace import attributes, confinement, credentials, limits, s
 from crd.engine.userspace.fds import unnamed
 from crd.engine.userspace.interrupted import begin_again, returned
 from crd.engine.userspace.interview import interview
-from crd.engine.userspace.mem import layout
+from crd.engine.userspace.mem import guards, layout, policies
 from crd.engine.userspace.questions import OUT, Question, TargetAsker
 from crd.engine.userspace.sig import pending
 from crd.engine.userspace.snapshot import stub_places
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.interview import Interview
     from crd.engine.userspace.mem.layout import MappedObjects
+    from crd.engine.userspace.mem.runs import Run
     from crd.engine.userspace.scheduling import Scheduling
     from crd.native.memory import Memory
     from crd.native.threads import ThreadGroup
@@ -62,6 +63,7 @@ class Known:
         wiped: areas that a snapshot child does not have or sees empty (MADV_DONTFORK, MADV_WIPEONFORK).
         maps, entries: text and areas.
         scheduling: by tid.
+        guards: guard regions outside of private memory.
         limits: of the process; and the other attributes that administrators set.
     """
 
@@ -70,6 +72,7 @@ class Known:
     maps: str = field(compare=False)
     entries: list[MapEntry] = field(compare=False)
     scheduling: dict[int, Scheduling]
+    guards: list[Run]
     limits: list[ResourceLimit]
     exe: str
     exe_device: int
@@ -84,7 +87,7 @@ class Known:
 
     def holds(self, pid: int) -> bool:
         """Whether all but the areas still is as it was; of threads, those that there were and are."""
-        now = _know(pid)
+        now = _know(pid, self.areas(pid, procfs.read(pid, "maps")))
         there = self.scheduling.keys() & now.scheduling.keys()
         now, before = (replace(known, scheduling={tid: known.scheduling[tid] for tid in there})
                        for known in (now, self))
@@ -143,9 +146,10 @@ def know(pid: int) -> Known:
         TargetGone: it has ended.
     """
     maps = procfs.read(pid, "maps")
-    flags = procfs.vm_flags(pid)
+    flags = policies.vm_flags(pid)
     wiped = {start for start, words in flags.items() if {"dc", "wf"} & set(words.split())}
-    return replace(_know(pid), flags=flags, wiped=wiped, maps=maps, entries=procfs.parsed_maps(pid, maps))
+    entries = procfs.parsed_maps(pid, maps)
+    return replace(_know(pid, entries), flags=flags, wiped=wiped, maps=maps, entries=entries)
 
 
 def is_young(pid: int) -> bool:
@@ -154,14 +158,15 @@ def is_young(pid: int) -> bool:
     return age < _YOUNG_SECONDS
 
 
-def _know(pid: int) -> Known:
+def _know(pid: int, entries: list[MapEntry]) -> Known:
     threads = {}
     for tid in procfs.threads(pid):
         with suppress(TargetGone, TraceeGone):
             threads[tid] = scheduling.dump(pid, tid)
     exe = procfs.exe_stat(pid)
     return Known(
-        flags={}, wiped=set(), maps="", entries=[], scheduling=threads, limits=limits.dump(pid),
+        flags={}, wiped=set(), maps="", entries=[], scheduling=threads,
+        guards=guards.of_files(pid, entries), limits=limits.dump(pid),
         exe=procfs.read_link(pid, "exe"),
         exe_device=exe.st_dev, exe_inode=exe.st_ino, oom_score_adj=procfs.number(pid, "oom_score_adj"),
         coredump_filter=procfs.hexadecimal(pid, "coredump_filter"), login_uid=procfs.number(pid, "loginuid"))

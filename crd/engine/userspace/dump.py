@@ -199,7 +199,7 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
     processes = []
     for part in parts.processes:
         attributes, flags = part.finish()
-        space = layout.dump(part.capture, attributes.brk, flags, parts.mapped)
+        space = layout.dump(part.capture, attributes.brk, flags, part.guards, parts.mapped)
         threads = capturing.threads(part.capture, tree.processes[part.pid].memory, tree.caller)
         processes.append(image.ProcessRecords(part.capture, threads, space, attributes))
     header = current_header()

@@ -8,8 +8,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from crd import syscalls
+from crd.engine.userspace.mem import guards
 from crd.engine.userspace.mem.layout import vdso_digest
-from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Confinement, Process, Profile, Served, Sharing
+from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Confinement, Process, Profile, Served, Sharing, ThreadPolicy
 from crd.image.profile import Zombie as ZombieRecord
 from crd.image.records import HeadArch, Task, comm_string
 from crd.native.memory import Memory
@@ -92,8 +93,8 @@ def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable,
     if captured.confined.served:
         writer.write(Served(checkpoint=syscalls.NR_CHECKPOINT, restart=syscalls.NR_RESTART))
     writer.write(one.space.memory)
-    for vma in one.space.vmas:
-        writer.write(vma)
+    for record in (*one.space.vmas, *guards.records(captured.pid, one.space.guards)):
+        writer.write(record)
     every: list[FileDescriptor | EpollTarget | FileLock] = [*files.descriptors, *files.task_records, *files.locks]
     open_files = [record for record in every if record.pid == captured.pid]
     for record in (*open_files, attributes.actions, *captured.pending, *captured.interval_timers,
@@ -102,6 +103,8 @@ def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable,
     one.threads[0].membarrier = attributes.membarrier
     for thread in one.threads:
         writer.write(thread)
+        if policy := captured.scheduling[thread.tid].memory_policy:
+            writer.write(ThreadPolicy(tid=thread.tid, policy=policy))
         if chain := captured.confined.filters.get(thread.tid):
             writer.write(Confinement(tid=thread.tid, filters=[filters[each].objref for each in chain]))
         for signal in captured.queues.get(thread.tid, ()):

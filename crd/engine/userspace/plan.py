@@ -10,7 +10,7 @@ from crd.engine.userspace import confinement, limits, numbers, scheduling
 from crd.engine.userspace.clash import Clash, clash
 from crd.engine.userspace.fds import placement, tcp_outside
 from crd.engine.userspace.ipc import messages, semaphores
-from crd.engine.userspace.mem import restore, sysv
+from crd.engine.userspace.mem import guards, restore, sysv
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
 from crd.errors import AccessDenied, FeatureMissing, ResourceChanged, RestartUnsupported
@@ -232,6 +232,7 @@ def clashes(tree: TreePlan, options: RestartOptions) -> Iterator[Clash]:
     yield from clash(_check_owner, tree, options)
     yield from clash(_check_rights, options)
     yield from clash(_check_host, tree)
+    yield from clash(guards.check, tree.processes)
     for plan in tree.processes:
         yield from clash(limits.check, plan.limits)
         yield from clash(posix.check, plan.posix_timers)

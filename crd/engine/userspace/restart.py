@@ -18,7 +18,9 @@ from crd.engine.userspace.fds import placement
 from crd.engine.userspace.fds.terminal import control, open_masters
 from crd.engine.userspace.forecast import forecast
 from crd.engine.userspace.ipc import messages, semaphores
-from crd.engine.userspace.mem import restore, sysv
+from crd.engine.userspace.mem import policies, restore, sysv
+from crd.engine.userspace.mem.filling import Filling
+from crd.engine.userspace.mem.homes import Homes
 from crd.engine.userspace.namespace import restart_inside
 from crd.engine.userspace.plan import check, read_plan
 from crd.engine.userspace.sig import actions, pending
@@ -112,15 +114,14 @@ class Restart:
     def _build(self, skeleton: Skeleton, broker: Broker, masters: Masters, *, same_numbers: bool) -> dict[int, int]:
         """Make the vessels into the tasks, ready to be let go; return the number of each thread by the image's."""
         plans = self.plan.processes
-        homes: dict[int, restore.Home] = {}
         making = placement.prepare(plans, skeleton.vessels, broker, self._options.files, masters)
+        sysv.make(making, plans)
+        with Homes(plans, broker) as homes:
+            Filling(making, plans, skeleton, homes).run(self._first, self._records)
+        skeleton.finish()
         for plan in plans:
             making.turn_to(plan)
-            restore.map_areas(making, homes)
-        restore.fill(making, self._first, self._records, homes)
-        for plan in plans:
-            making.turn_to(plan)
-            restore.finish(plan, skeleton[plan.pid], broker, homes)
+            restore.finish(plan, skeleton[plan.pid], broker)
             _write_login_uid(plan, skeleton[plan.pid])
         sysv.settle(making)
         making.notes += [*semaphores.restart(self.plan.root, broker), *messages.restart(self.plan.root, broker)]
@@ -137,7 +138,7 @@ class Restart:
         for plan in reversed(plans):  # the end of a child's making may be told to its parent, who forgets it then
             self._complete(plan, skeleton, tids)
         placement.arm(making)
-        self._notes += making.notes
+        self._notes += [*making.notes, *policies.missing(plans)]
         return tids
 
     def _serve(self, vessel: Vessel, broker: Broker) -> None:

@@ -1,4 +1,4 @@
-"""How a thread is scheduled: policy, nice, priority, affinity, I/O priority, timer slack, personality."""
+"""How a thread is scheduled: policy, nice, priority, affinity, memory nodes, I/O priority, timer slack, personality."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.mem import policies
 from crd.errors import NativeError, RestartUnsupported, TargetGone
 from crd.native.syscall import NR, syscall
 from crd.target import procfs
@@ -33,6 +34,7 @@ class Scheduling:
     io_priority: int
     timer_slack_ns: int
     personality: int
+    memory_policy: str
 
 
 def dump(pid: int, tid: int) -> Scheduling:
@@ -51,7 +53,7 @@ def dump(pid: int, tid: int) -> Scheduling:
     return Scheduling(policy, flags, nice, priority, mask.to_bytes((mask.bit_length() + 7) // 8, "little"),
                       syscall(NR.IOPRIO_GET, _IOPRIO_WHO_PROCESS, tid),
                       int(procfs.read(tid, "timerslack_ns")),
-                      int(procfs.read(f"{pid}/task/{tid}", "personality"), 16))
+                      int(procfs.read(f"{pid}/task/{tid}", "personality"), 16), policies.of_thread(pid, tid))
 
 
 def check(thread: Thread) -> None:

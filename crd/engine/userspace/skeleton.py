@@ -1,7 +1,8 @@
-"""The tasks of a tree, empty: each with its number, its parent, its session and its process group.
+"""The tasks of a tree: each with its number, its parent, its session and its process group.
 
 Only the first is a process that we start; each of the others is made by its parent's vessel.  A session is inherited at
-birth and cannot be joined, so where somebody is born decides about it.
+birth and cannot be joined, so where somebody is born decides about it; and so is memory that a parent and its child
+share copy-on-write, so when does, too.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import os
 import signal
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace import numbers
-from crd.engine.userspace.vessel import CLONE_PARENT, Grounds, Vessel, seize, sharing_flags
+from crd.engine.userspace.kin import Kin, relatives
+from crd.engine.userspace.mem import inheritance
+from crd.engine.userspace.vessel import CLONE_PARENT, Grounds, Vessel, seize
 from crd.errors import NativeError, PidInUse, RestartError, RestartUnsupported
 from crd.native import tracee
 from crd.native.syscall import NR, syscall
@@ -23,7 +25,7 @@ from crd.native.vessel import spawn_vessel
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -34,25 +36,11 @@ _PRLIMIT64, _RLIMIT_CORE = 302, 4
 _NO_CORE = struct.pack("<2Q", 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Kin:
-    """A process or zombie, as far as its relatives are concerned; all numbers are those of the image."""
-
-    pid: int
-    parent: int
-    group: int
-    session: int
-    exit_signal: int
-    flags: int = 0  # of clone(2): what it shares with its parent
-
-    @property
-    def leads_session(self) -> bool:
-        """Whether it has made its session."""
-        return self.session == self.pid
-
-
 class Skeleton:
     """Vessels for all processes of an image.  A context manager: unless they were released, they are killed.
+
+    At first there are those that need not wait for the memory of their parents; ``grow``, and at last ``complete``,
+    make the others, and ``finish`` gives all of them their groups.
 
     Attributes:
         vessels: by pid in the image, parents before children.
@@ -75,7 +63,7 @@ class Skeleton:
         self._tree = tree
         self._same_numbers = same_numbers
         self._control = control
-        self._kin = {kin.pid: kin for kin in _kin(tree)}
+        self._kin = {kin.pid: kin for kin in relatives(tree)}
         self._root = self._kin[tree.root.pid]
         self.vessels: dict[int, Vessel] = {}
         self.numbers: dict[int, int] = {}
@@ -84,6 +72,8 @@ class Skeleton:
         self._groups: dict[int, int] = {}
         self._buried: list[int] = []
         self._aliens: list[Kin] = []
+        self._waited_for = inheritance.parents_of_heirs(tree.processes)
+        self._childless: dict[int, int] = {}  # of those: the session in which each was born
         self._spare = iter(range(procfs.number("sys", "kernel/pid_max") - 1, 1, -1))
         self._spawned = 0
         _adopt_orphans(yes=True)
@@ -146,12 +136,39 @@ class Skeleton:
         self._note(root, vessel, 0)
         vessel.take_over()
         self._populate(root, 0 if root.leads_session else root.session)
-        while self._aliens:
-            self._make_aliens()
-        self._make_groups()
-        for plan in self._tree.processes:
-            self.vessels[plan.pid].settle(plan)
-        self._bury()
+        while self._make_aliens():
+            pass
+
+    def grow(self, pid: int) -> bool:
+        """Have a process, whose memory is complete, make its children; return whether there are any new ones.
+
+        Raises: as at first.
+        """
+        if pid not in self._childless:
+            return False
+        with self._who_has_a_number():
+            self._populate_at_last(pid)
+            while self._make_aliens():
+                pass
+        return True
+
+    def complete(self) -> None:
+        """Make all that are not there yet, whatever memory their parents have; raises as at first."""
+        with self._who_has_a_number():
+            while self._childless or self._aliens:
+                for pid in [*self._childless]:
+                    self._populate_at_last(pid)
+                if not self._make_aliens() and not self._childless and self._aliens:
+                    alien = self._aliens[0]
+                    raise RestartUnsupported(f"process {alien.pid} cannot be put into session {alien.session} again: "
+                                             f"its parent {alien.parent} has no descendant there")
+
+    def finish(self) -> None:
+        """Give all of them their groups, and have those end that were zombies; raises as at first."""
+        self.complete()
+        with self._who_has_a_number():
+            self._make_groups()
+            self._bury()
 
     def _wanted(self, pid: int) -> int:
         return pid if self._same_numbers else 0
@@ -162,11 +179,17 @@ class Skeleton:
         self._groups[kin.pid] = group
 
     def _populate(self, kin: Kin, session: int) -> None:
-        """Have a vessel make its children, and lead its session between those that are in the one it was born in."""
+        """Have a vessel make its children, and lead its session between those that are in the one it was born in.
+
+        Where one of them inherits of its memory all of them wait for that.
+        """
+        self._sessions[kin.pid] = session
+        if kin.pid in self._waited_for:
+            self._childless[kin.pid] = session
+            return
         vessel = self.vessels[kin.pid]
         children = [child for child in self._kin.values() if child.parent == kin.pid and child is not self._root]
         early = [child for child in children if kin.leads_session and session and self._birth_session(child) == session]
-        self._sessions[kin.pid] = session
         for child in early:
             self._bear(child, kin, session)
         if kin.leads_session:
@@ -182,6 +205,10 @@ class Skeleton:
                     self._bear(child, kin, kin.session)
                 else:
                     self._aliens.append(child)
+
+    def _populate_at_last(self, pid: int) -> None:
+        self._waited_for.discard(pid)
+        self._populate(self._kin[pid], self._childless.pop(pid))
 
     def _birth_session(self, kin: Kin) -> int:
         """Return the session in which a process must have been born; 0: any, since it leads one itself.
@@ -200,27 +227,26 @@ class Skeleton:
         self._note(child, vessel, self._groups[maker.pid])
         self._populate(child, session)
 
-    def _make_aliens(self) -> None:
-        """Make those whose session is not their parent's: they came to that as orphans.
+    def _make_aliens(self) -> int:
+        """Make those whose session is not their parent's, as far as it can be done now, and return how many.
 
-        Raises:
-            RestartUnsupported: none of them can be made.
+        They came to that as orphans.
         """
         aliens, self._aliens = self._aliens, []
+        made = 0
         for alien in aliens:
             session = self._birth_session(alien)
             member = next((pid for pid, its in self._sessions.items()
                            if its == session and self._is_below(pid, alien.parent)), 0)
             if member:
                 self._bear_orphan(alien, member, session)
+                made += 1
             elif session not in self._sessions.values() and session not in self._kin:
                 self._bear_by_dead_leader(alien, session)
+                made += 1
             else:
                 self._aliens.append(alien)
-        if len(self._aliens) == len(aliens):
-            alien = aliens[0]
-            raise RestartUnsupported(f"process {alien.pid} cannot be put into session {alien.session} again: its "
-                                     f"parent {alien.parent} has no descendant there")
+        return made
 
     def _is_below(self, pid: int, ancestor: int) -> bool:
         while pid in self._kin and pid != self._root.pid:
@@ -353,15 +379,6 @@ class _WhoHasIt:
                 isinstance(error, RestartError) and error.details.get("errno") == errno.EEXIST):
             ours = {vessel.pid for vessel in self._skeleton.vessels.values()}
             numbers.await_free(sorted(self._skeleton.wanted_numbers() - ours))  # says who has it
-
-
-def _kin(tree: TreePlan) -> Iterator[Kin]:
-    for plan in tree.processes:
-        process = plan.process
-        yield Kin(process.pid, process.parent_pid, process.process_group, process.session, process.exit_signal,
-                  sharing_flags(plan))
-    for zombie, _ in tree.zombies:
-        yield Kin(zombie.pid, zombie.parent_pid, zombie.process_group, zombie.session, zombie.exit_signal)
 
 
 def _adopt_orphans(*, yes: bool) -> None:

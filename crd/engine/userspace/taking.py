@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace import attributes, confinement
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.attributes import Attributes
-from crd.engine.userspace.mem import pages
+from crd.engine.userspace.mem import guards, pages, policies
 from crd.engine.userspace.mem.changes import Changes
 from crd.engine.userspace.mem.memories import Memories
 from crd.engine.userspace.mem.runs import total
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.haste import Haste
     from crd.engine.userspace.mem.layout import MappedObjects
+    from crd.engine.userspace.mem.runs import Run
     from crd.engine.userspace.mem.tracking import Tracking
     from crd.native.inject import Injector
     from crd.target.procfs import MapEntry
@@ -80,6 +81,7 @@ class Taken:
         before: what was read before the stop, if it was.
         attributes: as its snapshot child says; None before ``finish``.
         flags: VmFlags by start of the area; None before ``finish``.
+        guards: guard regions of private memory; before ``finish`` those that the snapshot child does not tell.
     """
 
     capture: Capture
@@ -89,6 +91,7 @@ class Taken:
     before: Known | None = None
     attributes: Attributes | None = None
     flags: dict[int, str] | None = None
+    guards: list[Run] = field(default_factory=list)
 
     @property
     def pid(self) -> int:
@@ -105,7 +108,8 @@ class Taken:
         if child := self.memories.child:
             child.detach_itself()
             self.attributes = Attributes.told(child.asker.ask(attributes.QUESTIONS))
-            self.flags = _flags(self.capture, procfs.vm_flags(child.pid))
+            self.flags = _flags(self.capture, policies.vm_flags(child.pid))
+            self.guards += guards.of_private_memory(child.pid, self.capture.entries)
         elif self.flags is None:
             self.flags = _unchanged_flags(self.capture)
         assert self.attributes is not None  # noqa: S101
@@ -222,11 +226,13 @@ def _precopied(state: Frozen, stubs: Injector, captured: Capture, notes: Trackin
     stubs.unmap_area(state.pid, state.registers)
     assert notes.last  # noqa: S101
     with PageMap(state.pid) as pagemap:
-        runs = notes.last.written(pagemap)
-    copied = [(runs, pages.copy(state.memory, runs))] if runs else []
+        written = notes.last.written(pagemap)
+    runs = written.pages
+    copied = [(runs, pages.copy(state.memory, runs, just_written=True))] if runs else []
     return Taken(captured, Changes(notes, copied), "precopy",
                  f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "
-                 f"copied before the stop, {total(runs) >> 10} KiB in it", attributes=captured.attributes)
+                 f"copied before the stop, {total(runs) >> 10} KiB in it", attributes=captured.attributes,
+                 guards=[*written.guards, *notes.last.kept().guards])
 
 
 def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, notes: Tracking | None, *,
@@ -238,13 +244,15 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
         if error.operation != "clone" or must:
             raise
         return None
-    copied = [(runs, pages.copy(state.memory, runs))
-              for entry in captured.private_entries
-              if entry.start in captured.known.wiped and (runs := pages.private_runs(state.pid, [entry]))]
+    wiped = [entry for entry in captured.private_entries if entry.start in captured.known.wiped]
+    copied = [(runs, pages.copy(state.memory, runs, just_written=False))
+              for entry in wiped if (runs := pages.private_runs(state.pid, [entry]))]
+    guarded = guards.of_private_memory(state.pid, wiped)
     if notes and notes.since:
         return Taken(captured, Changes(notes, copied, child), "snapshot",
-                     "too much was written since the last image to be copied in the stop")
-    return Taken(captured, Memories(copied, child), "snapshot", "the target runs on while its memory is read")
+                     "too much was written since the last image to be copied in the stop", guards=guarded)
+    return Taken(captured, Memories(copied, child), "snapshot", "the target runs on while its memory is read",
+                 guards=guarded)
 
 
 def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste: Haste) -> Taken:
@@ -254,11 +262,12 @@ def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste:
     told = captured.attributes or Attributes.told(
         TargetAsker(stubs, state.pid, state.registers).ask(attributes.QUESTIONS))
     haste.relax()
-    flags = procfs.vm_flags(state.pid)
+    flags = policies.vm_flags(state.pid)
     runs = pages.private_runs(state.pid, captured.entries)
-    memories = Memories([(runs, pages.copy(state.memory, runs))] if runs else [])
+    memories = Memories([(runs, pages.copy(state.memory, runs, just_written=False))] if runs else [])
+    guarded = guards.of_private_memory(state.pid, captured.entries)
     haste.hurry()
-    return Taken(captured, memories, "copy", reason, attributes=told, flags=flags)
+    return Taken(captured, memories, "copy", reason, attributes=told, flags=flags, guards=guarded)
 
 
 def _unchanged_flags(captured: Capture) -> dict[int, str]:
@@ -272,7 +281,7 @@ def _unchanged_flags(captured: Capture) -> dict[int, str]:
     now = {entry.start: (entry.start, entry.end, entry.permissions) for entry in procfs.maps(captured.pid)}
     same = {entry.start for entry in captured.entries
             if now.get(entry.start) == (entry.start, entry.end, entry.permissions)}
-    if areas - before.keys() or any(words != before[start] for start, words in procfs.vm_flags(captured.pid).items()
+    if areas - before.keys() or any(words != before[start] for start, words in policies.vm_flags(captured.pid).items()
                                     if start in same):
         raise ChangedError
     return dict(before)

@@ -7,8 +7,10 @@ import struct
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace import confinement, credentials, numbers, scheduling
+from crd.engine.userspace.mem import policies
 from crd.engine.userspace.sig import pending
 from crd.errors import NativeError, RestartError
+from crd.image.profile import ThreadPolicy
 from crd.native import tracee
 from crd.native.syscall import NR
 from crd.native.tracee import Registers
@@ -56,6 +58,9 @@ def set_up(thread: Thread, plan: Plan, vessel: Vessel, tid: int) -> None:
     scheduling.restart(thread, tid)
     batch = vessel.batch
     batch.call(NR.PERSONALITY, thread.personality)
+    for policy in plan.of(ThreadPolicy):
+        if policy.tid == thread.tid:
+            policies.restart_thread(policy, batch)
     batch.call(NR.PRCTL, _PR_SET_NAME, batch.text(thread.comm))
     batch.call(NR.SET_TID_ADDRESS, thread.clear_child_tid)
     if thread.robust_list_bytes:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crd.engine.userspace.plan import Plan, TreePlan
+    from crd.image.profile import Vma
 
 _OPTIONS = tracee.OPTION_EXITKILL | tracee.OPTION_TRACESYSGOOD
 _MREMAP_MAYMOVE_FIXED = 3
@@ -83,6 +84,7 @@ class Vessel:
         threads: its tids.
         memory: its memory, open.
         batch: to make system calls in it.
+        areas: of an image that it has mapped, by itself or before its birth.
     """
 
     def __init__(self, pid: int, grounds: Grounds) -> None:
@@ -91,6 +93,7 @@ class Vessel:
         self.threads = [pid]
         self.memory = Memory(pid)
         self.batch = Batch(self.memory, grounds.scratch)
+        self.areas: Sequence[Vma] = ()
         self._grounds = grounds
         self._taken = list(grounds.taken)
         self._vdso: Vdso
@@ -150,6 +153,7 @@ class Vessel:
             raise RestartError(f"process {pid} ended before it began")
         child = Vessel(pid, self._grounds)
         child._vdso = self._vdso
+        child.areas = self.areas
         return child
 
     def end(self, code: int = 0) -> None:

@@ -8,7 +8,11 @@ struct crd_run {
 int crd_memory_read(int mem_fd, const struct crd_run *runs, size_t n, void *buffer, struct crd_error *err);
 int crd_memory_write(int mem_fd, const struct crd_run *runs, size_t n, const void *buffer, struct crd_error *err);
 
-/* The same by process_vm_readv and process_vm_writev. Reading un-shares copy-on-write pages: never read a snapshot
+/* Runs of whole pages: bit i of the map, zero at first, is set if page i there is not as in the buffer. */
+int crd_memory_differing(int mem_fd, const struct crd_run *runs, size_t n, const void *buffer, unsigned char *map,
+                         struct crd_error *err);
+
+/* Runs packed one after the other by process_vm_readv and process_vm_writev. Reading un-shares copy-on-write pages: never read a snapshot
  * this way. */
 int crd_process_read(int pid, const struct crd_run *runs, size_t n, void *buffer, struct crd_error *err);
 int crd_process_write(int pid, const struct crd_run *runs, size_t n, const void *buffer, struct crd_error *err);

@@ -9,6 +9,8 @@
 
 #define IOVECS 1024 /* UIO_MAXIOV */
 #define PAGE_WORDS 512
+#define PAGE_BYTES (PAGE_WORDS * 8)
+#define COMPARED_BYTES (16 * PAGE_BYTES)
 
 /* One run through /proc/PID/mem, continued after short transfers. */
 static int transfer(int fd, const struct crd_run *run, unsigned char *buffer, bool writing, struct crd_error *err)
@@ -47,6 +49,28 @@ int crd_memory_write(int mem_fd, const struct crd_run *runs, size_t n, const voi
     for (size_t i = 0; i < n; from += runs[i++].length)
         if (transfer(mem_fd, &runs[i], from, true, err))
             return -1;
+    return 0;
+}
+
+int crd_memory_differing(int mem_fd, const struct crd_run *runs, size_t n, const void *buffer, unsigned char *map,
+                         struct crd_error *err)
+{
+    const unsigned char *wanted = buffer;
+    unsigned char found[COMPARED_BYTES];
+    size_t page = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        for (struct crd_run part = {runs[i].address, 0}; part.address < runs[i].address + runs[i].length;
+             part.address += part.length) {
+            size_t rest = runs[i].address + runs[i].length - part.address;
+            part.length = rest < COMPARED_BYTES ? rest : COMPARED_BYTES;
+            if (transfer(mem_fd, &part, found, false, err))
+                return -1;
+            for (size_t at = 0; at < part.length; at += PAGE_BYTES, wanted += PAGE_BYTES, page++)
+                if (memcmp(found + at, wanted, PAGE_BYTES))
+                    map[page / 8] |= (unsigned char)(1 << page % 8);
+        }
+    }
     return 0;
 }
 

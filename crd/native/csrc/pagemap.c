@@ -50,26 +50,33 @@ static int is_own(uint64_t entry)
     return entry & PRESENT || (entry & SWAPPED && (entry & SWAP_AREA) != MARK);
 }
 
+/* How many runs surely fit into both lists. */
+static size_t room(const struct crd_runs *own, const struct crd_runs *guards)
+{
+    return own->capacity - (own->n > guards->n ? own->n : guards->n);
+}
+
 /* Add what the entries say, as far as there is room: *start is where it has come to. */
-static int add_by_entries(int pagemap_fd, uint64_t *start, uint64_t end, struct crd_runs *own, struct crd_error *err)
+static int add_by_entries(int pagemap_fd, uint64_t *start, uint64_t end, struct crd_runs *own, struct crd_runs *guards,
+                          struct crd_error *err)
 {
     uint64_t entries[ENTRIES];
 
-    while (*start < end && own->capacity - own->n > ENTRIES / 2) {
+    while (*start < end && room(own, guards) > ENTRIES / 2) {
         size_t n = (end - *start) / PAGE_BYTES < ENTRIES ? (end - *start) / PAGE_BYTES : ENTRIES;
         ssize_t got = pread(pagemap_fd, entries, n * sizeof *entries, (off_t)(*start / PAGE_BYTES * sizeof *entries));
         if (got < 0)
             return crd_fail(err, "read the page map", 0, *start);
         for (size_t i = 0; i < (size_t)got / sizeof *entries; i++)
-            if (is_own(entries[i]))
-                crd_runs_add(own, *start + i * PAGE_BYTES, *start + (i + 1) * PAGE_BYTES);
+            if (is_own(entries[i]) || entries[i] & GUARD)
+                crd_runs_add(entries[i] & GUARD ? guards : own, *start + i * PAGE_BYTES, *start + (i + 1) * PAGE_BYTES);
         *start += n * PAGE_BYTES;
     }
     return 0;
 }
 
 static int add_by_scan(int pagemap_fd, const struct crd_run *area, uint64_t *address, struct crd_runs *own,
-                       struct crd_error *err)
+                       struct crd_runs *guards, struct crd_error *err)
 {
     struct scan_region regions[SCAN_REGIONS];
     struct scan_argument argument = {
@@ -78,13 +85,13 @@ static int add_by_scan(int pagemap_fd, const struct crd_run *area, uint64_t *add
         .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
         .return_mask = IS_SWAPPED,
     };
-    crd_scan_begin(&argument, area, address, regions, own->capacity - own->n);
+    crd_scan_begin(&argument, area, address, regions, room(own, guards));
     int found = ioctl(pagemap_fd, SCAN, &argument);
     if (found < 0)
         return crd_fail(err, "ioctl PAGEMAP_SCAN", 0, *address);
     for (int i = 0; i < found; i++) {
         uint64_t at = regions[i].start;
-        if (own->n == own->capacity) {
+        if (!room(own, guards)) {
             *address = at;
             return 0;
         }
@@ -92,7 +99,7 @@ static int add_by_scan(int pagemap_fd, const struct crd_run *area, uint64_t *add
             crd_runs_add(own, at, regions[i].end);
             continue;
         }
-        if (add_by_entries(pagemap_fd, &at, regions[i].end, own, err) < 0)
+        if (add_by_entries(pagemap_fd, &at, regions[i].end, own, guards, err) < 0)
             return -1;
         if (at < regions[i].end) {
             *address = at;
@@ -104,7 +111,7 @@ static int add_by_scan(int pagemap_fd, const struct crd_run *area, uint64_t *add
 }
 
 int crd_pages_own(int pagemap_fd, int scan, const struct crd_run *areas, size_t n, size_t *area_ret, uint64_t *address_ret,
-                  struct crd_runs *own, struct crd_error *err)
+                  struct crd_runs *own, struct crd_runs *guards, struct crd_error *err)
 {
     for (; *area_ret < n; ++*area_ret, *address_ret = 0) {
         const struct crd_run *area = &areas[*area_ret];
@@ -112,10 +119,10 @@ int crd_pages_own(int pagemap_fd, int scan, const struct crd_run *areas, size_t 
         if (!*address_ret)
             *address_ret = area->address;
         while (*address_ret < end) {
-            if (own->capacity - own->n <= ENTRIES / 2)
+            if (room(own, guards) <= ENTRIES / 2)
                 return 0;
-            if ((scan ? add_by_scan(pagemap_fd, area, address_ret, own, err)
-                      : add_by_entries(pagemap_fd, address_ret, end, own, err)) < 0)
+            if ((scan ? add_by_scan(pagemap_fd, area, address_ret, own, guards, err)
+                      : add_by_entries(pagemap_fd, address_ret, end, own, guards, err)) < 0)
                 return -1;
         }
     }

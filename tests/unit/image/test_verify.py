@@ -44,6 +44,7 @@ from crd.image.profile import (
     EpollTarget,
     FileDescriptor,
     FileLock,
+    GuardRegions,
     IntervalTimer,
     MemoryLayout,
     PageRun,
@@ -58,6 +59,7 @@ from crd.image.profile import (
     Sharing,
     SignalActions,
     Thread,
+    ThreadPolicy,
     Vma,
     Zombie,
 )
@@ -435,3 +437,25 @@ class TestTrees:
         at = next(index for index, record in enumerate(records) if isinstance(record, Sharing)) + 3
         records.insert(at, FileDescriptor(pid=PID + 5, fd=0, objref=1, close_on_exec=0))
         assert "shares the file table" in refused(records).message
+
+
+@pytest.mark.parametrize(("address", "pages"), [(MEMORY_START + 18 * PAGE_BYTES, 1), (MEMORY_START + 7 * PAGE_BYTES, 2),
+                                                (MEMORY_START - PAGE_BYTES, 1), (MEMORY_START + 1, 1),
+                                                (MEMORY_START, 0)])
+def test_a_guard_region_lies_in_memory(address: int, pages: int) -> None:
+    message = refused(changed(GuardRegions, runs=(PageRun(address=address, pages=pages),))).message
+    assert ("guard from" if pages and address % PAGE_BYTES == 0 else "has a run of") in message
+
+
+def test_guard_regions_ascend_over_all_records() -> None:
+    records = make_records()
+    at = next(index for index, record in enumerate(records) if isinstance(record, GuardRegions))
+    assert "before the end" in refused([*records[:at], records[at], *records[at:]]).message
+    assert "among the records of" in refused(changed(GuardRegions, pid=PID + 1)).message
+
+
+def test_a_memory_policy_is_of_the_thread_before_it() -> None:
+    assert "not of the one before it" in refused(changed(ThreadPolicy, tid=PID)).message
+    records = make_records()
+    at = next(index for index, record in enumerate(records) if isinstance(record, ThreadPolicy))
+    assert "may not follow" in refused([*records[:at], records[at], *records[at:]]).message

@@ -45,10 +45,10 @@ class Changes:
         before = joined(chain.from_iterable(self.notes.written))
         last = self.notes.last
         assert last  # noqa: S101
-        there = last.kept()
+        there = last.kept().pages
         if self.child:
             with PageMap(self.child.pid) as pagemap:
-                written = last.written(pagemap)
+                written = last.written(pagemap).pages
             source = Source(self.child.memory, self.copied)
         else:
             written = joined(chain.from_iterable(runs for runs, _ in self.copied))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
 from crd.engine.userspace.mem import sysv
+from crd.engine.userspace.mem.runs import joined
 from crd.engine.userspace.mem.shared import copy_shared
 from crd.engine.userspace.objects import ObjectNumbers
 from crd.errors import Obstacle, TargetUnsupported
@@ -25,9 +26,10 @@ from crd.image.profile import (
 from crd.target.paths import is_memory_with_a_name, name_left
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from crd.engine.userspace.capture import Capture
+    from crd.engine.userspace.mem.runs import Run
     from crd.engine.userspace.mem.shared import Copied
     from crd.image.codec import Record
     from crd.image.sysv import SysvMemory
@@ -134,19 +136,22 @@ def _stat(entry: MapEntry, path: str) -> os.stat_result:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The records of an address space."""
+    """The records of an address space, and its guard regions."""
 
     memory: MemoryLayout
     vmas: list[Vma]
+    guards: list[Run]
 
 
-def dump(captured: Capture, brk: int, flags: Mapping[int, str], mapped: MappedObjects) -> Layout:
+def dump(captured: Capture, brk: int, flags: Mapping[int, str], guards: Sequence[Run],
+         mapped: MappedObjects) -> Layout:
     """Describe the address space that a process had when it was stopped.
 
     Args:
         captured: of the process, at the stop.
         brk: the end of its heap.
         flags: VmFlags by start of the area.
+        guards: guard regions of private memory.
         mapped: the objects of all processes.
 
     Raises:
@@ -160,7 +165,7 @@ def dump(captured: Capture, brk: int, flags: Mapping[int, str], mapped: MappedOb
                             offset=entry.offset, objref=captured.unnamed.get(entry.start) or mapped.object(entry, what),
                             flags=flags.get(entry.start, ""),
                             name=entry.path if what == VMA_ANONYMOUS else ""))
-    return Layout(_memory(captured, brk), vmas)
+    return Layout(_memory(captured, brk), vmas, joined([*guards, *captured.known.guards]))
 
 
 def _memory(captured: Capture, brk: int) -> MemoryLayout:

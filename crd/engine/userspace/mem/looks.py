@@ -11,6 +11,7 @@ from crd.engine.userspace.mem.runs import common, joined, total, without
 from crd.native import tracking
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from typing import Self
 
     from crd.engine.userspace.mem.runs import Run
@@ -22,27 +23,40 @@ _TABLE_BYTES = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """Pages that hold something, and the page tables that they are in.
+    """What is in some areas.
 
     Attributes:
-        pages: ascending runs.
-        tables: what the page tables span, in ascending runs.
+        pages: ascending runs of those that hold something.
+        guards: ascending runs of guard pages.
+        tables: what the page tables of both span, in ascending runs.
     """
 
     pages: list[Run] = field(default_factory=list)
+    guards: list[Run] = field(default_factory=list)
     tables: list[Run] = field(default_factory=list)
 
     @classmethod
-    def of(cls, pages: list[Run]) -> Self:
-        """Note pages, in ascending runs."""
-        return cls(pages, joined((start & -_TABLE_BYTES, -(-(start + length) // _TABLE_BYTES) * _TABLE_BYTES
-                                  - (start & -_TABLE_BYTES)) for start, length in pages))
+    def of(cls, pages: Iterable[Run], guards: Iterable[Run]) -> Self:
+        """Note pages and guard pages, given in any order."""
+        one, other = joined(pages), joined(guards)
+        return cls(one, other, joined((start & -_TABLE_BYTES, -(-(start + length) // _TABLE_BYTES) * _TABLE_BYTES
+                                       - (start & -_TABLE_BYTES)) for start, length in chain(one, other)))
+
+    @classmethod
+    def now(cls, pagemap: PageMap, areas: Sequence[Run]) -> Self:
+        """Look what is there; raises as ``PageMap.own_and_guard_pages``."""
+        return cls.of(*pagemap.own_and_guard_pages(areas))
+
+    def after(self, changed: Sequence[Run], found: Present) -> Present:
+        """Return what is there after a change, by what was found where something has changed."""
+        return Present.of(chain(without(self.pages, changed), found.pages),
+                          chain(without(self.guards, changed), found.guards))
 
     def one_of_each_table(self) -> array[int]:
         """Return the address of one page of each page table."""
         found = array("Q")
         following = 0
-        for start, length in self.pages:
+        for start, length in joined(chain(self.pages, self.guards)):
             for table in range(max(start // _TABLE_BYTES, following), (start + length - 1) // _TABLE_BYTES + 1):
                 found.append(max(start, table * _TABLE_BYTES))
                 following = table + 1
@@ -91,34 +105,35 @@ class LastLook:
 
     Attributes:
         noted: of what the notes cover.
-        others: all pages of the rest.
+        others: all of the rest.
         there: what was there at the look before.
         gone: one page of each page table of these that is there no longer.
     """
 
     noted: Look
-    others: list[Run]
+    others: Present
     there: Present
     gone: list[int]
 
     @property
     def written_bytes(self) -> int:
         """How much has to be read now or later, at most."""
-        return self.noted.bytes + total(self.others)
+        return self.noted.bytes + total(self.others.pages)
 
-    def written(self, pagemap: PageMap) -> list[Run]:
-        """Return the pages that have to be.
+    def written(self, pagemap: PageMap) -> Present:
+        """Return the pages that have to be, and the guard pages that are new or of the rest.
 
         Args:
             pagemap: of the process in the stop, or of its snapshot child.
 
         Raises:
-            NativeError, TargetGone: see ``PageMap.own_pages``.
+            NativeError, TargetGone: see ``PageMap.own_and_guard_pages``.
         """
-        return joined(chain(pagemap.own_pages(self.noted.changed()), self.others))
+        return self.others.after([], Present.now(pagemap, self.noted.changed()))
 
-    def kept(self) -> list[Run]:
-        """Return the pages that are as they were."""
+    def kept(self) -> Present:
+        """Return what is as it was."""
         vanished = ((page & -_TABLE_BYTES, _TABLE_BYTES) for page in self.gone)
         lost = joined(chain(self.noted.changed(), self.noted.unknown, vanished))
-        return without(common(self.there.pages, joined(self.noted.areas)), lost)
+        watched = joined(self.noted.areas)
+        return Present.of(*(without(common(runs, watched), lost) for runs in (self.there.pages, self.there.guards)))

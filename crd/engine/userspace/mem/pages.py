@@ -115,7 +115,7 @@ class PagePump:
         self._turn = (self._turn + 1) % _BUFFERS
         read(batch, buffer)
         self.memory_bytes += length
-        return _without_zeros(batch, buffer)
+        return selected(batch, buffer, nonzero_pages(buffer))
 
 
 def _reader(content: memoryview) -> Callable[[list[Run], memoryview], None]:
@@ -130,10 +130,10 @@ def _reader(content: memoryview) -> Callable[[list[Run], memoryview], None]:
     return read
 
 
-def _without_zeros(batch: list[Run], buffer: memoryview) -> tuple[list[PageRun], list[memoryview]]:
-    """Return the runs of pages that hold anything, and their bytes."""
-    filled = nonzero_pages(buffer)
-    if all(filled):
+def selected(batch: Sequence[Run], buffer: memoryview,
+             chosen: Sequence[bool]) -> tuple[list[PageRun], list[memoryview]]:
+    """Return the runs of those pages of a batch that were chosen, and their bytes."""
+    if all(chosen):
         return [PageRun(address=address, pages=length // PAGE_BYTES) for address, length in batch], [buffer]
     runs: list[PageRun] = []
     parts: list[memoryview] = []
@@ -142,7 +142,7 @@ def _without_zeros(batch: list[Run], buffer: memoryview) -> tuple[list[PageRun],
         n = length // PAGE_BYTES
         first = None
         for index in range(n + 1):
-            wanted = index < n and filled[page + index]
+            wanted = index < n and chosen[page + index]
             if wanted and first is None:
                 first = index
             elif not wanted and first is not None:
@@ -153,14 +153,22 @@ def _without_zeros(batch: list[Run], buffer: memoryview) -> tuple[list[PageRun],
     return runs, parts
 
 
-def copy(memory: Memory, runs: Sequence[Run]) -> memoryview:
-    """Copy runs of the process itself while it is stopped.
+def copy(memory: Memory, runs: Sequence[Run], *, just_written: bool) -> memoryview:
+    """Copy runs of the process itself.
+
+    Args:
+        memory: of the process.
+        runs: of it.
+        just_written: so hardly a page is shared with a relative, and they may be read the quick way.
 
     Raises:
         EngineError: it needs as much memory of ours, which is not there.
     """
     content = room(sum(length for _, length in runs))
     if not runs:
+        return content
+    if not just_written:
+        memory.read_runs(runs, content)
         return content
     try:
         process_read_runs(memory.pid, runs, content)

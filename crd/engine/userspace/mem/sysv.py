@@ -101,16 +101,26 @@ def _check_owner(record: SysvMemory, found: Segment | None, leader: Thread) -> N
         raise RestartUnsupported(f"System V shared memory {record.number} is not of the user of the task (uid {who})")
 
 
-def attach(plan: Plan, making: Making) -> None:
-    """Attach the segments of the process whose turn it is, each part where it was.
+def make(making: Making, plans: Sequence[Plan]) -> None:
+    """Find or make the segments that any of the processes has, and attach them ourselves.
 
     Raises:
         RestartError: one cannot be made or attached.
     """
+    attached = {vma.objref for plan in plans for vma in plan.vmas if vma.kind == VMA_SHARED_MEMORY}
+    for record in making.plan.of(SysvMemory):
+        if record.objref in attached:
+            making.segments[record.objref] = _have(record, making)
+
+
+def attach(plan: Plan, making: Making) -> None:
+    """Attach the segments of the process whose turn it is, each part where it was.
+
+    Raises:
+        RestartError: one cannot be attached.
+    """
     for record in plan.of(SysvMemory):
         areas = [vma for vma in plan.vmas if vma.kind == VMA_SHARED_MEMORY and vma.objref == record.objref]
-        if areas and record.objref not in making.segments:
-            making.segments[record.objref] = _have(record, making)
         for flags, some in ((0, [vma for vma in areas if _may_write(vma)]),
                             (_READ_ONLY, [vma for vma in areas if not _may_write(vma)])):
             if some:

@@ -79,12 +79,12 @@ class Tracking:
         self._wiped = wiped
         areas = [area for area in self._areas(entries) if area[1]]
         with PageMap(self.pid) as pagemap, Memory(self.pid, writable=False) as memory:
-            self._there = Present.of(joined(pagemap.own_pages(areas)))
+            self._there = Present.now(pagemap, areas)
             look = Look.at(pagemap, areas, self._there)
             fresh = Look.at(pagemap, [area for area in look.unknown if tracking.watch(self.userfaultfd, area)],
                             self._there)
             if self.since:
-                self._there = Present.of(joined(pagemap.own_pages(areas)))
+                self._there = Present.now(pagemap, areas)
                 self.written.append(joined(chain(look.changed(), fresh.changed())))
                 self._copy_in_rounds(pagemap, memory, areas)
                 self._pages_of_tables = self._there.one_of_each_table()
@@ -96,15 +96,16 @@ class Tracking:
             if size > _ROUND_BYTES_MAX:
                 break
             try:
-                self.copies.append((runs, pages.copy(memory, runs)))
+                self.copies.append((runs, pages.copy(memory, runs, just_written=True)))
             except NativeError:  # it was unmapped meanwhile
                 break
             if size <= _ROUND_BYTES_FEW:
                 return
             changed = Look.at(pagemap, areas, self._there).changed()
-            runs = joined(pagemap.own_pages(changed))
+            found = Present.now(pagemap, changed)
+            runs = found.pages
             self.written.append(changed)
-            self._there = Present.of(joined(chain(without(self._there.pages, changed), runs)))
+            self._there = self._there.after(changed, found)
             if total(runs) > size // 2:  # it is written as fast as we copy
                 break
         self.unread = True
@@ -123,11 +124,11 @@ class Tracking:
             if self.last and self.since:
                 self.written.append(self.last.noted.changed())
                 self.unread = True
-                self._there, self._pages_of_tables = Present.of(joined(pagemap.own_pages(areas))), array("Q")
+                self._there, self._pages_of_tables = Present.now(pagemap, areas), array("Q")
             noted = Look.at(pagemap, areas, self._there)
             rest = [(entry.start, entry.end - entry.start) for entry in entries
                     if not entry.shared and not is_kernel_area(entry) and not self._is_tracked(entry)]
-            others = pagemap.own_pages(sorted([*rest, *noted.unknown])) if self.since else []
+            others = Present.now(pagemap, sorted([*rest, *noted.unknown])) if self.since else Present()
             self.last = LastLook(noted, others, self._there, pagemap.gone(self._pages_of_tables))
 
     def is_little(self) -> bool:
