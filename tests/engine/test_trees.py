@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from crd.engine.api import After, CheckpointOptions, CheckpointResult, checkpoint
 from crd.engine.crid import CridCounter
+from crd.engine.stream import DescriptorSink
 from crd.engine.userspace.tree import frozen
 from crd.errors import AccessDenied, TargetGone, TargetUnsupported
+from crd.image.profile import Pages, SharedPages
+from crd.image.reader import ImageReader
+from crd.image.writer import ImageWriter
 from crd.target import procfs
 from tests.engine.images import restarted, restarted_elsewhere
 from tests.engine.programs import FORKS_STORM, SHARES_MEMORY, SPAWNS_STORM, VFORKS, compiled, interpreted
@@ -444,3 +449,32 @@ def test_memory_that_is_shared_copy_on_write_stays_so(tmp_path: Path, method: st
             restarted_elsewhere(image, program, "--pidns")
         assert len(program.family()) == 5
         assert proportional_bytes(program) < before + 4 * MIB
+
+
+def test_memory_may_come_in_any_order(tmp_path: Path) -> None:
+    """Whoever writes an image need not tell the memory of parents first, nor that of a process at once."""
+    with Victim("heirs", tmp_path, "adopts") as victim:
+        image, _ = take(victim, method="copy")
+        victim.kill_tree()
+        with image.open("rb") as source, (tmp_path / "mixed").open("wb") as sink:
+            reader, told = ImageReader(source), Counter[int]()
+            memory: list[tuple[int, int, Pages]] = []
+            writer = ImageWriter(DescriptorSink(sink.fileno()))
+            writer.header(reader.header)
+            for record in reader:
+                if isinstance(record, Pages):
+                    told[record.pid] += 1
+                    copy = Pages(pid=record.pid, runs=record.runs, data=memoryview(bytes(record.data)))
+                    memory.append((told[record.pid], -record.pid, copy))
+                elif isinstance(record, SharedPages):
+                    content, record.data = record.data, memoryview(b"")
+                    writer.write_bulk(record, content)
+                else:
+                    writer.write(record)
+            assert max(told.values()) > 1
+            for _, _, record in sorted(memory, key=lambda one: one[:2]):
+                content, record.data = record.data, memoryview(b"")
+                writer.write_bulk(record, content)
+            writer.finish()
+        restarted(tmp_path / "mixed", victim)
+        victim.verify()
