@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace.mem import pages
 from crd.engine.userspace.mem.layout import is_kernel_area, kind
 from crd.engine.userspace.mem.looks import LastLook, Look, Present
-from crd.engine.userspace.mem.runs import common, joined, total, without
+from crd.engine.userspace.mem.runs import common, joined, total
 from crd.errors import NativeError
 from crd.image.profile import VMA_ANONYMOUS
 from crd.native import tracking
