@@ -129,13 +129,15 @@ class Images:
             await connection.execute(update(images).where(self._own, images.c.crid == crid, _THERE).values(values))
         return await self.get(crid)
 
-    async def settle(self, there: Collection[Crid], whole: Mapping[Crid, int]) -> Settled:
+    async def settle(self, there: Collection[Crid], whole: Mapping[Crid, int],
+                     left: Collection[Crid] | None = None) -> Settled:
         """Bring the rows together with what is in the archive, after whatever ended the daemon.
 
         Args:
             there: all images that the archive has.
             whole: of those that ``storing`` returns, the ones whose object has the digest of the row; with the bytes
                 stored.
+            left: what ``storing`` returned when the daemon began, if some may be under way by now.
 
         Returns:
             What was done, and what is left to be done.
@@ -144,16 +146,18 @@ class Images:
         async with self._database.begin() as connection:
             rows = await connection.execute(select(images.c.crid, images.c.state).where(self._own))
             states = {Crid(row.crid): row.state for row in rows}
-            storing = {crid for crid, state in states.items() if state == "storing"}
+            storing = {crid for crid, state in states.items() if state == "storing" and (left is None or crid in left)}
             for crid in storing & whole.keys():
                 await connection.execute(update(images).where(self._own, images.c.crid == crid)
                                          .values(state="ok", stored_bytes=whole[crid]))
                 states[crid] = "ok"
-            await connection.execute(delete(images).where(self._own, images.c.state == "storing"))
+            for crid in storing - whole.keys():
+                await connection.execute(delete(images).where(self._own, images.c.crid == crid))
+                del states[crid]
             for crid, state in states.items():
                 if state == "forgotten" and crid not in objects:
                     await connection.execute(_burial(self._host, crid))
-        known = {crid for crid, state in states.items() if state != "storing"}
+        known = states.keys()
         return Settled(kept=sorted(storing & known), dropped=sorted(storing - known),
                        surplus=sorted(crid for crid in objects if states.get(crid) == "forgotten"),
                        unknown=sorted(objects - known),

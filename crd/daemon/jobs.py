@@ -315,6 +315,8 @@ async def measure(archive: Archive, spool: SpooledStore | None, metrics: Metrics
     free_bytes = await archive.free_bytes()
     if free_bytes is not None:
         metrics.archive_free.labels(archive.describe()).set(free_bytes)
+    if not archive.is_known:
+        return
     size = await archive.size()
     metrics.archive_bytes.labels(archive.describe()).set(size.stored_bytes)
     metrics.archive_images.labels(archive.describe()).set(size.images)
