@@ -179,6 +179,12 @@ class FeatureMissing(EngineError):
     exit_status = EXIT_UNSUPPORTED
 
 
+class SandboxMissing(FeatureMissing):
+    """A copy of these tasks cannot be let run here without harm."""
+
+    code = "engine.sandbox-missing"
+
+
 class TracerBusy(EngineError):
     """Another tracer is attached to the target."""
 
@@ -267,6 +273,12 @@ class RestartUnsupported(RestartError):
 
     code = "restart.unsupported"
     exit_status = EXIT_UNSUPPORTED
+
+
+class CopyFailed(RestartError):
+    """A copy of the tasks was restarted in a sandbox, and did not run on as the original did."""
+
+    code = "restart.copy-failed"
 
 
 # --- images ------------------------------------------------------------------------------------

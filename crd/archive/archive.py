@@ -32,15 +32,17 @@ class ArchiveSize:
 class Archive:
     """Keeps image streams.  An async context manager."""
 
-    def __init__(self, store: Store, *, level: int = 1, threads: int = 2) -> None:
+    def __init__(self, store: Store, *, level: int = 1, threads: int = 2, away: bool = False) -> None:
         """Keep images in a store.
 
         Args:
             store: where.
             level: of zstd, 1 to 19.
             threads: that compress, or decompress, one image.
+            away: the store cannot be read yet: ``arrive`` when it can.
         """
         self._store = store
+        self._away = away
         self._level = level
         self._threads = threads
         self._references = References(store)
@@ -48,12 +50,22 @@ class Archive:
 
     async def __aenter__(self) -> Self:
         await self._store.clear_torn()
-        await self._references.load()
+        if not self._away:
+            await self.arrive()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
         """Nothing is held open."""
+
+    async def arrive(self) -> None:
+        """Find out what is there; raises ArchiveUnavailable: the store cannot be read."""
+        await self._references.load()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the store could be read since we began."""
+        return self._references.are_known
 
     def describe(self) -> str:
         """Return where the store is."""
@@ -116,6 +128,8 @@ class Archive:
         return await self._store.free_bytes()
 
     async def size(self) -> ArchiveSize:
-        """Return how much it holds."""
+        """Return how much it holds, as far as that is known."""
+        if not self.is_known:
+            return ArchiveSize(self._references.n_images, 0)
         keys = await self._store.objects()
         return ArchiveSize(len(numbered(keys, "image")), sum(keys.values()))

@@ -55,15 +55,18 @@ class References:
         self._counts: Counter[int] = Counter()
         self._unreadable: set[int] = set()
         self._distrusted: set[int] = set()
+        self.are_known = False
 
     async def load(self) -> None:
         """Read what each image of the store needs, and remove packs that none does: a commit was cut off.
+
+        Until this is done no pack is deleted; images may be entered and forgotten before, and meanwhile.
 
         Raises:
             ArchiveUnavailable: the store cannot be read.
         """
         keys = await self._store.objects()
-        unread = iter(numbered(keys, "image"))
+        unread = (crid for crid in numbered(keys, "image") if crid not in self._images)
         readers = [asyncio.create_task(self._enter_all(unread)) for _ in range(_READ_AT_ONCE)]  # it may be far away
         try:
             await asyncio.gather(*readers)
@@ -71,12 +74,15 @@ class References:
             for reader in readers:
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
+        self.are_known = True
         await self._remove(numbered(keys, "pack"))
 
     async def _enter_all(self, unread: Iterator[int]) -> None:
         for crid in unread:
             try:
-                self.enter(crid, await self._needed(crid))
+                needs = await self._needed(crid)
+                if crid not in self._images:
+                    self.enter(crid, needs)
             except (BlobCorrupt, BlobMissing) as error:
                 self._unreadable.add(crid)
                 logger.warning("image %d cannot be read, so no pack will be removed until it is forgotten: %s", crid,
@@ -91,6 +97,11 @@ class References:
     def sound(self, crid: int) -> list[Need]:
         """Return what an image needs, without packs that were found damaged; nothing if it is unknown."""
         return [need for need in self._images.get(crid, ()) if need[0] not in self._distrusted]
+
+    @property
+    def n_images(self) -> int:
+        """How many images are known."""
+        return len(self._images)
 
     def sharing(self, crid: int) -> Sharing:
         """Return what an image has in common with others, and with checkpoints that are under way."""
@@ -126,5 +137,5 @@ class References:
         for pack in packs:
             if self._counts[pack] <= 0:
                 del self._counts[pack]
-                if not self._unreadable:
+                if self.are_known and not self._unreadable:
                     await self._store.delete(pack_key(pack))

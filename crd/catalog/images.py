@@ -133,13 +133,15 @@ class Images:
             await connection.execute(update(images).where(self._own, images.c.crid == crid, _THERE).values(values))
         return await self.get(crid)
 
-    async def settle(self, there: Collection[Crid], whole: Mapping[Crid, int]) -> Settled:
+    async def settle(self, there: Collection[Crid], whole: Mapping[Crid, int],
+                     left: Collection[Crid] | None = None) -> Settled:
         """Bring the rows together with what is in the archive, after whatever ended the daemon.
 
         Args:
             there: all images that the archive has.
             whole: of those that ``storing`` returns, the ones whose object has the digest of the row; with the bytes
                 stored.
+            left: what ``storing`` returned when the daemon began, if some may be under way by now.
 
         Returns:
             What was done, and what is left to be done.
@@ -148,11 +150,12 @@ class Images:
         async with self._database.begin() as connection:
             rows = await connection.stream(
                 select(images.c.crid, images.c.state).where(self._own).order_by(images.c.crid))
-            found = await compare(rows.partitions(_ROWS_AT_ONCE), objects, whole)
+            found = await compare(rows.partitions(_ROWS_AT_ONCE), objects, whole, left)
             for crid in found.kept:
                 await connection.execute(update(images).where(self._own, images.c.crid == crid)
                                          .values(state="ok", stored_bytes=whole[crid]))
-            await connection.execute(delete(images).where(self._own, UNUSUAL, images.c.state == "storing"))
+            for crid in found.dropped:
+                await connection.execute(delete(images).where(self._own, images.c.crid == crid))
             for crid in found.buried:
                 await connection.execute(_burial(self._host, crid))
         return Settled(kept=found.kept, dropped=found.dropped, surplus=found.surplus, unknown=found.unknown,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from crd.ids import Crid
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 _COUNTING = frozenset({"ok", "damaged"})
 
@@ -34,9 +34,12 @@ class Differences:
     missing: list[Crid] = field(default_factory=list)
     unknown: list[Crid] = field(default_factory=list)
 
-    def add(self, crid: Crid, state: str, whole: Mapping[Crid, int], *, is_there: bool) -> None:
+    def add(self, crid: Crid, state: str, whole: Mapping[Crid, int], left: Collection[Crid] | None, *,
+            is_there: bool) -> None:
         """Take in a row."""
         if state == "storing":
+            if left is not None and crid not in left:
+                return  # it is under way
             if crid in whole:
                 self.kept.append(crid)
             else:
@@ -50,13 +53,14 @@ class Differences:
 
 
 async def compare(parts: AsyncIterator[Sequence[tuple[int, str]]], objects: Sequence[int],
-                  whole: Mapping[Crid, int]) -> Differences:
+                  whole: Mapping[Crid, int], left: Collection[Crid] | None) -> Differences:
     """Compare rows, as crid and state, with objects, as crids, both in ascending order.
 
     Args:
         parts: the rows of a host, many at a time.
         objects: of its archive.
         whole: as of ``Images.settle``.
+        left: as of ``Images.settle``.
     """
     found, reached = Differences(), 0
     async for part in parts:
@@ -67,7 +71,7 @@ async def compare(parts: AsyncIterator[Sequence[tuple[int, str]]], objects: Sequ
             continue  # as nearly always
         there = {*beside}
         for crid, state in part:
-            found.add(Crid(crid), state, whole, is_there=crid in there)
+            found.add(Crid(crid), state, whole, left, is_there=crid in there)
         found.unknown += map(Crid, there.difference(crid for crid, _ in part))
     found.unknown = sorted([*found.unknown, *map(Crid, objects[reached:])])
     return found

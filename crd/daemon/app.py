@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from crd.api.server import Server
 from crd.archive.archive import Archive
 from crd.catalog.catalog import Catalog
 from crd.clock import Clock, SystemClock
+from crd.daemon.arrival import Arrival
 from crd.daemon.handlers import Handlers
 from crd.daemon.health import Health
 from crd.daemon.jobs import Checkpoints, Restarts
@@ -39,11 +41,12 @@ from crd.metrics.names import Metrics
 from crd.settings.load import changed_keys, load
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
     from datetime import datetime
     from pathlib import Path
 
     from crd.archive.stores.spooled import SpooledStore
+    from crd.catalog.rows import Image
     from crd.ids import Crid
     from crd.settings.models import Settings, TargetSettings
 
@@ -102,8 +105,10 @@ class App:
             self.catalog = await stack.enter_async_context(await Catalog.open(settings.catalog_url, self.host))
             lost = await stack.enter_async_context(self.catalog.present(self.clock, self._requests_changed.set))
             self.archive = await stack.enter_async_context(
-                Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads))
-            await self._settle()
+                Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads,
+                        away=not opened.ours.is_set()))
+            arrival = Arrival(opened, self.archive, await self._recover(), self._apply_rules)
+            await arrival.begin()
             self.engine = serving(self.checkpoint_options())
             if self.engine == KERNEL:
                 freezer.sweep(freezer.mounted())
@@ -119,14 +124,15 @@ class App:
             self.metrics_url = exporter.url
             await self.restarts.recover()
             await self._add_targets()
-            self.start(self.retention.apply_all())
+            if self.archive.is_known:
+                self._apply_rules()
             server = Server(passed.get("api", settings.api.socket), Handlers(self).handle,
                             public=settings.api.public, group=settings.api.group)
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),
                 ("scrub", self.scrub.run()), ("hearing", self._hear()),
-                *((("spool", self.spool.run()),) if self.spool else ()))]
+                *((("spool", arrival.run(stop)),) if self.spool else ()))]
             background.append(asyncio.create_task(self.health.run(tuple(background)), name="health"))
             notify("READY=1", f"STATUS={self._status()}")
             logger.info("ready", extra={"event": "daemon.ready"})
@@ -134,6 +140,8 @@ class App:
             notify("STOPPING=1")
             logger.info("stopping", extra={"event": "daemon.stopping"})
             await self._stop(server, background)
+            if arrival.fault:
+                raise arrival.fault
 
     async def reload(self) -> list[str]:
         """Read the settings again, and take over targets, schedules, retention and limits: all, or nothing.
@@ -228,18 +236,29 @@ class App:
     def _status(self) -> str:
         return f"{len(self.scheduler.targets)} targets, {self.checkpoints.running} checkpoints under way"
 
-    async def _settle(self) -> None:
-        """Bring catalog, archive and crid counter together after whatever ended the daemon before us."""
-        now = self.clock.now()
-        await self.catalog.checkpoints.recover(now)
+    async def _recover(self) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Bring catalog and crid counter together after whatever ended the daemon before us.
+
+        Returns:
+            what brings the catalog together with the archive, now or later.
+        """
+        await self.catalog.checkpoints.recover(self.clock.now())
+        if verified_at := await self.catalog.images.last_verified():
+            self.metrics.last_scrub.set(verified_at.timestamp())
+        counter = CridCounter(self.settings.engine.crid_file)
+        await asyncio.to_thread(counter.raise_to, await self.catalog.images.max_crid())
+        return partial(self._settle, await self.catalog.images.storing())
+
+    async def _settle(self, left: Sequence[Image]) -> None:
+        """Bring catalog and archive together; ``left`` is what was being made durable when we began."""
         there = await self.archive.crids()
         whole: dict[Crid, int] = {}
-        for image in await self.catalog.images.storing():
+        for image in left:
             with suppress(BlobCorrupt, BlobMissing):
                 stored = await self.archive.stored(image.crid)
                 if stored.digest == image.digest:
                     whole[image.crid] = stored.stored_bytes
-        settled = await self.catalog.images.settle(there, whole)
+        settled = await self.catalog.images.settle(there, whole, [image.crid for image in left])
         for crid in settled.surplus:
             await self.archive.forget(crid)
             await self.catalog.images.bury(crid)
@@ -248,10 +267,9 @@ class App:
             if crids:
                 logger.warning("images %s: %s", what, ", ".join(map(str, crids[:20])),
                                extra={"event": "archive.unsettled"})
-        if verified_at := await self.catalog.images.last_verified():
-            self.metrics.last_scrub.set(verified_at.timestamp())
-        counter = CridCounter(self.settings.engine.crid_file)
-        await asyncio.to_thread(counter.raise_to, await self.catalog.images.max_crid())
+
+    def _apply_rules(self) -> None:
+        self.start(self.retention.apply_all())
 
     async def _add_targets(self) -> None:
         stored, held = await self.catalog.targets.all(), await self.catalog.targets.held()

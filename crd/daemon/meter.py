@@ -59,7 +59,8 @@ class Meter:
         self.free_bytes = await self._archive.free_bytes()
         if self.free_bytes is not None:
             self._metrics.archive_free.labels(self._store).set(self.free_bytes)
-        self._enter(await self._archive.size())
+        if self._archive.is_known:
+            self._enter(await self._archive.size())
 
     def taken(self, stored_bytes: int) -> None:
         """Count an image that was taken just now."""

@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING
 from crd.catalog.rows import Image
 from crd.daemon.streams import Pipe, both
 from crd.engine.api import Pids, RestartOptions
-from crd.errors import ArchiveError, BlobCorrupt, BlobMissing, ImageDamaged, ImageSinkClosed, WorkerDied
+from crd.engine.rehearsal import Rehearsal
+from crd.errors import (
+    ArchiveError,
+    BlobCorrupt,
+    BlobMissing,
+    CopyFailed,
+    FeatureMissing,
+    ImageDamaged,
+    ImageSinkClosed,
+    NativeError,
+    RestartError,
+    WorkerDied,
+)
 from crd.ids import Crid
 from crd.image.front import header_of
 
@@ -134,17 +146,31 @@ class Pipeline:
                 pipe.close_read_end()
                 return await both(worker.planned(), _feed_in_part(source, pipe))
 
-    async def rehearse(self, crid: Crid) -> RestartResult:
-        """Make the tasks of an image, in a pid namespace of their own, and let none run; nothing is left of them.
+    async def rehearse(self, crid: Crid) -> Rehearsal:
+        """Let a copy of the tasks of an image run for a moment in a sandbox; nothing is left of it.
 
-        A copy that ran would write to the files that it shares with the original.
+        Where that cannot be, they are only made, in a pid namespace of their own, and none runs: it would write to the
+        files that it shares with the original.
 
         Raises:
+            CopyFailed: the copy did not run on.
             CrdError: it cannot be restarted here and now.
         """
-        options = RestartOptions(pids=Pids.NAMESPACE)
-        async with _in_time(self.restart_seconds, "restart"), self._made(crid, options) as (_, result):
-            return result
+        async with _in_time(self.restart_seconds, "restart"):
+            source = await self.verify(usable(await self.catalog.images.get(crid)))
+            try:
+                async with self.workers.lease() as worker:
+                    with Pipe() as pipe:
+                        await worker.begin_rehearsal(pipe.read_end)
+                        pipe.close_read_end()
+                        return await both(worker.rehearsed(), feed(source, pipe))
+            except CopyFailed:
+                raise
+            except (RestartError, FeatureMissing, NativeError) as error:
+                hindrance = error.message
+            async with self._made(crid, RestartOptions(pids=Pids.NAMESPACE)) as (_, made):
+                return Rehearsal(tasks=made.tasks, threads=made.threads, duration_seconds=made.duration_seconds,
+                                 notes=made.notes, hindrance=hindrance)
 
     @asynccontextmanager
     async def _made(self, crid: Crid, options: RestartOptions,

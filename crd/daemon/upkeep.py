@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from crd.daemon.app import App
     from crd.daemon.scheduler import ScheduledTarget
     from crd.daemon.scrub import Scrubbed
-    from crd.engine.api import RestartResult
+    from crd.engine.rehearsal import Rehearsal
 
     More = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -103,7 +103,8 @@ class UpkeepHandlers:
             rehearsed = await self._rehearse(image) if restart else None
         return {"image": image_json(image), "rehearsal": rehearsed and {
             "tasks": rehearsed.tasks, "threads": rehearsed.threads, "seconds": rehearsed.duration_seconds,
-            "notes": list(rehearsed.notes)}}
+            "notes": list(rehearsed.notes), "ran": not rehearsed.hindrance, "hindrance": rehearsed.hindrance,
+            "seen": [{"pid": one.pid, "comm": one.comm, "what": one.what} for one in rehearsed.seen]}}
 
     @asynccontextmanager
     async def _one_of_each_user(self, peer: Peer) -> AsyncIterator[None]:
@@ -123,7 +124,7 @@ class UpkeepHandlers:
         finally:
             self._verifying_for.discard(peer.uid)
 
-    async def _rehearse(self, image: Image) -> RestartResult:
+    async def _rehearse(self, image: Image) -> Rehearsal:
         with self._app.readers.reading(image.crid):
             return await self._app.pipeline.rehearse(image.crid)
 

@@ -22,6 +22,7 @@ from crd.engine.api import (
     ServedCall,
 )
 from crd.engine.channel import FDS_MAX, MESSAGE_BYTES_MAX
+from crd.engine.rehearsal import Rehearsal
 from crd.errors import CrdError, WorkerDied
 from crd.target.model import CheckReport
 
@@ -187,6 +188,20 @@ class Worker:
         """
         found, _ = await self._receive("")
         return msgspec.convert(found, RestartPlan)
+
+    async def begin_rehearsal(self, fd: int) -> None:
+        """Have a copy of the image that comes from ``fd`` run for a moment in a sandbox; raises WorkerDied."""
+        await self._send({"call": "rehearse"}, fd)
+
+    async def rehearsed(self) -> Rehearsal:
+        """Wait for what was seen of a copy; nothing is left of it.
+
+        Raises:
+            CrdError: what the engine raised.
+            WorkerDied: the worker ended.
+        """
+        found, _ = await self._receive("")
+        return msgspec.convert(found, Rehearsal)
 
     async def commit(self) -> None:
         """Give the word to finish: the image is durable, or the restart is noted.

@@ -29,6 +29,9 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
     -> {"call": "plan", "options": {...}} + fd
     <- {"result": {...}}                            what a restart would make
 
+    -> {"call": "rehearse"} + fd
+    <- {"result": {...}}                            what a copy did in a sandbox, of which nothing is left
+
 or, at any point, ``<- {"error": CrdError.to_json()}``.  If the daemon dies or sends anything else instead of the
 commit, the worker takes everything back: a target runs on, half-made tasks die.
 """
@@ -47,6 +50,7 @@ import msgspec
 
 from crd.engine import api, served
 from crd.engine.crid import CridCounter
+from crd.engine.rehearsal import rehearse
 from crd.engine.userspace.features import features
 from crd.engine.userspace.notes import WriteNotes
 from crd.errors import CrdError, EngineError
@@ -116,8 +120,13 @@ def _plan(message: dict[str, Any], fds: Sequence[int], _channel: Channel) -> Any
     return api.plan(fd, options=msgspec.convert(message["options"], api.RestartOptions))
 
 
-CALLS = {"checkpoint": _checkpoint, "restart": _restart, "plan": _plan, "fetch": _fetch, "serve": _serve,
-         "check": _check, "features": _features}
+def _rehearse(_message: dict[str, Any], fds: Sequence[int], _channel: Channel) -> Any:
+    [fd] = fds
+    return rehearse(fd)
+
+
+CALLS = {"checkpoint": _checkpoint, "restart": _restart, "plan": _plan, "rehearse": _rehearse, "fetch": _fetch,
+         "serve": _serve, "check": _check, "features": _features}
 
 
 def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:

@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 OPTION_TRACESYSGOOD = 1
+OPTION_TRACEFORK = 1 << 1
 OPTION_TRACEVFORK = 1 << 2
 OPTION_TRACECLONE = 1 << 3
+OPTION_TRACEEXIT = 1 << 6
 OPTION_EXITKILL = 1 << 20
 OPTION_SUSPEND_SECCOMP = 1 << 21
 EVENT_VFORK = 2
 EVENT_CLONE = 3
+EVENT_EXIT = 6
 EVENT_STOP = 128
 
-_SEIZE, _INTERRUPT, _CONT, _SYSCALL, _DETACH, _SETOPTIONS = 0x4206, 0x4207, 7, 24, 17, 0x4200
+_SEIZE, _INTERRUPT, _CONT, _SYSCALL, _DETACH, _SETOPTIONS, _LISTEN = 0x4206, 0x4207, 7, 24, 17, 0x4200, 0x4208
 _GETEVENTMSG, _GETSIGINFO, _GETSIGMASK, _SETSIGMASK, _GET_RSEQ = 0x4201, 0x4202, 0x420A, 0x420B, 0x420F
 _NT_PRSTATUS, _NT_X86_XSTATE = 1, 0x202
 _XSTATE_BYTES_MAX = 64 << 10
@@ -178,6 +181,11 @@ def cont(tid: int, signal_number: int = 0) -> None:
     _request(_CONT, tid, 0, signal_number, b"ptrace CONT")
 
 
+def listen(tid: int) -> None:
+    """PTRACE_LISTEN: leave a tracee in its group stop, which ends as if it were not traced."""
+    _request(_LISTEN, tid, 0, 0, b"ptrace LISTEN")
+
+
 def to_syscall(tid: int, signal_number: int = 0) -> None:
     """PTRACE_SYSCALL: let a stopped tracee run to the next entry or exit of a system call."""
     _request(_SYSCALL, tid, 0, signal_number, b"ptrace SYSCALL")
@@ -272,7 +280,10 @@ def set_signal_mask(tid: int, mask: int) -> None:
 
 
 def event_message(tid: int) -> int:
-    """Return what PTRACE_GETEVENTMSG says of an event stop: of a clone or vfork the pid of the new task."""
+    """Return what PTRACE_GETEVENTMSG says of an event stop.
+
+    Of a clone or vfork that is the pid of the new task, of an exit the status that its parent will see.
+    """
     message = ffi.new("uint64_t *")
     call(lib.crd_ptrace_buffer, _GETEVENTMSG, tid, 0, message, b"ptrace GETEVENTMSG")
     return int(message[0])

@@ -102,9 +102,11 @@ def test_while_the_server_is_away(tmp_path: Path, own_server: SeaweedServer) -> 
         third = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
         program.process.wait(timeout=10)
         daemon.stop(signal.SIGKILL)
+        daemon.config.write_text(daemon.config.read_text().replace('"host"', '"another"'))
         status, told = refused(daemon)
-        assert status == 1
+        assert status == 1, "as another it has never begun, and the settings may be wrong"
         assert "s3.endpoint" in told
+        daemon.config.write_text(daemon.config.read_text().replace('"another"', '"host"'))
         own_server.start()
         daemon.config.write_text(daemon.config.read_text().replace('"host"', '"another"'))
         status, told = refused(daemon)
@@ -121,6 +123,52 @@ def test_while_the_server_is_away(tmp_path: Path, own_server: SeaweedServer) -> 
             daemon.crctl("restart", str(third["crid"]), "--wait")
             program.assert_unharmed()
             program.assert_counted_without_gap_since(lines)
+
+
+def test_a_start_while_the_server_is_away(tmp_path: Path, own_server: SeaweedServer) -> None:
+    with (CountingProgram(tmp_path) as program,
+          RunningDaemon(tmp_path, config(own_server, "p")) as daemon):
+        first = daemon.crctl("checkpoint", "--pid", str(program.pid))["crid"]
+        eventually("the spool to be empty", lambda: not waiting(daemon))
+        daemon.stop(signal.SIGKILL)
+        own_server.kill()
+        daemon.start()
+        assert daemon.crctl("status")["archive"]["spool"]["error"]
+        assert daemon.metrics()['crd_archive_away{store="s3://images/p/host/objects"}'] == 1
+        second = daemon.crctl("checkpoint", "--pid", str(program.pid))["crid"]
+        third = daemon.crctl("checkpoint", "--pid", str(program.pid))["crid"]
+        assert {image["crid"] for image in daemon.crctl("images")} == {first, second, third}
+        assert daemon.run_crctl("forget", str(first), str(second)).returncode, "it cannot know yet what others need"
+        daemon.crctl("verify", str(third))
+        own_server.start()
+        eventually("the spool to be empty", lambda: not waiting(daemon))
+        assert daemon.crctl("status")["archive"]["spool"]["error"] is None
+        assert {image["crid"]: image["state"] for image in daemon.crctl("images")} == {third: "ok"}
+        daemon.crctl("verify", str(third))
+        eventually("what was forgotten to be gone", lambda: sum(
+            path.endswith(".image") for path in stored(own_server, "p")) == 1)
+        daemon.stop()
+        daemon.start()
+        daemon.crctl("verify", str(third))
+        daemon.crctl("forget", str(third))
+        assert stored(own_server, "p") == []
+
+
+def test_another_took_the_name_while_the_server_was_away(tmp_path: Path, own_server: SeaweedServer) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with RunningDaemon(tmp_path / "one", config(own_server, "p")) as one:
+        one.stop()
+        own_server.kill()
+        process = one.start().process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        own_server.start()
+        with RunningDaemon(tmp_path / "two", config(own_server, "p")) as two:
+            process.send_signal(signal.SIGCONT)
+            assert process.wait(timeout=PATIENCE_SECONDS) == 14
+            assert "in use by" in one.log
+            assert two.crctl("status")["archive"]["spool"]["error"] is None
 
 
 def test_two_daemons_share_a_bucket_but_not_a_name(tmp_path: Path, seaweed: SeaweedServer) -> None:

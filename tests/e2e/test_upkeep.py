@@ -150,12 +150,14 @@ def test_a_rehearsal_harms_neither_the_original_nor_its_files(daemon: RunningDae
     crid = taken(daemon)
     rehearsed = daemon.crctl("verify", str(crid), "--restart")
     assert rehearsed["rehearsal"]["threads"] == 1
+    assert (rehearsed["rehearsal"]["ran"], rehearsed["rehearsal"]["hindrance"]) == (True, "")
+    assert [(seen["pid"], seen["what"]) for seen in rehearsed["rehearsal"]["seen"]] == [(program.pid, "ran")]
     assert 0 < rehearsed["rehearsal"]["seconds"] < 60
     program.assert_unharmed()
     program.kill()
     counts = program.counts()
     assert daemon.crctl("verify", str(crid), "--restart")["image"]["verified_at"]
-    assert program.counts() == counts, "nothing ran"
+    assert program.counts() == counts, "what ran wrote elsewhere"
     program.assert_counted_without_gap_since(0)
     program.log.rename(program.home / "elsewhere")
     with pytest.raises(Refused) as refused:

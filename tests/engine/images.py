@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from crd.engine.api import CheckpointOptions, RestartOptions, RestartResult, checkpoint, restart
 from crd.engine.crid import CridCounter
+from crd.image.profile import Pages, SharedPages
+from crd.image.reader import ImageReader
+from crd.image.verify import verified
+from crd.image.writer import ImageWriter
 from tests.support.daemon import BIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from crd.image.codec import Record
     from tests.support.victims import Program
 
 
@@ -71,3 +76,30 @@ def tail_of(function: Callable[[], object]) -> None:
             status = 0
         os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def changed(image: Path, change: Callable[[Record], None]) -> Path:
+    """Write an image again with records that were changed."""
+    other = image.with_name("changed")
+    with image.open("rb") as source, other.open("wb") as sink:
+        reader = ImageReader(source)
+        writer = ImageWriter(_Buffers(sink))
+        writer.header(reader.header)
+        for record in verified(reader):
+            change(record)
+            if isinstance(record, (Pages, SharedPages)):
+                content, record.data = record.data, memoryview(b"")
+                writer.write_bulk(record, content)
+            else:
+                writer.write(record)
+        writer.finish()
+    return other
+
+
+class _Buffers:
+    def __init__(self, file) -> None:
+        self._file = file
+
+    def write(self, *buffers) -> None:
+        for buffer in buffers:
+            self._file.write(buffer)

@@ -17,11 +17,8 @@ import pytest
 from crd.engine.userspace import threads
 from crd.errors import ImageTruncated, NativeError, RestartError, RestartUnsupported
 from crd.image.objects import RegularFile
-from crd.image.profile import FileDescriptor, FileLock, Pages, Profile, SharedPages, Thread
-from crd.image.reader import ImageReader
-from crd.image.verify import verified
-from crd.image.writer import ImageWriter
-from tests.engine.images import restarted, taken
+from crd.image.profile import FileDescriptor, FileLock, Profile, Thread
+from tests.engine.images import changed, restarted, taken
 from tests.engine.programs import interpreted
 from tests.support.victims import Program, until
 
@@ -69,33 +66,6 @@ def assert_nothing_is_left(program: Program, fds: list[str]) -> None:
     assert os.listdir("/proc/self/fd") == fds
     locked = Path("/proc/locks").read_text().replace(":", " ").split()
     assert str((program.directory / "data").stat().st_ino) not in locked
-
-
-def changed(image: Path, change: Callable[[Record], None]) -> Path:
-    """Write the image again with other records."""
-    other = image.with_name("changed")
-    with image.open("rb") as source, other.open("wb") as sink:
-        reader = ImageReader(source)
-        writer = ImageWriter(_Buffers(sink))
-        writer.header(reader.header)
-        for record in verified(reader):
-            change(record)
-            if isinstance(record, (Pages, SharedPages)):
-                content, record.data = record.data, memoryview(b"")
-                writer.write_bulk(record, content)
-            else:
-                writer.write(record)
-        writer.finish()
-    return other
-
-
-class _Buffers:
-    def __init__(self, file) -> None:
-        self._file = file
-
-    def write(self, *buffers) -> None:
-        for buffer in buffers:
-            self._file.write(buffer)
 
 
 def test_an_image_that_ends_among_the_pages(program: Program) -> None:

@@ -32,7 +32,7 @@ def own(request: pytest.FixtureRequest) -> Iterator[Callable[[mmap.mmap], list[t
     with PageMap(os.getpid()) as pagemap:
         def find(area: mmap.mmap) -> list[tuple[int, int]]:
             start = address_of(area)
-            runs = pagemap._own([(start, len(area))], scan=request.param == "scan").runs()
+            runs = pagemap._find([(start, len(area))], scan=request.param == "scan")[0].runs()
             return [((at - start) // PAGE_BYTES, (at - start + length) // PAGE_BYTES) for at, length in runs]
         yield find
 
@@ -76,5 +76,5 @@ def test_many_scattered_pages_are_all_found() -> None:
     start = address_of(area)
     with PageMap(os.getpid()) as pagemap:
         for scan in (True, False):
-            assert pagemap._own([(start, len(area))], scan=scan).runs() == [
+            assert pagemap._find([(start, len(area))], scan=scan)[0].runs() == [
                 (start + page * PAGE_BYTES, PAGE_BYTES) for page in range(0, n, 2)]

@@ -138,8 +138,11 @@ class SpooledStore:
         self._reserved_bytes -= n_bytes
 
     async def must_be_free(self, key: str) -> None:
-        """Raises ArchiveError: there is an object under that key."""
-        if key in self._waiting or key in await self._there():
+        """Raises ArchiveError: there is an object under that key, as far as is known."""
+        there: dict[str, int] = {}
+        with suppress(ArchiveUnavailable):  # then the move finds out
+            there = await self._there()
+        if key in self._waiting or key in there:
             raise ArchiveError(f"{self.describe()}/{key} exists already", key=key)
 
     def spooled(self, key: str, n_bytes: int) -> None:
@@ -186,6 +189,7 @@ class SpooledStore:
 
     async def delete(self, key: str) -> None:
         """Remove an object from both; while it is being moved, that is given up."""
+        there = await self._there()  # or nothing is removed: a part of it might be left
         size = self._waiting.pop(key, None)  # first: nothing begins to move it any more
         perhaps_moved = False
         if size is not None:
@@ -197,7 +201,7 @@ class SpooledStore:
             except BaseException:
                 self._waiting[key] = size
                 raise
-        if perhaps_moved | (key in (there := await self._there())):
+        if perhaps_moved or key in there:
             await self._reached(lambda: self._store.delete(key))
             there.pop(key, None)
 
@@ -297,6 +301,10 @@ class SpooledStore:
             raise
         self._answered()
         return answer
+
+    def is_away(self, error: ArchiveUnavailable) -> None:
+        """Be told that the store does not answer."""
+        self._failed(error)
 
     def _failed(self, error: ArchiveError) -> None:
         if self._error is None:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from crd.engine.api import RestartResult
 from crd.errors import CrdError, FeatureMissing, NativeError, RestartError, TargetError
-from crd.native.syscall import syscall
+from crd.native.syscall import NR, syscall
 from crd.native.vessel import become_reaper
 from crd.target import procfs
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from crd.image.profile import Profile
 
 _UNSHARE, _MOUNT = 272, 165
+_PR_SET_PDEATHSIG = 1
 _CLONE_NEWTIME, _CLONE_NEWPID, _CLONE_NEWNS = 0x80, 0x20000000, 0x20000
 _MS_NOSUID_NODEV_NOEXEC, _MS_REC_SLAVE = 2 | 4 | 8, 0x4000 | 0x80000
 _GO = b"go"
@@ -50,13 +53,7 @@ def restart_inside(plan: TreePlan, make: Callable[[Callable[[RestartResult], Non
         FeatureMissing: these privileges do not allow namespaces.
         CrdError: what ``make`` raised; nothing is left.
     """
-    _leave(plan.root.profile)
-    ours, theirs = socket.socketpair()
-    reaper = os.fork()
-    if reaper == 0:
-        ours.close()  # or the restorer would not see us die
-        _begin_inside(theirs, plan, make)
-    theirs.close()
+    ours, reaper = _entered(plan, _mount_proc, partial(_restore, make=make))
     with ours:
         ready = _receive(ours)
         if "error" in ready:
@@ -71,6 +68,51 @@ def restart_inside(plan: TreePlan, make: Callable[[Callable[[RestartResult], Non
     if "error" in done:
         raise CrdError.from_json(done)
     return result
+
+
+def rehearse_inside(plan: TreePlan, enter: Callable[[], None],
+                    work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run ``work`` inside new namespaces, and have nothing left of them afterwards, or when we die.
+
+    Args:
+        plan: of the image.
+        enter: makes more namespaces, and mounts their /proc, as the first process inside.
+        work: what is to be done there; its result must fit into JSON.
+
+    Raises:
+        CrdError: what any of these raised.
+    """
+    def enter_for_a_while() -> None:
+        syscall(NR.PRCTL, _PR_SET_PDEATHSIG, signal.SIGKILL)
+        enter()
+
+    ours, reaper = _entered(plan, enter_for_a_while, partial(_answer, work=work))
+    try:
+        with ours:
+            answer = _receive(ours)
+    finally:
+        os.kill(reaper, signal.SIGKILL)
+        os.waitpid(reaper, 0)  # which ends when everything inside has
+    if "error" in answer:
+        raise CrdError.from_json(answer)
+    return answer
+
+
+def _entered(plan: TreePlan, enter: Callable[[], None],
+             work: Callable[[socket.socket], NoReturn]) -> tuple[socket.socket, int]:
+    """Make the first process of new namespaces, and have a child of it do the work; return a line to that, and its pid.
+
+    Raises:
+        FeatureMissing: these privileges do not allow namespaces.
+    """
+    _leave(plan.root.profile)
+    ours, theirs = socket.socketpair()
+    reaper = os.fork()
+    if reaper == 0:
+        ours.close()  # or the restorer would not see us die
+        _begin_inside(theirs, plan, enter, work)
+    theirs.close()
+    return ours, reaper
 
 
 def _leave(profile: Profile) -> None:
@@ -92,18 +134,23 @@ def _leave(profile: Profile) -> None:
         raise RestartError(f"setting the clocks of the time namespace: {error.strerror}") from error
 
 
-def _begin_inside(channel: socket.socket, plan: TreePlan, make: Callable[..., Any]) -> None:
-    """As the first process of the namespace: mount /proc, start the restorer, and only reap from then on."""
+def _mount_proc() -> None:
+    syscall(_UNSHARE, _CLONE_NEWNS)
+    syscall(_MOUNT, b"none\0", b"/\0", 0, _MS_REC_SLAVE, 0)
+    syscall(_MOUNT, b"proc\0", b"/proc\0", b"proc\0", _MS_NOSUID_NODEV_NOEXEC, 0)
+
+
+def _begin_inside(channel: socket.socket, plan: TreePlan, enter: Callable[[], None],
+                  work: Callable[[socket.socket], NoReturn]) -> None:
+    """As the first process of the namespace: have its /proc, start the restorer, and only reap from then on."""
     try:
-        syscall(_UNSHARE, _CLONE_NEWNS)
-        syscall(_MOUNT, b"none\0", b"/\0", 0, _MS_REC_SLAVE, 0)
-        syscall(_MOUNT, b"proc\0", b"/proc\0", b"proc\0", _MS_NOSUID_NODEV_NOEXEC, 0)
+        enter()
         with suppress(OSError):
             fd = os.open("/proc/sys/kernel/ns_last_pid", os.O_WRONLY | os.O_CLOEXEC)
             os.write(fd, str(_free_number(plan) - 1).encode())
             os.close(fd)
         if os.fork() == 0:
-            _restore(channel, make)
+            work(channel)
         channel.close()
         _close_inherited()
         become_reaper(plan.root.pid)
@@ -122,7 +169,17 @@ def _free_number(plan: TreePlan) -> int:
     return next(number for number in wanted if number not in taken)
 
 
-def _restore(channel: socket.socket, make: Callable[..., Any]) -> None:
+def _answer(channel: socket.socket, work: Callable[[], dict[str, Any]]) -> NoReturn:
+    try:
+        _send(channel, work())
+    except CrdError as error:
+        with suppress(OSError):
+            _send(channel, error.to_json())
+    finally:
+        os._exit(1)
+
+
+def _restore(channel: socket.socket, make: Callable[..., Any]) -> NoReturn:
     def confirm(result: RestartResult) -> None:
         _send(channel, {key: value for key, value in asdict(result).items() if key != "reaper_pid"})
         if channel.recv(len(_GO)) != _GO:

@@ -7,12 +7,13 @@ import signal
 import struct
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crd.engine.api import Pids, RestartOptions, RestartResult
-from crd.engine.userspace import call_filter, credentials, limits, threads
+from crd.engine.rehearsal import Rehearsal, Seen
+from crd.engine.userspace import call_filter, credentials, limits, sandbox, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement
 from crd.engine.userspace.fds.terminal import control, open_masters
@@ -21,11 +22,12 @@ from crd.engine.userspace.ipc import messages, semaphores
 from crd.engine.userspace.mem import policies, restore, sysv
 from crd.engine.userspace.mem.filling import Filling
 from crd.engine.userspace.mem.homes import Homes
-from crd.engine.userspace.namespace import restart_inside
+from crd.engine.userspace.namespace import rehearse_inside, restart_inside
 from crd.engine.userspace.plan import check, read_plan
 from crd.engine.userspace.sig import actions, pending
 from crd.engine.userspace.skeleton import Skeleton
 from crd.engine.userspace.timers import interval, posix
+from crd.engine.userspace.watch import Watch
 from crd.errors import RestartError, TargetError
 from crd.image.reader import ImageReader
 from crd.image.verify import verified
@@ -51,15 +53,10 @@ _STOPPING = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
 class Restart:
-    """An image being restarted: ``plan`` is known and checked, nothing is made yet."""
+    """An image being restarted: ``plan`` is known, nothing is made yet."""
 
     def __init__(self, source: Source, options: RestartOptions) -> None:
-        """Read and check what is to be made.
-
-        Raises:
-            ImageError: the image is damaged.
-            RestartError, AccessDenied: it cannot be restarted here; see ``plan.check``.
-        """
+        """Read what is to be made; raises ImageError."""
         self._started = time.monotonic()
         self._options = options
         self._notes: list[str] = []
@@ -67,14 +64,44 @@ class Restart:
         self._records: Iterator[Record] = verified(ImageReader(source))
         with _impossible_wishes():
             self.plan, self._first = read_plan(self._records)
-            check(self.plan, options)
 
     def run(self, confirm: Callable[[RestartResult], None] | None) -> RestartResult:
-        """Make the tasks, in a namespace of its own if asked for, and let them go; see ``make``."""
+        """Make the tasks, in a namespace of its own if asked for, and let them go; see ``make``.
+
+        Raises:
+            RestartError, AccessDenied: it cannot be restarted here; see also ``plan.check``.
+        """
+        self._check()
         if self._options.pids != Pids.NAMESPACE:
             return self.make(confirm)
         result = restart_inside(self.plan, self.make, confirm and (lambda ready: confirm(self._timed(ready))))
         return self._timed(result)  # once more: inside, the clock is the image's
+
+    def rehearse(self) -> Rehearsal:
+        """Make the tasks in a sandbox, let them run for a moment, and have nothing left of them.
+
+        Raises:
+            SandboxMissing: there can be none here, or not for these tasks.
+            RestartError, AccessDenied: they cannot be made in it.
+        """
+        sandbox.narrow(self.plan)
+        found = rehearse_inside(self.plan, partial(sandbox.enter, self.plan), self._rehearse)
+        return Rehearsal(
+            tasks=len(self.plan.processes), threads=len(self.plan.threads), notes=tuple(found["notes"]),
+            seen=tuple(Seen(**seen) for seen in found["seen"]), duration_seconds=time.monotonic() - self._started)
+
+    def _rehearse(self) -> dict[str, Any]:
+        self._check()
+        with self._made() as (skeleton, broker, _):
+            broker.keep()
+            sandbox.close_off()
+            watch = Watch(skeleton, [(plan.pid, plan.leader.comm, _is_stopped(plan)) for plan in self.plan.processes])
+            seen = watch.run()
+        return {"notes": self._notes, "seen": [asdict(one) for one in seen]}
+
+    def _check(self) -> None:
+        with _impossible_wishes():
+            check(self.plan, self._options)
 
     def _timed(self, result: RestartResult) -> RestartResult:
         return replace(result, duration_seconds=time.monotonic() - self._started)
@@ -89,6 +116,24 @@ class Restart:
             ImageError: the memory part of the stream is damaged; nothing is left.
             RestartError: a task could not be made; nothing is left.
         """
+        with self._made() as (skeleton, broker, tids):
+            root = skeleton.root
+            result = self._timed(RestartResult(
+                root_pid=root.pid, start_time=procfs.stat(root.pid).start_time, pids=tids,
+                tasks=len(self.plan.processes), threads=len(self.plan.threads), notes=tuple(self._notes),
+                listeners=tuple(self._listeners)))
+            if confirm:
+                confirm(result)
+            broker.keep()
+            skeleton.release()
+        return result
+
+    @contextmanager
+    def _made(self) -> Iterator[tuple[Skeleton, Broker, dict[int, int]]]:
+        """Make the tasks, which end with the context unless released; tell the number of each thread by the image's.
+
+        Raises: as ``make``.
+        """
         plan = self.plan
         same = self._options.pids != Pids.NEW
         with Broker(plan.root.leader) as broker, ExitStack() as stack:
@@ -101,15 +146,7 @@ class Restart:
             with _impossible_wishes():
                 tids = self._build(skeleton, broker, masters, same_numbers=same)
             self._notes += skeleton.notes
-            root = skeleton.root
-            result = self._timed(RestartResult(
-                root_pid=root.pid, start_time=procfs.stat(root.pid).start_time, pids=tids, tasks=len(plan.processes),
-                threads=len(plan.threads), notes=tuple(self._notes), listeners=tuple(self._listeners)))
-            if confirm:
-                confirm(result)
-            broker.keep()
-            skeleton.release()
-        return result
+            yield skeleton, broker, tids
 
     def _build(self, skeleton: Skeleton, broker: Broker, masters: Masters, *, same_numbers: bool) -> dict[int, int]:
         """Make the vessels into the tasks, ready to be let go; return the number of each thread by the image's."""

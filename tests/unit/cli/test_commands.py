@@ -267,10 +267,15 @@ class TestIntegrity:
     def test_verify(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl("verify", "42") == "image 42: 1.5 KiB read, all as stored\n"
         assert daemon.parameters == {"reference": "42", "restart": False}
-        daemon.replies["Verify"] = [{"image": IMAGE, "rehearsal": {"tasks": 1, "threads": 3, "seconds": 0.02,
-                                                                   "notes": ["no ballast"]}}]
+        rehearsal = {"tasks": 1, "threads": 3, "seconds": 0.02, "notes": ["no ballast"], "ran": True, "hindrance": "",
+                     "seen": [{"pid": 7, "comm": "cron\x1b", "what": "ran"}]}
+        daemon.replies["Verify"] = [{"image": IMAGE, "rehearsal": rehearsal}]
         assert crctl("verify", "42", "--restart").splitlines()[1:] == [
-            "can be restarted: tasks 1, threads 3, made in 20 ms", "note: no ballast"]
+            "can be restarted: tasks 1, threads 3, tried in 20 ms", "process 7 (cron\\x1b): ran", "note: no ballast"]
+        daemon.replies["Verify"] = [{"image": IMAGE, "rehearsal": rehearsal | {
+            "ran": False, "hindrance": "no overlays", "seen": [], "notes": []}}]
+        assert crctl("verify", "42", "--restart").splitlines()[1:] == [
+            "can be restarted: tasks 1, threads 3, made in 20 ms", "not let run: no overlays"]
         assert daemon.parameters["restart"] is True
 
     def test_damage(self, crctl: Crctl, daemon: Daemon) -> None:
