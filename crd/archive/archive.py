@@ -45,7 +45,7 @@ class Archive:
         self._away = away
         self._level = level
         self._threads = threads
-        self._references = References(store)
+        self._references = References(store, away=away)
         self._heads = Heads()
 
     async def __aenter__(self) -> Self:
@@ -64,7 +64,7 @@ class Archive:
 
     @property
     def is_known(self) -> bool:
-        """Whether the store could be read since we began."""
+        """Whether the store is there, or has been since we began."""
         return self._references.are_known
 
     def describe(self) -> str:

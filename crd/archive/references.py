@@ -48,19 +48,19 @@ class References:
     image cannot be read, no one knows what it needs, and no pack is deleted.
     """
 
-    def __init__(self, store: Store) -> None:
-        """Know of no image; ``load``."""
+    def __init__(self, store: Store, *, away: bool = False) -> None:
+        """Know of no image; ``load``, later if the store is away."""
         self._store = store
         self._images: dict[int, list[Need]] = {}
         self._counts: Counter[int] = Counter()
         self._unreadable: set[int] = set()
         self._distrusted: set[int] = set()
-        self.are_known = False
+        self.are_known = not away
 
     async def load(self) -> None:
         """Read what each image of the store needs, and remove packs that none does: a commit was cut off.
 
-        Until this is done no pack is deleted; images may be entered and forgotten before, and meanwhile.
+        Of a store that was away no pack is deleted until this is done; images may be entered before, and meanwhile.
 
         Raises:
             ArchiveUnavailable: the store cannot be read.
