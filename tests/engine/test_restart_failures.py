@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +18,7 @@ from crd.image.objects import RegularFile
 from crd.image.profile import FileDescriptor, FileLock, Profile, Thread
 from tests.engine.images import changed, restarted, taken
 from tests.engine.programs import interpreted
+from tests.engine.restorer import Restorer
 from tests.support.victims import Program, until
 
 if TYPE_CHECKING:
@@ -134,18 +133,6 @@ def test_signals_that_come_while_it_is_made(program: Program) -> None:
     program.assert_unharmed()
 
 
-RESTARTER = """
-import sys, os
-from pathlib import Path
-from crd.engine.api import Pids, RestartOptions, restart
-import crd.engine.userspace.restart
-os.write(1, b"!")
-with open(sys.argv[1], "rb") as file:
-    restart(file.fileno(), options=RestartOptions(pids=Pids(sys.argv[2])),
-            confirm=lambda _: (os.write(1, b"?"), os.read(0, 1)))
-"""
-
-
 @pytest.mark.parametrize("pids", ["original", "namespace"])
 def test_a_restorer_that_is_killed_at_any_moment(program: Program, pids: str) -> None:
     image = taken(program)
@@ -153,14 +140,9 @@ def test_a_restorer_that_is_killed_at_any_moment(program: Program, pids: str) ->
     before = vessels()
     fds = os.listdir("/proc/self/fd")
     for _ in range(30):
-        restorer = subprocess.Popen([sys.executable, "-c", RESTARTER, image, pids], stdin=subprocess.PIPE,
-                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert restorer.stdin
-        assert restorer.stdout
-        assert restorer.stdout.read(1) == b"!"
+        restorer = Restorer(image, pids)
         time.sleep(chance.uniform(0, 0.06))
         restorer.kill()
-        restorer.communicate()
         until("its vessels to end", lambda: not vessels() - before)
         until("its number to be free", lambda: not program.is_there())
     assert_nothing_is_left(program, fds)
@@ -171,12 +153,9 @@ def test_a_restorer_that_is_killed_when_all_is_ready(program: Program) -> None:
     image = taken(program)
     before = vessels()
     for pids in ("original", "namespace"):
-        restorer = subprocess.Popen([sys.executable, "-c", RESTARTER, image, pids], stdin=subprocess.PIPE,
-                                    stdout=subprocess.PIPE)
-        assert restorer.stdout
-        assert restorer.stdout.read(2) == b"!?"
+        restorer = Restorer(image, pids)
+        restorer.wait_ready()
         restorer.kill()
-        restorer.communicate()
         until("its vessels to end", lambda: not vessels() - before)
         until("its number to be free", lambda: not program.is_there())
     restarted(image, program)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +22,8 @@ from crd.errors import ImageTruncated, NativeError, RestartError, TargetGone
 from crd.target import procfs
 from tests.engine.images import restarted
 from tests.engine.killer import take_for_ever
-from tests.engine.test_restart_failures import RESTARTER, vessels
+from tests.engine.restorer import Restorer
+from tests.engine.test_restart_failures import vessels
 from tests.engine.test_trees import relations, take
 from tests.support.victims import Victim, until
 
@@ -84,13 +83,9 @@ def test_a_restart_that_is_killed_at_any_moment(image: tuple[Victim, Path], pids
     chance = random.Random(5)
     before = vessels()
     for _ in range(15):
-        restorer = subprocess.Popen([sys.executable, "-c", RESTARTER, path, pids], stdin=subprocess.PIPE,
-                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert restorer.stdout
-        assert restorer.stdout.read(1) == b"!"
+        restorer = Restorer(path, pids)
         time.sleep(chance.uniform(0, 0.15))
         restorer.kill()
-        restorer.communicate()
         until("its vessels to end", lambda: not vessels() - before)
         assert_nothing_is_left(victim)
     restarted(path, victim)
