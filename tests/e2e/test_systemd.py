@@ -30,8 +30,15 @@ COUNTING = """
 Type=exec
 ExecStart={python} -S -c {program} 8
 WorkingDirectory=/srv
-StandardOutput=null
-StandardError=null
+"""
+TELLING = """
+import itertools, socket, time
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.connect("/dev/log")
+for number in itertools.count():
+    print(f"<5>said {number}", flush=True)
+    log.send(f"<13>teller: sent {number}".encode())
+    time.sleep(0.05)
 """
 TARGET = '[targets.counting]\nunit = "counting"\non_calendar = "2100-01-01"\n'
 
@@ -59,12 +66,7 @@ class Counting:
         self._machine = machine
         self._log = machine.root / "srv/count.log"
         self._log.unlink(missing_ok=True)
-        program = json.dumps(PROGRAM).replace("%", "%%")
-        unit = COUNTING.format(python=Path(sys._base_executable).resolve(), program=program)  # type: ignore[attr-defined]
-        (machine.root / "etc/systemd/system/counting.service").write_text(unit)
-        machine.say("systemctl", "daemon-reload")
-        machine.say("systemctl", "start", "counting")
-        self.pid = int(machine.show("counting", "MainPID"))
+        self.pid = started(machine, "counting", COUNTING, PROGRAM)
         eventually("it to count", self.counts)
 
     def counts(self) -> list[int]:
@@ -89,6 +91,15 @@ class Counting:
     def end(self) -> None:
         if self.is_there():
             self.kill()
+
+
+def started(machine: Machine, name: str, unit: str, program: str) -> int:
+    """Start a service that is a Python program; return its pid."""
+    python, program = Path(sys._base_executable).resolve(), json.dumps(program).replace("%", "%%")  # type: ignore[attr-defined]
+    (machine.root / f"etc/systemd/system/{name}.service").write_text(unit.format(python=python, program=program))
+    machine.say("systemctl", "daemon-reload")
+    machine.say("systemctl", "start", name)
+    return int(machine.show(name, "MainPID"))
 
 
 def crctl(machine: Machine, *words: str) -> Any:
@@ -187,6 +198,30 @@ def test_without_a_bus_it_lives_in_the_engines_unit_and_goes_on_too(machine: Mac
     finally:
         machine.say("systemctl", "unmask", "--runtime", "dbus.socket", "dbus.service")
         machine.say("systemctl", "start", "dbus.socket")
+
+
+def test_a_service_that_tells_the_journal_goes_on_telling_it(machine: Machine) -> None:
+    unit = "[Service]\nType=exec\nSyslogIdentifier=teller\nExecStart={python} -S -c {program}\n"
+    pid = started(machine, "telling", unit, TELLING)
+
+    def told(*words: str) -> list[dict[str, str]]:
+        lines = machine.journal("-o", "json", "SYSLOG_IDENTIFIER=teller", *words).splitlines()
+        return [json.loads(line) for line in lines]
+
+    eventually("it to begin", lambda: len(told()) > 4)
+    machine.say("crctl", "target", "add", "telling", "--unit", "telling", "--on-calendar", "2100-01-01")
+    image = crctl(machine, "checkpoint", "telling", "--kill")
+    eventually("its end", lambda: machine.show("telling", "ActiveState") in {"inactive", "failed"})
+    request = crctl(machine, "restart", str(image["crid"]), "--wait")
+    assert (request["state"], request["root_pid"]) == ("done", pid), request
+    scope = f"crd-{request['crid']}-{request['number']}.scope"
+    later = eventually("what it says then", lambda: told(f"_SYSTEMD_UNIT={scope}", "_TRANSPORT=stdout")[4:])
+    assert {(entry["PRIORITY"], entry["_PID"], entry["_UID"]) for entry in later} == {("5", str(pid), "0")}
+    machine.say("systemctl", "stop", scope)
+    machine.say("crctl", "target", "remove", "telling")
+    for transport, verb in (("stdout", "said"), ("syslog", "sent")):
+        messages = [entry["MESSAGE"] for entry in told(f"_TRANSPORT={transport}")]
+        assert messages == [f"{verb} {number}" for number in range(len(messages))], "each is told, and once"
 
 
 def test_a_reload_takes_over_all_or_nothing(machine: Machine, counting: Counting) -> None:
