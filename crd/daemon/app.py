@@ -18,13 +18,14 @@ from crd.clock import Clock, SystemClock
 from crd.daemon.handlers import Handlers
 from crd.daemon.health import Health
 from crd.daemon.jobs import Checkpoints, Restarts, measure
-from crd.daemon.notify import keep, notify, passed_fds
+from crd.daemon.kept_notes import KeptNotes
+from crd.daemon.notify import keep, keeps, notify, passed_fds
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.readers import Readers
 from crd.daemon.retention import Retention
 from crd.daemon.scheduler import ScheduledTarget, Scheduler
 from crd.daemon.scrub import Scrub
-from crd.daemon.served import ServedPrograms
+from crd.daemon.served import SERVED, ServedPrograms
 from crd.daemon.stores import open_store
 from crd.daemon.targets import wanted_targets
 from crd.daemon.tracking import Tracks
@@ -103,7 +104,8 @@ class App:
             if self.engine == KERNEL:
                 freezer.sweep(freezer.mounted())
             notes_writes = settings.engine.note_writes and self.engine == USERSPACE
-            self.tracks = stack.enter_context(Tracks(enabled=notes_writes))
+            kept_notes = KeptNotes(settings.daemon.state_dir / "notes") if keeps() else None
+            self.tracks = stack.enter_context(Tracks(kept_notes, enabled=notes_writes))
             workers = await stack.enter_async_context(WorkerPool(settings.engine_socket))
             self._assemble(workers)
             async with workers.lease() as worker:
@@ -115,6 +117,7 @@ class App:
             self.metrics_url = exporter.url
             await self.restarts.recover()
             await self._add_targets()
+            self._inherit(passed, kept_notes)
             self.start(self.retention.apply_all())
             server = Server(passed.get("api", settings.api.socket), Handlers(self).handle,
                             public=settings.api.public, group=settings.api.group)
@@ -212,6 +215,14 @@ class App:
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
         self.metrics.build.info({"version": self.version, "engine": self.engine})
+
+    def _inherit(self, passed: dict[str, int], kept_notes: KeptNotes | None) -> None:
+        """Go on with what the daemon before us left with systemd."""
+        for name, fd in passed.items():
+            if name.startswith(SERVED):
+                self.served.add(fd, name)
+        if kept_notes:
+            self.tracks.inherit(kept_notes.take_over(passed, self.scheduler.targets if self.tracks.enabled else ()))
 
     def _offer(self, features: dict[str, bool]) -> None:
         self.features = features

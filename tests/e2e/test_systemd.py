@@ -102,6 +102,20 @@ def started(machine: Machine, name: str, unit: str, program: str) -> int:
     return int(machine.show(name, "MainPID"))
 
 
+CALLING = """
+import ctypes, itertools, os, time
+libc = ctypes.CDLL(None)
+for turn in itertools.count(1):
+    while not os.path.exists(f"go{turn}"):
+        time.sleep(0.01)
+    image = os.open("image", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open("new", "w") as file:
+        print(libc.syscall(387, 0, image, 0), file=file)
+    os.rename("new", f"returned{turn}")
+    os.close(image)
+"""
+
+
 def crctl(machine: Machine, *words: str) -> Any:
     return json.loads(machine.say("crctl", *words, "--json"))
 
@@ -158,14 +172,63 @@ def metrics_listener(machine: Machine) -> str:
 
 
 def test_the_metrics_listener_outlives_the_daemon(machine: Machine) -> None:
-    inode, before = metrics_listener(machine), daemon_pid(machine)
+    inode = metrics_listener(machine)
     machine.say("systemctl", "restart", CRD)
     assert metrics_listener(machine) == inode
+    killed(machine)
+    assert metrics_listener(machine) == inode
+
+
+def killed(machine: Machine) -> None:
+    """Kill the daemon, and wait for another."""
+    before = daemon_pid(machine)
     machine.say("systemctl", "kill", "--kill-whom=main", "--signal=KILL", CRD)
     eventually("another daemon", lambda: machine.show(CRD, "ActiveState") == "active"
                and daemon_pid(machine) not in {0, before})
-    assert metrics_listener(machine) == inode
     machine.say("systemctl", "reset-failed", CRD)
+
+
+def test_what_targets_write_is_noted_beyond_the_daemon(machine: Machine) -> None:
+    program = "import os, signal\nkept = [os.urandom(4096) for _ in range(4096)]\nsignal.pause()\n"
+    started(machine, "still", "[Service]\nType=exec\nExecStart={python} -S -c {program}\n", program)
+    machine.say("crctl", "target", "add", "still", "--unit", "still", "--on-calendar", "2100-01-01")
+
+    def read_bytes() -> int:
+        image = crctl(machine, "checkpoint", "still")
+        crctl(machine, "verify", str(image["crid"]))
+        return int(image["memory_bytes"])
+
+    whole, since = read_bytes(), read_bytes()
+    assert since < whole / 2, "nothing is noted at all"
+    machine.say("systemctl", "restart", CRD)
+    assert read_bytes() < whole / 2
+    killed(machine)
+    assert read_bytes() < whole / 2
+    machine.say("systemctl", "stop", CRD)
+    assert read_bytes() > whole / 2, "who keeps notes while there is no daemon?"
+    assert read_bytes() < whole / 2
+    machine.say("crctl", "target", "remove", "still")
+    machine.say("systemctl", "stop", "still")
+
+
+def test_a_program_under_crctl_run_makes_its_calls_to_the_next_daemon(machine: Machine) -> None:
+    unit = "[Service]\nType=exec\nWorkingDirectory=/srv\nExecStart=/usr/bin/crctl run -- {python} -S -c {program}\n"
+    started(machine, "calling", unit, CALLING)
+
+    def returned(turn: int) -> int:
+        (machine.root / f"srv/go{turn}").touch()
+        path = machine.root / f"srv/returned{turn}"
+        eventually("its return", path.exists)
+        return int(path.read_text())
+
+    assert returned(1) > 0
+    machine.say("systemctl", "restart", CRD)
+    assert returned(2) > 0
+    killed(machine)
+    assert returned(3) > 0
+    machine.say("systemctl", "stop", CRD)
+    assert returned(4) == -1
+    machine.say("systemctl", "stop", "calling")
 
 
 def test_a_restarted_program_lives_in_a_scope_of_its_own(machine: Machine, counting: Counting) -> None:
