@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.archive.base import known_pages
-from crd.archive.heads import Heads
+from crd.archive.heads import Heads, read_head
 from crd.archive.names import image_key, numbered, pack_key
 from crd.archive.references import References, Sharing
 from crd.archive.sink import ImageSink, Stored
 from crd.archive.source import ImageSource, open_source
 from crd.archive.threads import in_thread
+from crd.errors import ArchiveUnavailable, BlobCorrupt, BlobMissing
 from crd.ids import Crid
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from crd.archive.stores.store import Store
+
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSize:
@@ -99,6 +104,14 @@ class Archive:
         except BaseException:
             await asyncio.shield(self._references.release(known.packs))
             raise
+
+    async def recall(self, crid: Crid, digest: str) -> None:
+        """Know again of an image what those that follow it need, if its packs are whole and it has this digest."""
+        try:
+            if head := await read_head(self._store, self._references, crid, digest):
+                self._heads.put(crid, head)
+        except (BlobCorrupt, BlobMissing, ArchiveUnavailable) as error:
+            logger.info("no image can follow %d: %s", crid, error.message, extra={"event": "archive.not-followed"})
 
     async def source(self, crid: Crid) -> ImageSource:
         """Open an image; raises as ``open_source``."""

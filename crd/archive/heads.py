@@ -8,17 +8,25 @@ from typing import TYPE_CHECKING
 
 from crd.archive.base import Known, worth_sharing
 from crd.archive.followed import Followed, MemoryMap
-from crd.archive.manifest import NO_PACK
+from crd.archive.manifest import NO_PACK, PACK_SHIFT, digest_of
+from crd.archive.names import pack_key
+from crd.archive.source import open_pack, open_source
+from crd.archive.threads import in_thread
+from crd.errors import BlobCorrupt
 from crd.native.numbers import replace_places
-from crd.native.pages import PageIndex
+from crd.native.pages import HASH_BYTES, PageIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from crd.archive.manifest import Manifest
+    from crd.archive.pack import PackTable
+    from crd.archive.references import References
+    from crd.archive.stores.store import Store
     from crd.native.pages import PageKey
 
 BYTES_MAX = 32 << 20
+_PAGE_MASK = (1 << PACK_SHIFT) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +100,39 @@ class Heads:
     def drop(self, crid: int) -> None:
         """Let go of one."""
         self._heads.pop(crid, None)
+
+
+async def read_head(store: Store, references: References, crid: int, digest: str) -> Head | None:
+    """Read what is to be known of an image; None if new packs are not kept as its own are.
+
+    Args:
+        store: that has it.
+        references: are told of packs that are damaged.
+        crid: of it.
+        digest: that it must have, in hexadecimal.
+
+    Raises:
+        BlobCorrupt: it is damaged, or another image.
+        BlobMissing, ArchiveUnavailable: it cannot be read.
+    """
+    content = (await open_source(store, references, crid, threads=1)).manifest
+    tables: list[PackTable | None] = []
+    for number, _ in content.packs:
+        if number != NO_PACK and not await store.is_current(pack_key(number)):
+            return None
+        tables.append(await open_pack(store, number) if number != NO_PACK else None)
+    return await in_thread(_head, content, tables, digest)
+
+
+def _head(content: Manifest, tables: list[PackTable | None], digest: str) -> Head | None:
+    digests = [table.digest if table else None for table in tables]
+    if digest_of(digests, content.pieces, content.pages, content.literals).hex() != digest:
+        raise BlobCorrupt("it is another image than the catalog says")
+    keys = {table.key for table in tables if table}
+    if len(keys) != 1:
+        return None
+    hashes = bytearray()
+    for number in content.pages:
+        at = (number & _PAGE_MASK) * HASH_BYTES
+        hashes += tables[number >> PACK_SHIFT].hashes[at:at + HASH_BYTES]  # type: ignore[union-attr]  # it has a page
+    return Head(content, keys.pop(), hashes, digests, [table.pages if table else 0 for table in tables])

@@ -27,7 +27,8 @@ def run(program: tuple[str, ...], *, target: str | None, every: str | None) -> N
 
     It calls them by number, with syscall(2) or by crd.h or crd.selfckpt: checkpoint(0, fd, 0) writes an image of the
     process and its descendants to a descriptor and returns its crid; when that image is restarted, the call returns 0.
-    All that the program starts can do the same.  While the daemon is away they fail with ENOSYS.
+    All that the program starts can do the same.  While the daemon is away they fail with ENOSYS, and while systemd
+    relaunches it they wait.
 
     Exit status: 0 or whatever PROGRAM ends with; 1 failed, 2 usage, 10 daemon unavailable, 12 denied, 13 Linux is older
     than 5.19, 14 the name of the target is taken, or too many programs are served.

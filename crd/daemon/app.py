@@ -20,14 +20,15 @@ from crd.daemon.arrival import Arrival
 from crd.daemon.handlers import Handlers
 from crd.daemon.health import Health
 from crd.daemon.jobs import Checkpoints, Restarts
+from crd.daemon.kept_notes import KeptNotes
 from crd.daemon.meter import Meter
-from crd.daemon.notify import keep, notify, passed_fds
+from crd.daemon.notify import keep, keeps, notify, passed_fds
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.readers import Readers
 from crd.daemon.retention import Retention
 from crd.daemon.scheduler import ScheduledTarget, Scheduler
 from crd.daemon.scrub import Scrub
-from crd.daemon.served import ServedPrograms
+from crd.daemon.served import SERVED, ServedPrograms
 from crd.daemon.stores import open_store
 from crd.daemon.targets import wanted_targets
 from crd.daemon.tracking import Tracks
@@ -113,7 +114,8 @@ class App:
             if self.engine == KERNEL:
                 freezer.sweep(freezer.mounted())
             notes_writes = settings.engine.note_writes and self.engine == USERSPACE
-            self.tracks = stack.enter_context(Tracks(enabled=notes_writes))
+            kept_notes = KeptNotes(settings.daemon.state_dir / "notes") if keeps() else None
+            self.tracks = stack.enter_context(Tracks(kept_notes, enabled=notes_writes))
             self._assemble(workers)
             async with workers.lease() as worker:
                 self._offer(await worker.features())
@@ -124,6 +126,7 @@ class App:
             self.metrics_url = exporter.url
             await self.restarts.recover()
             await self._add_targets()
+            self._inherit(passed, kept_notes)
             if self.archive.is_known:
                 self._apply_rules()
             server = Server(passed.get("api", settings.api.socket), Handlers(self).handle,
@@ -227,6 +230,14 @@ class App:
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
         self.health = Health(self.scheduler, workers, self.catalog, self.clock, self._status)
         self.metrics.build.info({"version": self.version, "engine": self.engine})
+
+    def _inherit(self, passed: dict[str, int], kept_notes: KeptNotes | None) -> None:
+        """Go on with what the daemon before us left with systemd."""
+        for name, fd in passed.items():
+            if name.startswith(SERVED):
+                self.served.add(fd, name)
+        if kept_notes:
+            self.tracks.inherit(kept_notes.take_over(passed, self.scheduler.targets if self.tracks.enabled else ()))
 
     def _offer(self, features: dict[str, bool]) -> None:
         self.features = features

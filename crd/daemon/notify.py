@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _FIRST_PASSED_FD = 3
+_TOKEN_BYTES = 6
 _SIGNS_IN_TIME = 3
 """Signs of life in the time that systemd waits for one: two may be late."""
 
@@ -35,11 +37,29 @@ def notify(*assignments: str, fds: Sequence[int] = ()) -> None:
         socket.send_fds(sender, ["\n".join(assignments).encode()], fds)
 
 
-def keep(name: str, fd: int | None) -> None:
-    """Have systemd keep a descriptor, or none, under a name for the daemon after us: it is among its ``passed_fds``."""
+def keeps() -> bool:
+    """Return whether there is somebody who could ``keep`` descriptors."""
+    return "NOTIFY_SOCKET" in os.environ
+
+
+def new_name(kind: str) -> str:
+    """Return a name for a descriptor that nothing was kept under before."""
+    return f"{kind}-{secrets.token_hex(_TOKEN_BYTES)}"
+
+
+def keep(name: str, fd: int | None, *, polled: bool = True) -> None:
+    """Have systemd keep a descriptor, or none, under a name for the daemon after us: it is among its ``passed_fds``.
+
+    It hears of this before it hears of our end, whatever that is: what it waits for stands in that order.
+
+    Args:
+        name: at most 255 characters of ASCII, and no colon.
+        fd: the descriptor; None: what was kept goes.
+        polled: it is not kept any more once it says that it has hung up (FDPOLL of sd_notify(3)).
+    """
     notify("FDSTOREREMOVE=1", f"FDNAME={name}")
     if fd is not None:
-        notify("FDSTORE=1", f"FDNAME={name}", fds=[fd])
+        notify("FDSTORE=1", f"FDNAME={name}", *(() if polled else ("FDPOLL=0",)), fds=[fd])
 
 
 def watchdog_seconds() -> float:

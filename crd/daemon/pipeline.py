@@ -71,6 +71,8 @@ class Pipeline:
         """
         with self.tracks.of(target) as track:
             followed = track.base if track else None
+            if followed and track and track.inherited:
+                await self.archive.recall(followed, track.digest)
             base = followed or await self.catalog.images.relative(pid, target)
             async with (_in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease() as worker,
                         self.sink(base, follow=followed is not None) as sink):
@@ -84,7 +86,7 @@ class Pipeline:
                 image = _row(result, sink, self.host, target, tags)
                 image = await self.keep(sink, image)
                 if track:
-                    track.follow(worker.take_notes(), image.crid)
+                    track.follow(worker.take_notes(), image.crid, image.digest)
                 await worker.commit()
                 return image
 

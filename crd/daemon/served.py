@@ -1,7 +1,8 @@
 """Programs under ``crctl run``: their calls, from the kernel to a worker and back.
 
 The daemon only listens.  Each call is carried out by a worker; one that is not answered by it, whatever has become of
-it, is answered here.  When the daemon ends, the kernel answers: ENOSYS.
+it, is answered here.  When the daemon ends, the kernel answers: ENOSYS.  But systemd keeps the listeners for the daemon
+after us, except one from which a call was received that has no answer yet: nobody else could give it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import select
 from typing import TYPE_CHECKING
 
+from crd.daemon.notify import keep, new_name
 from crd.errors import Busy, CrdError, NativeError
 from crd.native import notification
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LISTENERS_MAX = 4096
+SERVED = "served"
+"""What the name of a listener begins with that systemd keeps."""
 
 
 class ServedPrograms:
@@ -58,8 +62,12 @@ class ServedPrograms:
         async with self._workers.lease() as worker:
             self.add(await worker.fetch_listener(pid, fd))
 
-    def add(self, listener: int) -> None:
+    def add(self, listener: int, name: str = "") -> None:
         """Serve the calls of a listener, which is ours from now on, until all that it tells of have ended.
+
+        Args:
+            listener: the listener.
+            name: under which systemd has kept it; "": it has not.
 
         Raises:
             Busy: there are too many.
@@ -67,7 +75,7 @@ class ServedPrograms:
         if len(self._jobs) >= _LISTENERS_MAX:
             os.close(listener)
             raise Busy(f"{_LISTENERS_MAX} programs are served already", hint="Try again when some have ended.")
-        job = asyncio.create_task(self._serve(listener), name=f"listener {listener}")
+        job = asyncio.create_task(self._serve(listener, name or new_name(SERVED)), name=f"listener {listener}")
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
@@ -78,12 +86,19 @@ class ServedPrograms:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
 
-    async def _serve(self, listener: int) -> None:
+    async def _serve(self, listener: int, name: str) -> None:
+        keep(name, listener)
         try:
             while await _is_called(listener):
-                if call := notification.receive(listener):
-                    await self._carry_out(listener, call)
+                keep(name, None)
+                try:
+                    if call := notification.receive(listener):
+                        await self._carry_out(listener, call)
+                finally:
+                    keep(name, listener)
+            keep(name, None)
         except NativeError:
+            keep(name, None)
             logger.exception("a listener", extra={"event": "served.crashed"})
         finally:
             os.close(listener)

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from crd.image.checks import ADDRESS_END, FILE_OFFSET_MAX, PID_MAX, ImageState, check, need, need_flag
+from crd.image.journal import JournalConnection
 from crd.image.objects import (
     DESCRIPTIONS,
     DIGEST_BYTES,
@@ -71,6 +72,9 @@ STREAMS, DATAGRAMS = 1, 2
 FAMILIES = {2: 4, 10: 6}
 """AF_INET and AF_INET6, and the version of IP."""
 PORT_MAX = 0xFFFF
+JOURNAL_NAME_BYTES_MAX = 4096
+SYSLOG_PRIORITY_MAX = 191
+"""local7.debug."""
 TERMINALS_MAX = 1 << 20
 """NR_UNIX98_PTY_MAX."""
 TCP_STATES = {1, 4, 5, 8, 9, 11}
@@ -265,6 +269,17 @@ def _check_unix_message(record: UnixMessage, image: ImageState) -> None:
     for objref in record.rights:
         need(image.objects.get(objref) in DESCRIPTIONS, f"carries object {objref}, which is no open file description "
                                                         "before it")
+
+
+@check.register(JournalConnection)
+def _check_journal_connection(record: JournalConnection, image: ImageState) -> None:
+    need(image.sockets.pop(record.socket, None) == UNIX_IDLE, f"connects object {record.socket}, not an idle socket")
+    need("/" not in record.namespace and "\0" not in record.namespace, "has no name of a namespace")
+    need(b"\n" not in record.identifier + record.unit, "has a name of several lines")
+    need(max(len(record.identifier), len(record.unit)) <= JOURNAL_NAME_BYTES_MAX, "has a name of more than 4096 bytes")
+    need(record.priority <= SYSLOG_PRIORITY_MAX, f"has the priority {record.priority}")
+    for name in ("prefixed", "to_syslog", "to_kernel", "to_console"):
+        need_flag(getattr(record, name), name)
 
 
 @check.register(InetSocket)

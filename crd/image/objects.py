@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from crd.image.codec import Record, Struct
 from crd.image.fields import S32, S64, U8, U16, U32, U64, Bytes, Items, Text  # noqa: TC001  # evaluated when the classes are made
+from crd.image.journal import JournalConnection
 from crd.image.owner import Owner  # noqa: TC001
 from crd.image.posix_queue import PosixQueue, PosixQueueMessage, PosixQueueOpen
 from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
@@ -378,5 +379,6 @@ PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify
 """What stands behind the object that it is in, and the kind of that."""
 
 BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, OutsideConnection, InetMessage,
-                                     InetSending, SysvSemaphores, SysvQueue, SysvMessage)
+                                     InetSending, JournalConnection, SysvSemaphores, SysvQueue,
+                                     SysvMessage)
 """What has no objref of its own, and refers to objects before it."""

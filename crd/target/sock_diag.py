@@ -39,6 +39,7 @@ class UnixSocketInfo:
     Attributes:
         kind: SOCK_*.
         state: LISTENING, ESTABLISHED or another.
+        name: as in sun_path.
         peer: inode of the other end; 0 = none, or closed, or not yet accepted.
         waiting: inodes of connections that wait to be accepted; 0 for those that have been closed since.
         backlog: of a listening one.
@@ -47,6 +48,7 @@ class UnixSocketInfo:
 
     kind: int
     state: int
+    name: bytes = b""
     peer: int = 0
     waiting: tuple[int, ...] = ()
     backlog: int = 0
@@ -102,10 +104,15 @@ class SocketDiagnosis:
         found = dict(_attributes(answer[_HEADER.size + _ANSWER.size:length]))
         waiting = found.get(_WAITING, b"")
         return UnixSocketInfo(
-            kind, state, peer=int.from_bytes(found.get(_PEER, b""), "little"),
+            kind, state, name=_plain(found.get(_NAME, b"")), peer=int.from_bytes(found.get(_PEER, b""), "little"),
             waiting=struct.unpack(f"<{len(waiting) // 4}I", waiting),
             backlog=int.from_bytes(found.get(_LENGTHS, b"")[4:8], "little") if state == LISTENING else 0,
             shutdown=found.get(_SHUTDOWN, b"\0")[0])
+
+
+def _plain(name: bytes) -> bytes:
+    """Return a name without the NUL that kernels end one of a file with."""
+    return name if name.startswith(b"\0") else name.rstrip(b"\0")
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -6,6 +6,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
+from crd.target import journal
 from crd.target.holders import description_holders, link_holders, links_inside
 from crd.target.sock_diag import SocketDiagnosis, socket_inode
 from crd.target.wording import process_names
@@ -38,8 +39,10 @@ def obstacles(look: Look, found: dict[int, UnixSocketInfo]) -> Iterator[Obstacle
     ours = {socket_inode(link) for link in links_inside(look.inside)}
     peers = {fd: info.peer for fd, info in found.items()
              if info.peer and info.peer not in ours and info.kind != socket.SOCK_DGRAM}
+    to_journal = _to_the_journal(peers)
+    peers = {fd: peer for fd, peer in peers.items() if fd not in to_journal}
     holders = link_holders(look.inside, {f"socket:[{peer}]" for peer in peers.values()}) if peers else {}
-    links = {entry.fd: entry.link for entry in look.table if entry.fd in found}
+    links = {entry.fd: entry.link for entry in look.table if entry.fd in found and entry.fd not in to_journal}
     shared = description_holders(look.pid, links, look.inside, look.kcmp) if found and look.kcmp else {}
     for entry in look.table:
         if entry.fd in peers:
@@ -49,3 +52,12 @@ def obstacles(look: Look, found: dict[int, UnixSocketInfo]) -> Iterator[Obstacle
         elif entry.fd in shared:
             yield Obstacle("fd.shared", entry.name, f"is open elsewhere too, in {process_names(shared[entry.fd])}",
                            "Start the program without the other one, or checkpoint it when that has ended.")
+
+
+def _to_the_journal(peers: dict[int, int]) -> set[int]:
+    """Return which descriptors lead to the journal, by those that they are connected to; a restart connects anew."""
+    if not peers:
+        return set()
+    with SocketDiagnosis() as diagnosis:
+        return {fd for fd, peer in peers.items()
+                if (other := diagnosis.unix(peer)) and journal.namespace(other.name) is not None}

@@ -30,8 +30,15 @@ COUNTING = """
 Type=exec
 ExecStart={python} -S -c {program} 8
 WorkingDirectory=/srv
-StandardOutput=null
-StandardError=null
+"""
+TELLING = """
+import itertools, socket, time
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.connect("/dev/log")
+for number in itertools.count():
+    print(f"<5>said {number}", flush=True)
+    log.send(f"<13>teller: sent {number}".encode())
+    time.sleep(0.05)
 """
 TARGET = '[targets.counting]\nunit = "counting"\non_calendar = "2100-01-01"\n'
 
@@ -59,12 +66,7 @@ class Counting:
         self._machine = machine
         self._log = machine.root / "srv/count.log"
         self._log.unlink(missing_ok=True)
-        program = json.dumps(PROGRAM).replace("%", "%%")
-        unit = COUNTING.format(python=Path(sys._base_executable).resolve(), program=program)  # type: ignore[attr-defined]
-        (machine.root / "etc/systemd/system/counting.service").write_text(unit)
-        machine.say("systemctl", "daemon-reload")
-        machine.say("systemctl", "start", "counting")
-        self.pid = int(machine.show("counting", "MainPID"))
+        self.pid = started(machine, "counting", COUNTING, PROGRAM)
         eventually("it to count", self.counts)
 
     def counts(self) -> list[int]:
@@ -89,6 +91,29 @@ class Counting:
     def end(self) -> None:
         if self.is_there():
             self.kill()
+
+
+def started(machine: Machine, name: str, unit: str, program: str) -> int:
+    """Start a service that is a Python program; return its pid."""
+    python, program = Path(sys._base_executable).resolve(), json.dumps(program).replace("%", "%%")  # type: ignore[attr-defined]
+    (machine.root / f"etc/systemd/system/{name}.service").write_text(unit.format(python=python, program=program))
+    machine.say("systemctl", "daemon-reload")
+    machine.say("systemctl", "start", name)
+    return int(machine.show(name, "MainPID"))
+
+
+CALLING = """
+import ctypes, itertools, os, time
+libc = ctypes.CDLL(None)
+for turn in itertools.count(1):
+    while not os.path.exists(f"go{turn}"):
+        time.sleep(0.01)
+    image = os.open("image", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open("new", "w") as file:
+        print(libc.syscall(387, 0, image, 0), file=file)
+    os.rename("new", f"returned{turn}")
+    os.close(image)
+"""
 
 
 def crctl(machine: Machine, *words: str) -> Any:
@@ -147,14 +172,63 @@ def metrics_listener(machine: Machine) -> str:
 
 
 def test_the_metrics_listener_outlives_the_daemon(machine: Machine) -> None:
-    inode, before = metrics_listener(machine), daemon_pid(machine)
+    inode = metrics_listener(machine)
     machine.say("systemctl", "restart", CRD)
     assert metrics_listener(machine) == inode
+    killed(machine)
+    assert metrics_listener(machine) == inode
+
+
+def killed(machine: Machine) -> None:
+    """Kill the daemon, and wait for another."""
+    before = daemon_pid(machine)
     machine.say("systemctl", "kill", "--kill-whom=main", "--signal=KILL", CRD)
     eventually("another daemon", lambda: machine.show(CRD, "ActiveState") == "active"
                and daemon_pid(machine) not in {0, before})
-    assert metrics_listener(machine) == inode
     machine.say("systemctl", "reset-failed", CRD)
+
+
+def test_what_targets_write_is_noted_beyond_the_daemon(machine: Machine) -> None:
+    program = "import os, signal\nkept = [os.urandom(4096) for _ in range(4096)]\nsignal.pause()\n"
+    started(machine, "still", "[Service]\nType=exec\nExecStart={python} -S -c {program}\n", program)
+    machine.say("crctl", "target", "add", "still", "--unit", "still", "--on-calendar", "2100-01-01")
+
+    def read_bytes() -> int:
+        image = crctl(machine, "checkpoint", "still")
+        crctl(machine, "verify", str(image["crid"]))
+        return int(image["memory_bytes"])
+
+    whole, since = read_bytes(), read_bytes()
+    assert since < whole / 2, "nothing is noted at all"
+    machine.say("systemctl", "restart", CRD)
+    assert read_bytes() < whole / 2
+    killed(machine)
+    assert read_bytes() < whole / 2
+    machine.say("systemctl", "stop", CRD)
+    assert read_bytes() > whole / 2, "who keeps notes while there is no daemon?"
+    assert read_bytes() < whole / 2
+    machine.say("crctl", "target", "remove", "still")
+    machine.say("systemctl", "stop", "still")
+
+
+def test_a_program_under_crctl_run_makes_its_calls_to_the_next_daemon(machine: Machine) -> None:
+    unit = "[Service]\nType=exec\nWorkingDirectory=/srv\nExecStart=/usr/bin/crctl run -- {python} -S -c {program}\n"
+    started(machine, "calling", unit, CALLING)
+
+    def returned(turn: int) -> int:
+        (machine.root / f"srv/go{turn}").touch()
+        path = machine.root / f"srv/returned{turn}"
+        eventually("its return", path.exists)
+        return int(path.read_text())
+
+    assert returned(1) > 0
+    machine.say("systemctl", "restart", CRD)
+    assert returned(2) > 0
+    killed(machine)
+    assert returned(3) > 0
+    machine.say("systemctl", "stop", CRD)
+    assert returned(4) == -1
+    machine.say("systemctl", "stop", "calling")
 
 
 def test_a_restarted_program_lives_in_a_scope_of_its_own(machine: Machine, counting: Counting) -> None:
@@ -187,6 +261,30 @@ def test_without_a_bus_it_lives_in_the_engines_unit_and_goes_on_too(machine: Mac
     finally:
         machine.say("systemctl", "unmask", "--runtime", "dbus.socket", "dbus.service")
         machine.say("systemctl", "start", "dbus.socket")
+
+
+def test_a_service_that_tells_the_journal_goes_on_telling_it(machine: Machine) -> None:
+    unit = "[Service]\nType=exec\nSyslogIdentifier=teller\nExecStart={python} -S -c {program}\n"
+    pid = started(machine, "telling", unit, TELLING)
+
+    def told(*words: str) -> list[dict[str, str]]:
+        lines = machine.journal("-o", "json", "SYSLOG_IDENTIFIER=teller", *words).splitlines()
+        return [json.loads(line) for line in lines]
+
+    eventually("it to begin", lambda: len(told()) > 4)
+    machine.say("crctl", "target", "add", "telling", "--unit", "telling", "--on-calendar", "2100-01-01")
+    image = crctl(machine, "checkpoint", "telling", "--kill")
+    eventually("its end", lambda: machine.show("telling", "ActiveState") in {"inactive", "failed"})
+    request = crctl(machine, "restart", str(image["crid"]), "--wait")
+    assert (request["state"], request["root_pid"]) == ("done", pid), request
+    scope = f"crd-{request['crid']}-{request['number']}.scope"
+    later = eventually("what it says then", lambda: told(f"_SYSTEMD_UNIT={scope}", "_TRANSPORT=stdout")[4:])
+    assert {(entry["PRIORITY"], entry["_PID"], entry["_UID"]) for entry in later} == {("5", str(pid), "0")}
+    machine.say("systemctl", "stop", scope)
+    machine.say("crctl", "target", "remove", "telling")
+    for transport, verb in (("stdout", "said"), ("syslog", "sent")):
+        messages = [entry["MESSAGE"] for entry in told(f"_TRANSPORT={transport}")]
+        assert messages == [f"{verb} {number}" for number in range(len(messages))], "each is told, and once"
 
 
 def test_a_reload_takes_over_all_or_nothing(machine: Machine, counting: Counting) -> None:

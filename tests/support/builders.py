@@ -6,10 +6,12 @@ import io
 from typing import TYPE_CHECKING
 
 from crd.image.header import Header
+from crd.image.journal import JournalConnection
 from crd.image.objects import (
     FILE_APPENDED,
     TERMIOS_BYTES,
     UNIX_CONNECTED,
+    UNIX_IDLE,
     UNIX_LISTENING,
     UNNAMED_MEMORY,
     Epoll,
@@ -140,6 +142,11 @@ def make_outside_connection(socket: int) -> OutsideConnection:
         largest_window=65536, receive_window=65536, receive_window_from=2000)
 
 
+def make_journal_connection(socket: int) -> JournalConnection:
+    return JournalConnection(socket=socket, namespace="", identifier=b"worker", unit=b"worker.service", priority=30,
+                             prefixed=1, to_syslog=0, to_kernel=0, to_console=0)
+
+
 def make_special_files() -> list[Record]:
     """Objects from 10 on: at least one description of every kind that has no name."""
     common = {"flags": 2, "owner": NOBODY}
@@ -169,6 +176,7 @@ def make_special_files() -> list[Record]:
         FileContent(objref=34, file=1, use=FILE_APPENDED, size=5000, uid=1, gid=2, saved=1, digest=bytes(32),
                     digest_start=0),
         UnixConnection(client=18, accepted=19, listener=20),
+        make_unix_socket(35, state=UNIX_IDLE), make_journal_connection(35),
         UnixMessage(socket=18, source=b"", pid=PID, uid=0, gid=0, rights=[10], data=b"hello"),
     ]
 

@@ -136,6 +136,36 @@ async def test_what_was_made_whole_verifies() -> None:
         await (await archive.source(Crid(2))).verify(stored.digest)
 
 
+async def test_an_image_is_followed_beyond_the_end_of_the_daemon() -> None:
+    memory = {page: page for page in range(600)}
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        await first(archive, 1, memory)
+        memory = {**memory, 9: 1}
+        stored, _ = await follow(archive, 2, since(memory, {9}, 700), 1)
+    async with Archive(store) as archive:
+        await archive.recall(Crid(2), stored.digest)
+        memory = {**memory, 10: 2, 650: 3}
+        stored, sink = await follow(archive, 3, since(memory, {10, 650}, 700), 2)
+        assert sink.follows
+        assert_is(await read_image(archive, 3), memory)
+        await (await archive.source(Crid(3))).verify(stored.digest)
+
+
+@pytest.mark.parametrize("digest", ["", "00" * 32])
+async def test_another_image_than_is_meant_is_not_followed(digest: str) -> None:
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        await first(archive, 1, {page: page for page in range(10)})
+    async with Archive(store) as archive:
+        await archive.recall(Crid(1), digest)
+        await archive.recall(Crid(2), digest)
+        for crid in (1, 2):
+            sink = await archive.sink(Crid(crid), follow=True)
+            assert not sink.follows
+            await sink.abort()
+
+
 HISTORIES = st.lists(st.tuples(
     st.dictionaries(st.integers(0, 600), st.one_of(st.none(), st.integers(0, 50)), max_size=40),  # None: given back
     st.sets(st.integers(0, 600), max_size=10),  # written as they were

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import crd.image
-from crd.image import objects, owner, posix_queue, profile, records, since, sysv
+from crd.image import journal, objects, owner, posix_queue, profile, records, since, sysv
 from crd.image.codec import Record, Struct
 from crd.image.framing import FRAME, FrameReader
 from crd.image.header import read_header
@@ -20,7 +20,8 @@ SECTIONS = re.split(r"^### ", DOCUMENT, flags=re.MULTILINE)[1:]
 
 def declared() -> dict[str, dict[str, str]]:
     """Title of every record and group, and its fields."""
-    kinds = [kind for module in (records, objects, owner, posix_queue, profile, sysv) for kind in vars(module).values()
+    modules = records, objects, owner, journal, posix_queue, profile, sysv
+    kinds = [kind for module in modules for kind in vars(module).values()
              if isinstance(kind, type) and issubclass(kind, Record | Struct) and kind.__module__ == module.__name__]
     return {_title(kind): kind.fields for kind in kinds}
 

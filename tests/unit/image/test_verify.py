@@ -9,6 +9,7 @@ import pytest
 
 from crd.errors import ImageCorrupt
 from crd.image.framing import FRAME
+from crd.image.journal import JournalConnection
 from crd.image.objects import (
     BETWEEN,
     OBJECTS,
@@ -195,6 +196,13 @@ RULES = [
     (UnixMessage, 0, {"source": bytes(109)}, "109 bytes"),
     (UnixMessage, 0, {"rights": [4]}, "object 4"),
     (UnixMessage, 0, {"rights": [10] * 254}, "254 descriptors"),
+    (JournalConnection, 0, {"socket": 18}, "object 18"),
+    (JournalConnection, 0, {"socket": 10}, "object 10"),
+    (JournalConnection, 0, {"namespace": "../x"}, "namespace"),
+    (JournalConnection, 0, {"unit": b"a\nb"}, "several lines"),
+    (JournalConnection, 0, {"identifier": bytes(4097)}, "4096 bytes"),
+    (JournalConnection, 0, {"priority": 192}, "priority 192"),
+    (JournalConnection, 0, {"to_kernel": 2}, "to_kernel 2"),
     (InetSocket, 0, {"family": 1}, "family 1"),
     (InetSocket, 0, {"kind": 3}, "unknown kind"),
     (InetSocket, 0, {"listening": 1}, "listens"),

@@ -11,7 +11,7 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import socket_options, socket_queue, unix_restart
+from crd.engine.userspace.fds import journal, socket_options, socket_queue, unix_restart
 from crd.engine.userspace.fds.description import Description
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
 from crd.errors import Obstacle, TargetUnsupported
@@ -26,6 +26,7 @@ from crd.image.objects import (
     UnixSocket,
 )
 from crd.native.syscall import kcmp
+from crd.target.journal import namespace
 from crd.target.paths import DELETED
 from crd.target.sock_diag import ESTABLISHED, LISTENING, SocketDiagnosis, UnixSocketInfo, socket_inode
 
@@ -76,6 +77,8 @@ class UnixSockets(Kind):
             peer = inodes.get(table.unix[one.objref].peer)
             if peer and peer.objref > one.objref and records[one.objref].state == UNIX_CONNECTED:
                 yield _connection(records[one.objref], records[peer.objref], records)
+            elif (space := _journal(one, table.unix[one.objref], inodes)) is not None:
+                yield journal.connection(one, space, table.unix[one.objref].peer)
         for one in found:
             table.late_records += [_message(one, message) for message in table.queues.get(one.objref, [])]
 
@@ -161,6 +164,8 @@ def _state(one: Description, info: UnixSocketInfo, inodes: dict[int, Description
     if info.state != ESTABLISHED:
         return UNIX_IDLE
     if info.peer:
+        if _journal(one, info, inodes) is not None:
+            return UNIX_IDLE
         if info.peer not in inodes:
             raise _unsupported(one, "is connected to another process")
         return UNIX_CONNECTED
@@ -170,6 +175,14 @@ def _state(one: Description, info: UnixSocketInfo, inodes: dict[int, Description
     poll = select.poll()
     poll.register(one.borrowed, 0)
     return UNIX_RESET if any(events & select.POLLERR for _, events in poll.poll(0)) else UNIX_HUNG_UP
+
+
+def _journal(one: Description, info: UnixSocketInfo, inodes: dict[int, Description]) -> str | None:
+    """Return the namespace of the journal that a stream leads to; None: it leads to none."""
+    if not info.peer or info.peer in inodes or info.kind != socket.SOCK_STREAM:
+        return None
+    with opened(one) as sock:
+        return namespace(_raw(sock.getpeername()))
 
 
 def _name(one: Description) -> bytes:

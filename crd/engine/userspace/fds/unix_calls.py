@@ -13,6 +13,7 @@ from crd.native.syscall import NR, pidfd_getfd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from crd.engine.userspace.fds.kind import Making
 
@@ -68,16 +69,28 @@ def listen(making: Making, fd: int, backlog: int, who: tuple[int, int]) -> None:
 
 def connect(making: Making, fd: int, listener: int, who: tuple[int, int]) -> None:
     """Have a socket of ours connect to a listener of ours, without waiting."""
-    batch = making.vessel.batch
     os.set_blocking(fd, False)
     with socket.socket(fileno=os.dup(listener)) as sock:
         name = sock.getsockname()
         if isinstance(name, str):
             name = f"/proc/{os.getpid()}/fd/{making.broker.hold(fcntl.ioctl(sock, _SIOCUNIXFILE))}".encode() + b"\0"
+    _connect(making, fd, name, b"", who)
+
+
+def connect_to(making: Making, fd: int, path: Path, said: bytes, who: tuple[int, int]) -> None:
+    """Have a socket of ours connect to another process's listener, without waiting, and say something."""
+    os.set_blocking(fd, False)
+    _connect(making, fd, os.fsencode(path) + b"\0", said, who)
+
+
+def _connect(making: Making, fd: int, name: bytes, said: bytes, who: tuple[int, int]) -> None:
+    batch = making.vessel.batch
     address = socket.AF_UNIX.to_bytes(2, "little") + name
     pulled = making.broker.pull(batch, fd)
     with _as_user(making, who):
         batch.call(NR.CONNECT, pulled, batch.data(address), len(address), what="connect")
+        if said:
+            batch.call(NR.WRITE, pulled, batch.data(said), len(said), what="write")
     batch.call(NR.CLOSE_RANGE, 0, _UNCHANGED, 0)
     making.vessel.run()
 

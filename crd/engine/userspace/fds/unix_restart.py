@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.clash import clash
-from crd.engine.userspace.fds import socket_options, socket_queue
+from crd.engine.userspace.fds import journal, socket_options, socket_queue
 from crd.engine.userspace.fds.unix_calls import accept_from, connect, listen, socketpair
 from crd.errors import ResourceChanged, RestartError
+from crd.image.journal import JournalConnection
 from crd.image.objects import (
     UNIX_CONNECTED,
     UNIX_HUNG_UP,
@@ -47,6 +48,7 @@ def clashes(plan: Plan) -> Iterator[Clash]:
                                       hint="End that process first.")
             elif record.path:
                 yield from clash(_check_path, record)
+    yield from journal.clashes(plan)
 
 
 def _is_bound(record: UnixSocket) -> bool:
@@ -95,6 +97,9 @@ def make(making: Making) -> None:
             making.peers[record.objref] = making.broker.hold(ends[1])
     for one in connections:
         _connect(one, making)
+    for begun in making.plan.of(JournalConnection):
+        if begun.socket in sockets:
+            journal.make(sockets[begun.socket], begun, making)
 
 
 def _make_single(record: UnixSocket, making: Making) -> None:
