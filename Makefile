@@ -33,13 +33,11 @@ bench: setup victims
 dashboards: setup
 	$(BIN)/python config/grafana/generate.py
 
-# Coverage-guided, for FUZZ_SECONDS; what reaches anything new is kept in tests/fuzz/corpus.
+# Coverage-guided, FUZZ_SECONDS for all targets; what reaches anything new is kept in tests/fuzz/corpus.
 FUZZ_SECONDS := 600
 fuzz: setup
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --group fuzz
-	@mkdir -p var/fuzz
-	$(BIN)/python -m tests.fuzz.codec -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -artifact_prefix=var/fuzz/ \
-		tests/fuzz/corpus
+	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
 
 setup: $(VENV)/.installed $(VENV)/.built
 

@@ -74,7 +74,7 @@ class Cursor:
         return self._pass_over(None)
 
     def _pass_over(self, n_bytes: int | None) -> int:
-        chunk = memoryview(bytearray(CHUNK_BYTES))
+        chunk = memoryview(bytearray(CHUNK_BYTES if n_bytes is None else min(n_bytes, CHUNK_BYTES)))
         done = 0
         while n_bytes is None or done < n_bytes:
             room = chunk if n_bytes is None else chunk[: n_bytes - done]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 FRAME = struct.Struct("<II")
 PAYLOAD_BYTES_MAX = (1 << 20) + (64 << 10)
 """No payload of crd's profile is longer: 1 MiB of pages and their runs, or 256 KiB of group ids."""
+_FIRST_BUFFER_BYTES = 4096
 
 
 class Source(Protocol):
@@ -45,7 +46,7 @@ def read_up_to(source: Source, view: memoryview) -> int:
 
 
 class FrameReader:
-    """Reads frame after frame, exactly, into one buffer.
+    """Reads frame after frame, exactly, into one buffer, which grows to the longest.
 
     Attributes:
         start: offset in the stream of the frame read last.
@@ -55,7 +56,8 @@ class FrameReader:
     def __init__(self, source: Source, payload_bytes_max: int = PAYLOAD_BYTES_MAX) -> None:
         """Read from ``source``, refusing payloads longer than ``payload_bytes_max``."""
         self._source = source
-        self._buffer = memoryview(bytearray(payload_bytes_max))
+        self._payload_bytes_max = payload_bytes_max
+        self._buffer = memoryview(bytearray(_FIRST_BUFFER_BYTES))
         self._frame = memoryview(bytearray(FRAME.size))
         self.start = 0
         self.offset = 0
@@ -75,12 +77,14 @@ class FrameReader:
         """Read the payload; it is valid until the next call.
 
         Raises:
-            ImageCorrupt: it is longer than ``limit`` or the buffer; nothing was read (EINVAL).
+            ImageCorrupt: it is longer than is allowed; nothing was read (EINVAL).
             ImageTruncated: the stream ends (EPIPE).
         """
-        if length > min(limit, len(self._buffer)):
-            raise corrupt(f"claims {length} bytes, more than the {min(limit, len(self._buffer))} allowed",
-                          self.start, record)
+        allowed = min(limit, self._payload_bytes_max)
+        if length > allowed:
+            raise corrupt(f"claims {length} bytes, more than the {allowed} allowed", self.start, record)
+        if length > len(self._buffer):
+            self._buffer = memoryview(bytearray(min(max(length, 2 * len(self._buffer)), self._payload_bytes_max)))
         view = self._buffer[:length]
         self._fill(view, record)
         return view

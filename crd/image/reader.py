@@ -84,7 +84,7 @@ class ImageReader:
             raise corrupt("is of no known type", self.offset, f"RECORD 0x{record_type:x}")
         payload = self._frames.payload(length, kind.record_name)
         if kind is Profile:
-            _check_version(payload)
+            _check_version(payload, self.offset)
         record = kind.decode(terminated(payload) if kind is String else payload, self.offset)
         if isinstance(record, Pages | SharedPages):
             n_pages = sum(run.pages for run in record.runs)
@@ -95,8 +95,9 @@ class ImageReader:
         return record
 
 
-def _check_version(payload: memoryview) -> None:
+def _check_version(payload: memoryview, offset: int) -> None:
     """The version is the first field of PROFILE in every version."""
     if len(payload) >= 4 and (version := struct.unpack_from("<I", payload)[0]) != PROFILE_VERSION:
         raise ImageVersionUnsupported(f"the image is of version {version} of crd's profile, not {PROFILE_VERSION}",
-                                      record=Profile.record_name, version=version, errno=errno.EINVAL)
+                                      offset=offset, record=Profile.record_name, version=version,
+                                      errno=errno.EINVAL)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
 from signal import SIGKILL
 from typing import TYPE_CHECKING, Any, Protocol
 
+from crd import syscalls
 from crd.engine import api
 from crd.engine.crid import CridCounter
 from crd.engine.kernel.calls import KernelCalls
@@ -30,7 +32,10 @@ from crd.errors import (
     TargetUnsupported,
     TraceDenied,
 )
+from tests.engine.callers import DOES_AS_TOLD
+from tests.support.served import Served, compiled
 from tests.support.standin_kernel import StandInKernel
+from tests.support.victims import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,13 +57,17 @@ def as_errno(error: CrdError) -> OSError:
 
 
 class CallEngine(Protocol):
-    """Makes the calls; ``release`` ends what it left."""
+    """Makes the calls; ``release`` ends what it left.
+
+    ``returned_in_the_copy`` restarts the image of the last caller of ``checkpoint_self``; the call returns there, too.
+    """
 
     serves_self: bool
     """Whether a task can ask for its own image."""
 
     def checkpoint(self, pid: int, fd: int, flags: int = 0) -> int: ...
     def checkpoint_self(self, fd: int) -> int: ...
+    def returned_in_the_copy(self, fd: int) -> int: ...
     def restart(self, fd: int, flags: int = 0) -> int: ...
     def release(self) -> None: ...
 
@@ -77,6 +86,9 @@ class UserspaceEngine:
 
     def checkpoint_self(self, fd: int) -> int:
         raise OSError(errno.ENOSYS, "a process cannot trace itself")
+
+    def returned_in_the_copy(self, fd: int) -> int:
+        raise NotImplementedError
 
     def restart(self, fd: int, flags: int = 0) -> int:
         self.restarted.append(self._made(lambda: api.restart(fd, flags, options=api.RestartOptions(
@@ -116,6 +128,11 @@ class KernelEngine:
     def checkpoint_self(self, fd: int) -> int:
         return self._made(lambda: KernelCalls(self.kernel.numbers).checkpoint(0, fd))
 
+    def returned_in_the_copy(self, fd: int) -> int:
+        self.kernel.restored = True
+        with open(os.devnull, "wb") as null:
+            return self.checkpoint_self(null.fileno())
+
     def restart(self, fd: int, flags: int = 0) -> int:
         options = api.RestartOptions(linux_cr=self.linux_cr)
         result = self._made(lambda: api.restart(fd, flags, options=options))
@@ -134,8 +151,82 @@ class KernelEngine:
             raise as_errno(error) from error
 
 
+class ServedCalls:
+    """The calls of a program under the filter of ``crctl run``; it is in C and knows nothing but syscall(2)."""
+
+    serves_self = True
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory / "callers"
+        self.directory.mkdir()
+        self.program = compiled(self.directory, DOES_AS_TOLD)
+        self.callers: list[Served] = []
+        self.restarted: list[int] = []
+
+    def checkpoint(self, pid: int, fd: int, flags: int = 0) -> int:
+        return self._called(syscalls.NR_CHECKPOINT, pid, fd, flags)
+
+    def checkpoint_self(self, fd: int) -> int:
+        return self.checkpoint(0, fd)
+
+    def returned_in_the_copy(self, fd: int) -> int:
+        caller, known = self.callers[-1], self._results()
+        caller.kill()
+        caller.restarted_as(api.restart(fd).root_pid)
+        until("the return in the copy", lambda: len(self._results()) > len(known))
+        return self._results()[len(known)][0]  # it goes on with the commands that came afterwards
+
+    def restart(self, fd: int, flags: int = 0) -> int:
+        self._called(syscalls.NR_RESTART, 0, fd, flags)
+        caller = self.callers.pop()
+        assert os.waitstatus_to_exitcode(os.waitpid(caller.pid, 0)[1]) == 0
+        caller.close()
+        for listener in caller.next_listeners:
+            os.close(listener)
+        self.restarted.append(caller.replaced_by.root_pid)
+        return self.restarted[-1]
+
+    def release(self) -> None:
+        for caller in self.callers:
+            caller.close()
+        for pid in self.restarted:
+            with suppress(ProcessLookupError):
+                os.kill(pid, SIGKILL)
+
+    def _called(self, number: int, first: int, fd: int, flags: int) -> int:
+        """Have a program make a call, serve it, and return what it has seen; 0 of a restart that has replaced it."""
+        if not self.callers:
+            for name in ("commands", "results"):
+                (self.directory / name).write_bytes(b"")
+            self.callers.append(Served([self.program, str(os.getpid())], self.directory))
+        known = len(self._results())
+        with (self.directory / "commands").open("ab", buffering=0) as commands:
+            commands.write(struct.pack("=qqqQq", number, first, fd, flags, _is_open(fd)))
+        done = self.callers[-1].serve()
+        if number == syscalls.NR_RESTART and done.result == 0:
+            return 0
+        until("the return of the call", lambda: len(self._results()) > known)
+        result, error = self._results()[-1]
+        if result < 0:
+            raise OSError(error, done.message)
+        return result
+
+    def _results(self) -> list[tuple[int, int]]:
+        data = (self.directory / "results").read_bytes()
+        return [*struct.iter_unpack("=qq", data[:len(data) // 16 * 16])]
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
 ENGINES: dict[str, Callable[[Path], CallEngine]] = {
     "userspace": UserspaceEngine,
+    "served": ServedCalls,
     "kernel-3-arguments": lambda directory: KernelEngine(directory, "387/388/3"),
     "kernel-3.0": lambda directory: KernelEngine(directory, "3.0"),
 }

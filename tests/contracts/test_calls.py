@@ -48,9 +48,12 @@ def program(tmp_path: Path) -> Iterator[Program]:
 
 
 @pytest.fixture
-def image(engine: CallEngine, program: Program, tmp_path: Path) -> Path:
-    with (tmp_path / "image").open("wb") as file:
+def image(engine: CallEngine, tmp_path: Path) -> Path:
+    """Of a program that is gone, so that its pid is free."""
+    (home := tmp_path / "saved").mkdir()
+    with sleep(home, 60) as program, (tmp_path / "image").open("wb") as file:
         engine.checkpoint(program.pid, file.fileno())
+        program.assert_unharmed()
     return tmp_path / "image"
 
 
@@ -163,13 +166,15 @@ class TestCheckpoint:
         with open("/dev/full", "wb", buffering=0) as full, refused(errno.ENOSPC):
             engine.checkpoint(program.pid, full.fileno())
 
-    def test_the_target_runs_on(self, engine: CallEngine, program: Program, image: Path) -> None:
-        assert whole(image.read_bytes())
+    def test_the_target_runs_on(self, engine: CallEngine, program: Program, tmp_path: Path) -> None:
+        with (tmp_path / "image").open("wb") as file:
+            engine.checkpoint(program.pid, file.fileno())
+        assert whole((tmp_path / "image").read_bytes())
         assert program.status()["TracerPid"] == "0"
         assert "crd-" not in Path(f"/proc/{program.pid}/cgroup").read_text()
         assert program.status()["State"].startswith("S")
 
-    def test_of_itself(self, engine: CallEngine, tmp_path: Path) -> None:
+    def test_of_itself_it_returns_in_three_ways(self, engine: CallEngine, tmp_path: Path) -> None:
         if not engine.serves_self:
             with refused(errno.ENOSYS):
                 engine.checkpoint_self(1)
@@ -177,6 +182,10 @@ class TestCheckpoint:
         with (tmp_path / "image").open("wb") as file:
             assert engine.checkpoint_self(file.fileno()) > 0
         assert whole((tmp_path / "image").read_bytes())
+        with refused(errno.EBADF):
+            engine.checkpoint_self(1 << 20)
+        with (tmp_path / "image").open("rb") as file:
+            assert engine.returned_in_the_copy(file.fileno()) == 0
 
 
 class TestRestart:

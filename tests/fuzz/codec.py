@@ -1,6 +1,6 @@
-"""Coverage-guided fuzzing of all that reads images: ``make fuzz``, or ``python -m tests.fuzz.codec CORPUS -runs=N``.
+"""Fuzzes one target, guided by coverage: ``python -m tests.fuzz.codec TARGET CORPUS -runs=N``.
 
-What is found joins ``corpus/``, which the tests replay; arguments are libFuzzer's.
+Arguments behind the target are libFuzzer's.  ``make fuzz`` runs all targets (``__main__.py``).
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["crd.image"]):
-    from crd.image import generations, inspect, reader, self_checkpoint, verify, walk_early, walk_late  # noqa: F401
-    from tests.fuzz.test_image_reader import holds, read_any, read_crd, read_self
+with atheris.instrument_imports(include=["crd.image", "crd.archive.manifest", "crd.archive.pack", "crd.api.protocol",
+                                         "crd.api.kinds"]):
+    from tests.fuzz import frames, targets
+
+_FRAMED = {"codec", "self_checkpoint", "profile", "generations"}
 
 
-def test_one(data: bytes) -> None:
-    for read in (read_any, read_crd, read_self):
-        holds(read, data)
+def mutate(data: bytes, bytes_max: int, seed: int) -> bytes:
+    framing = frames.framing_of(data) if name == "generations" else frames.Framing()
+    return frames.mutated(data, framing, seed, atheris.Mutate, bytes_max)
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, test_one)
+    _, name, *arguments = sys.argv
+    again = f"{sys.executable} -m tests.fuzz.codec {name}"  # libFuzzer begins anew by a shell where it merges
+    atheris.Setup([again, *arguments], targets.TARGETS[name], **({"custom_mutator": mutate} if name in _FRAMED else {}))
     atheris.Fuzz()

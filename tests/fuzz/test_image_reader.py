@@ -28,7 +28,6 @@ from tests.unit.image.test_self_checkpoint import EXAMPLE
 
 ROUNDS = int(os.environ.get("CRD_FUZZ_ROUNDS", "1"))
 GOLDEN = Path(__file__).parents[1] / "golden" / "images"
-CORPUS = Path(__file__).parent / "corpus"
 MEMORY_BYTES_MAX = 12 << 20
 IMAGE = make_image()
 INTERESTING = [0, 1, 0x7F, 0x80, 0xFF]
@@ -124,15 +123,6 @@ def test_mutations(name):
         image = mutated(SEEDS[name], rng)
         holds(read_any, image)
         holds(read_crd, image)
-
-
-@pytest.mark.parametrize("read", [read_any, read_crd, read_self])
-def test_what_fuzzing_has_found(read):
-    """The corpus of ``make fuzz`` (``codec.py``)."""
-    corpus = sorted(CORPUS.iterdir())
-    assert corpus
-    for path in corpus:
-        holds(read, path.read_bytes())
 
 
 def test_memory_is_bounded_whatever_the_image_claims():

@@ -102,7 +102,9 @@ class Served(Program):
 def received(listener: int) -> Notification:
     """Wait for a call of a listener, and receive it."""
     while True:
-        assert _polled(listener, PATIENCE_SECONDS), "no call within a minute"
+        ready = _polled(listener, PATIENCE_SECONDS)
+        assert ready, "no call within a minute"
+        assert ready[0][1] & select.POLLIN, "there is nobody left who could call"
         if call := receive(listener):
             return call
 
