@@ -14,8 +14,11 @@ from crd.native.ffi import ffi, lib
 from crd.native.memory import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
+
+    from crd.native.memory import Memory, Run
 
 PAGE_IS_FILE = 1 << 2
 PAGE_IS_PRESENT = 1 << 3
@@ -25,6 +28,8 @@ PAGE_IS_PFNZERO = 1 << 5
 _REGIONS = 4096
 _ENTRIES = 16384
 _ENTRY_BYTES = 8
+_LITTLE_BYTES = 2 << 20
+_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 _ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_FILE, _ENTRY_GUARD = 1 << 63, 1 << 62, 1 << 61, 1 << 58
 
 
@@ -80,6 +85,27 @@ class PageMap:
         if not os.pread(self.fd, _ENTRY_BYTES, start // PAGE_BYTES * _ENTRY_BYTES):
             raise TargetGone(f"process {self._pid} has ended", pid=self._pid)
         return runs
+
+    def copy_own(self, memory: Memory, areas: Sequence[Run]) -> tuple[list[Run], memoryview] | None:
+        """Copy what ``own_pages`` finds in areas, if it is little; None if it is not, or has to be looked at closer.
+
+        Returns:
+            Runs, and their content packed one after the other.
+
+        Raises:
+            MemoryFault, TraceeGone: as ``Memory.read_runs``.
+        """
+        room = _new_uncleared("unsigned char[]", _LITTLE_BYTES)
+        copy = ffi.new("struct crd_copy *", {"content": room, "max_bytes": _LITTLE_BYTES})
+        try:
+            call(lib.crd_pages_copy, self.fd, memory.fd, list(areas), len(areas), copy)
+        except NativeError as error:
+            if error.operation != "ioctl PAGEMAP_SCAN":
+                raise
+            return None
+        if not copy.complete or not copy.n:  # none: it may have ended
+            return None
+        return [(run.address, run.length) for run in copy.runs[0:copy.n]], memoryview(ffi.buffer(room, copy.bytes))
 
     def scan_once(self) -> None:
         """Use PAGEMAP_SCAN once; raises NativeError if the kernel has none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.layout import is_kernel_area
+from crd.engine.userspace.mem.runs import joined
 from crd.engine.userspace.mem.shared import room
 from crd.errors import NativeError
 from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PageRun, Pages, SharedPages
@@ -28,26 +29,28 @@ _BUFFERS = 4
 
 def private_runs(pid: int, entries: Sequence[MapEntry]) -> list[Run]:
     """Return the pages of private memory that are the process's own, in ascending runs."""
-    found: list[Run] = []
+    return _own_runs(pid, joined((entry.start, entry.end - entry.start) for entry in entries
+                                 if not entry.shared and not is_kernel_area(entry)))
+
+
+def _own_runs(pid: int, areas: Iterable[Run]) -> list[Run]:
     with PageMap(pid) as pagemap:
-        for start, end in _merged((entry.start, entry.end) for entry in entries
-                                  if not entry.shared and not is_kernel_area(entry)):
-            found += [(run.start, run.end - run.start) for run in pagemap.own_pages(start, end)]
-    return found
+        return [(run.start, run.end - run.start) for start, length in areas
+                for run in pagemap.own_pages(start, start + length)]
 
 
-def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Join neighbouring ranges: one scan for many areas."""
-    current: tuple[int, int] | None = None
-    for start, end in ranges:
-        if current and current[1] == start:
-            current = current[0], end
-        else:
-            if current:
-                yield current
-            current = start, end
-    if current:
-        yield current
+def copy_little(memory: Memory, areas: list[Run]) -> tuple[list[Run], memoryview]:
+    """Copy the pages of private areas that are the process's own while it is stopped, and return them.
+
+    Its relatives go on to share them copy-on-write.
+    """
+    with PageMap(memory.pid) as pagemap:
+        if found := pagemap.copy_own(memory, areas):
+            return found
+    runs = _own_runs(memory.pid, areas)
+    content = memoryview(bytearray(sum(length for _, length in runs)))
+    memory.read_runs(runs, content)
+    return runs, content
 
 
 def batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
