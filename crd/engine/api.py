@@ -46,8 +46,8 @@ class CheckpointOptions:
 
     Attributes:
         after: what becomes of the target.
-        method: "snapshot" (copy-on-write child), "copy" (while it is stopped) or "auto" (copy only if the kernel makes
-            no child).
+        method: "snapshot" (copy-on-write child), "copy" (while it is stopped) or "auto" (copy what is
+            little, or if the kernel makes no child).
         freeze_seconds: how long stopping all threads may take.
         engine: "userspace", "kernel" or "auto".
         linux_cr: the release of Linux-CR whose calls this kernel has (``crd.engine.kernel.table``); "": what it proves.
@@ -80,7 +80,7 @@ class CheckpointResult:
         uid: of whose they are (``crd.target.owner``).
         taken_at: seconds since the epoch, of the freeze.
         method: "snapshot", "precopy" (of a process whose writes are noted: all that was written was copied, most of it
-            before the stop), or "copy" if any process had to be copied whole; and why.
+            before the stop), or "copy" if the first process was copied, or any other had to be; and why.
         tasks, threads: how many, zombies not counted.
         image_bytes: of the stream; None: only who reads the stream can tell, since the kernel wrote it.
         memory_bytes: pages read; 0 if the kernel read them.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from crd.errors import FeatureMissing, InjectionInterrupted, NativeError, TraceeGone
 from crd.native import tracee
+from crd.native.detour import PATIENCE_NS, Detour
 from crd.native.family import Family
 from crd.native.ffi import ffi, lib
 from crd.native.room import NO_AREA, Area, claim, claimed_area, find_room
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from crd.native.memory import Memory
+    from crd.native.threads import ThreadGroup
     from crd.native.tracee import Registers
 
 _HOME_BYTES: int = lib.CRD_HOME_BYTES
 _TASK = struct.Struct("<2Q")
 _SNAPSHOT_TASK = struct.Struct("<4Q")
+_WAITING_TASK = struct.Struct("<6Q")
 _CALL = struct.Struct("<7Q")
 CALL_BYTES = _CALL.size
 _GENERATION = struct.Struct("<Q")
@@ -42,6 +45,8 @@ CALLS_MAX = 4
 SCRATCH_BYTES = 4096
 
 _WORD = (1 << 64) - 1
+_WORD_BYTES = 8
+_NANOSECONDS = 1_000_000_000
 _ERRNO_MAX = 4095
 _MAP_FIXED_NOREPLACE = 0x100000
 
@@ -104,10 +109,12 @@ class Injector:
         Raises:
             FeatureMissing: there is no room.
         """
-        script, snapshot = lib.crd_stub_script_code(), lib.crd_stub_snapshot_code()
+        script, snapshot, waiting = (
+            lib.crd_stub_script_code(), lib.crd_stub_snapshot_code(), lib.crd_stub_survey_code())
         self._script = bytes(ffi.buffer(script.start, script.length - _HOME_BYTES - _TASK.size))
         self._snapshot = bytes(ffi.buffer(snapshot.start, snapshot.length - _HOME_BYTES - _SNAPSHOT_TASK.size))
-        longest = max(script.length + CALLS_MAX * _CALL.size, snapshot.length)
+        self._waiting = bytes(ffi.buffer(waiting.start, waiting.length - _HOME_BYTES - _WAITING_TASK.size))
+        longest = max(script.length + CALLS_MAX * _CALL.size, snapshot.length, waiting.length + CALLS_MAX * _CALL.size)
         self._slot_bytes = (longest + _GENERATION.size + 15) & ~15
         self.memory = memory
         self._room = find_room(memory, candidates, 2 * self._slot_bytes)
@@ -115,7 +122,9 @@ class Injector:
         self._leftover = claimed_area(memory, self._room)
         claim(memory, self._room, self._leftover)
         self._slots = range(self._room.start, self._room.end - self._slot_bytes + 1, self._slot_bytes)
-        self._generations = [memory.read_u64(slot + self._slot_bytes - _GENERATION.size) for slot in self._slots]
+        slots = memory.read(self._room.start, len(self._slots) * self._slot_bytes)
+        self._generations = [_GENERATION.unpack_from(slots, (index + 1) * self._slot_bytes - _GENERATION.size)[0]
+                             for index in range(len(self._slots))]
 
     def inside(self, address: int) -> bool:
         """Whether a thread that is at this address is inside a stub that a tracer before us began."""
@@ -176,28 +185,52 @@ class Injector:
         _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
         _come_home(tid, original)
 
-    def map_area(self, tid: int, original: Registers, area: Area, writable_bytes: int) -> None:
-        """Map an area until ``snapshot`` or ``unmap_area``.  It is noted in the room, for who comes after us.
+    def mapping(self, group: ThreadGroup, area: Area, writable_bytes: int) -> Detour:
+        """Have the first thread of a process map an area, until ``snapshot``, ``unmapping`` or ``unmap_area``.
+
+        It is noted in the room, for who comes after us.
 
         Args:
-            tid: a stopped tracee with TRACESYSGOOD, whose every thread is stopped and outside of stubs.
-            original: its registers.
+            group: all threads, which have been read, stand outside of stubs, and can be brought home by them.
             area: free addresses, whole pages.
             writable_bytes: of its beginning, whole pages; the rest can be executed.
 
-        Raises:
-            FeatureMissing: the target cannot map it.
+        Returns:
+            What is to be taken; if it fails, part of the area may be there.
         """
         claim(self.memory, self._room, area)
         parts = [(area.start, writable_bytes, mmap.PROT_READ | mmap.PROT_WRITE),
                  (area.start + writable_bytes, area.length - writable_bytes, mmap.PROT_READ | mmap.PROT_EXEC)]
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE
-        mapped = self.plain(tid, original, [Call(NR.MMAP, (start, length, rights, flags, _WORD, 0))
-                                            for start, length, rights in parts])
-        if mapped != [start for start, _, _ in parts]:
-            self._unmap(tid, original, [Area(start, length) for start, length, _ in parts if start in mapped])
-            raise FeatureMissing("the target can map no area for stubs", hint=os.strerror(-min(mapped)))
         self._area = area
+        return self._detour(group, [Call(NR.MMAP, (start, length, rights, flags, _WORD, 0))
+                                    for start, length, rights in parts],
+                            lib.CRD_UNTIL_MAPPED, area.start + area.length - _WORD_BYTES)
+
+    def unmapping(self, group: ThreadGroup) -> Detour | None:
+        """Have the first thread of a process unmap the area, if there is one; to be followed by ``forget_area``.
+
+        Args, Returns: as ``mapping``.
+        """
+        area = self._area
+        return self._detour(group, [Call(NR.MUNMAP, (area.start, area.length))], lib.CRD_UNTIL_UNMAPPED,
+                            area.start) if area.length else None
+
+    def forget_area(self) -> None:
+        """Note that there is no area any more."""
+        self._area = NO_AREA
+        claim(self.memory, self._room)
+
+    def _detour(self, group: ThreadGroup, calls: Sequence[Call], until: int, address: int) -> Detour:
+        """Write a stub with which the first thread makes calls and waits; see ``struct crd_survey``."""
+        home = ffi.new("unsigned char[]", _HOME_BYTES)
+        lib.crd_stub_home(group.c[0].registers, group.c[0].mask, home)
+        code = self._waiting + bytes(home)
+        slot = self._next_slot()
+        task = _WAITING_TASK.pack(slot + len(code) + _WAITING_TASK.size, len(calls), 0, 0,
+                                  *divmod(PATIENCE_NS, _NANOSECONDS))
+        self._write(slot, code + task + b"".join(_CALL.pack(*call.words(0)) for call in calls))
+        return Detour(self.memory.pid, group, 1, until=until, slots=slot, slot_bytes=self._slot_bytes, data=address)
 
     def leave_area(self) -> None:
         """Leave the area to the next tracer, since some thread may be in it."""
@@ -282,18 +315,26 @@ class Injector:
         _check_can_carry(tid, original)
         if due := _signal_due(tid):
             raise _interrupted(tid, due)
-        oldest = self._generations.index(min(self._generations))
-        slot = self._slots[oldest]
-        self._generations[oldest] = max(self._generations) + 1 & _WORD
-        content = code + _home_data(original, tracee.get_signal_mask(tid)) + task
-        generation = _GENERATION.pack(self._generations[oldest])
-        self.memory.write(slot, content.ljust(self._slot_bytes - _GENERATION.size, b"\0") + generation)
+        slot = self._next_slot()
+        self._write(slot, code + _home_data(original, tracee.get_signal_mask(tid)) + task)
         there = original.copy()
         there.rip, there.orig_rax = slot, -1
         tracee.set_registers(tid, there)
         tracee.set_signal_mask(tid, _WORD)  # not before: from here on it is the stub that puts the mask back
         _pass(tid, original, 1)
         return slot + len(code) + _HOME_BYTES
+
+
+    def _next_slot(self) -> int:
+        """Return the slot that was used longest ago."""
+        oldest = self._generations.index(min(self._generations))
+        self._generations[oldest] = max(self._generations) + 1 & _WORD
+        return self._slots[oldest]
+
+    def _write(self, slot: int, content: bytes) -> None:
+        """Write a stub, and that its slot was used last."""
+        generation = _GENERATION.pack(max(self._generations))
+        self.memory.write(slot, content.ljust(self._slot_bytes - _GENERATION.size, b"\0") + generation)
 
 
 def _check_can_carry(tid: int, registers: Registers) -> None:

@@ -12,7 +12,7 @@ import mmap
 import struct
 from typing import TYPE_CHECKING
 
-from crd.errors import FeatureMissing, InjectionInterrupted
+from crd.native.detour import Detour
 from crd.native.ffi import ffi, lib
 from crd.native.inject import CALL_BYTES, ScriptResult
 
@@ -23,87 +23,80 @@ if TYPE_CHECKING:
     from crd.native.memory import Memory
     from crd.native.threads import ThreadGroup
 
-_PATIENCE_NS = 100_000_000
+
+class CallTable:
+    """The calls of surveys, as their stubs take them: made once.
+
+    Attributes:
+        n: calls of a first thread.
+        n_others: so many of them are for the others, too.
+        first_bytes, other_bytes: of the calls, and of what they write, of a first thread and of another one.
+    """
+
+    def __init__(self, calls: Sequence[Call], n_others: int, scratch_bytes: Callable[[int], int]) -> None:
+        """Translate calls.
+
+        Args:
+            calls: of a first thread.
+            n_others: so many of them are for the others, too.
+            scratch_bytes: of a thread that makes so many calls, for results and whatever the calls point to; see
+                ``Injector.script``.
+        """
+        self.n, self.n_others = len(calls), n_others
+        self.first_bytes, self.other_bytes = (n * CALL_BYTES + scratch_bytes(n) for n in (self.n, n_others))
+        self.words = ffi.new("uint64_t[]", [word for asked in calls for word in asked.words(0)])
+        self.relative = ffi.new("unsigned char[]", [flag for asked in calls for flag in asked.relative()])
 
 
 class Survey:
-    """The same calls in many threads; more of them in the first one.
+    """A detour on which all threads of a process make the same calls, and the first one more of them.
 
     Attributes:
         area_bytes: of the area it needs.
         data_bytes: of the area's beginning, which is to be writable.
     """
 
-    def __init__(self, group: ThreadGroup, calls: Sequence[Call], n_calls_others: int,
-                 scratch_bytes: Callable[[int], int]) -> None:
-        """Plan a survey.
-
-        Args:
-            group: the threads, which have been read.
-            calls: of the first thread.
-            n_calls_others: so many of them are for the others, too.
-            scratch_bytes: of a thread that makes so many calls, for results and whatever the calls point to; see
-                ``Injector.script``.
-        """
+    def __init__(self, group: ThreadGroup, table: CallTable) -> None:
+        """Plan a survey of threads that have been read."""
         self._group = group
-        self._calls = calls
-        self._n_calls_others = n_calls_others
+        self._table = table
         self._head_bytes = -(-len(group) * 4 // 64) * 64
-        self._first_bytes, self._other_bytes = (n * CALL_BYTES + scratch_bytes(n) for n in (len(calls), n_calls_others))
         self._slot_bytes = (lib.crd_stub_survey_code().length + 15) & ~15
-        self.data_bytes = _whole_pages(self._head_bytes + self._first_bytes + (len(group) - 1) * self._other_bytes)
+        self.data_bytes = _whole_pages(self._head_bytes + table.first_bytes + (len(group) - 1) * table.other_bytes)
         self.area_bytes = self.data_bytes + _whole_pages(len(group) * self._slot_bytes)
 
-    def check(self) -> None:
-        """Make sure that stubs can bring all threads home.
-
-        Raises:
-            FeatureMissing: they cannot.
-            InjectionInterrupted: a signal is due; try again after letting go.
-        """
-        stop = self._group.obstructed()
-        if stop and stop.is_signal:
-            raise InjectionInterrupted(f"signal {stop.signal} is due for task {stop.tid}", signal=stop.signal,
-                                       tid=stop.tid)
-        if stop:
-            raise FeatureMissing(f"no stub can bring thread {stop.tid} home", tid=stop.tid)
-
-    def carry_out(self, memory: Memory, start: int) -> None:
-        """Make the calls.
+    def fill(self, memory: Memory, start: int) -> Detour:
+        """Write stubs and calls into the target, and return the way through them.
 
         Args:
             memory: of the process.
-            start: of the area (``Injector.area``), of ``area_bytes``.  If this raises it has to stay mapped, since some
-                thread may be in it.
+            start: of the area (``Injector.mapping``), of ``area_bytes``.
 
         Raises:
-            InjectionInterrupted: a thread has ended, or gone home alone; try again after letting go.
             NativeError: the area cannot be written.
         """
-        words = [word for asked in self._calls for word in asked.words(0)]
-        calls, relative = ffi.new("uint64_t[]", words), ffi.new("unsigned char[]", [
-            flag for asked in self._calls for flag in asked.relative()])
-        survey = ffi.new("struct crd_survey *", {
-            "slots": start + self.data_bytes, "slot_bytes": self._slot_bytes, "data": start,
-            "head_bytes": self._head_bytes, "first_bytes": self._first_bytes, "data_bytes": self._other_bytes,
-            "calls": calls, "relative": relative, "n_calls": len(self._calls),
-            "n_calls_others": self._n_calls_others, "patience_ns": _PATIENCE_NS})
-        group, n = self._group.c, len(self._group)
+        table = self._table
+        self._memory, self._start = memory, start
+        detour = Detour(
+            memory.pid, self._group, len(self._group), slots=start + self.data_bytes, slot_bytes=self._slot_bytes,
+            data=start, head_bytes=self._head_bytes, first_bytes=table.first_bytes, data_bytes=table.other_bytes,
+            calls=table.words, relative=table.relative, n_calls=table.n, n_calls_others=table.n_others)
         content = bytearray(self.area_bytes)
         area = ffi.from_buffer(content)
-        lib.crd_survey_fill(survey, group, n, area + self.data_bytes, area)
+        lib.crd_survey_fill(detour.c, area + self.data_bytes, area)
         memory.write(start, content)
-        if lib.crd_survey_run(survey, group, n, memory.pid) < n:
-            raise InjectionInterrupted("a thread was killed, or we were too slow", signal=0, tid=self._group.tids[0])
-        self._data = memory.read(start, self.data_bytes)
+        return detour
+
+    def collect(self) -> None:
+        """Read what the calls returned, when all threads are back."""
+        self._data = self._memory.read(self._start, self.data_bytes)
 
     def result(self, index: int) -> ScriptResult:
         """Return what the calls of a thread returned."""
-        if index:
-            n, end = self._n_calls_others, self._head_bytes + self._first_bytes + index * self._other_bytes
-        else:
-            n, end = len(self._calls), self._head_bytes + self._first_bytes
-        scratch = self._data[end - (self._other_bytes if index else self._first_bytes) + n * CALL_BYTES:end]
+        table = self._table
+        n, length = (table.n_others, table.other_bytes) if index else (table.n, table.first_bytes)
+        end = self._head_bytes + table.first_bytes + index * table.other_bytes
+        scratch = self._data[end - length + n * CALL_BYTES:end]
         return ScriptResult(struct.unpack_from(f"<{n}q", scratch), scratch)
 
 

@@ -24,6 +24,7 @@ _STATUS_BYTES_MAX = 4 << 10
 _OPEN_BEFORE_MAX = 256
 _MORE_THREADS = 8
 _REGISTERS_BYTES = 216
+_CHILDREN_BYTES = 4 << 10
 _RIP = slice(128, 136)
 
 
@@ -162,6 +163,20 @@ class ThreadGroup:
         call(lib.crd_threads_read, self.c, len(self), room.pid, room.c)
         self._room = room
         return self.errors()
+
+    def children(self, pid: int, n: int | None = None) -> list[int]:
+        """Return the children of the threads of a process, or of the first n; exact while they are stopped.
+
+        Raises:
+            NativeError: they cannot be read.
+        """
+        size, length = _CHILDREN_BYTES, ffi.new("size_t *")
+        while True:
+            text = ffi.new("char[]", size)
+            call(lib.crd_threads_children, self.c, len(self) if n is None else n, pid, text, size, length)
+            if length[0] <= size:
+                return sorted(map(int, ffi.buffer(text, length[0])[:].split()))
+            size = length[0] + _CHILDREN_BYTES
 
     def registers(self, tid: int) -> Registers:
         """Return the registers with which a thread goes on."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,15 +56,25 @@ def test_both_methods_write_a_whole_image_and_leave_no_trace(tmp_path: Path, met
         victim.verify()
 
 
-def test_equal_memory_by_both_methods(tmp_path: Path) -> None:
-    with Victim("idle", tmp_path, 4) as victim:
+def split(record: Any) -> Iterator[tuple[int, bytes]]:
+    """Yield the pages of a record by their addresses."""
+    addresses = [run.address + 4096 * page for run in record.runs for page in range(run.pages)]
+    for index, address in enumerate(addresses):
+        yield address, bytes(record.data[4096 * index:4096 * (index + 1)])
+
+
+@pytest.mark.parametrize(("mebibytes", "other", "chosen"), [(4, "copy", "copy"), (4, "auto", "snapshot"),
+                                                           (0, "auto", "copy")])
+def test_equal_memory_by_all_methods(tmp_path: Path, mebibytes: int, other: str, chosen: str) -> None:
+    """Little memory is copied, unless something else was asked for."""
+    with Victim("idle", tmp_path, mebibytes) as victim:
         pages = []
-        for method in ("snapshot", "copy"):
-            take(victim, tmp_path / method, method=method)
+        for method in ("snapshot", other):
+            result = take(victim, tmp_path / method, method=method)
             with (tmp_path / method).open("rb") as file:
-                pages.append({run.address: bytes(record.data) for record in ImageReader(file)
-                              if hasattr(record, "runs") and hasattr(record, "pid")
-                              for run in record.runs[:1] if len(record.runs) == 1})
+                pages.append(dict(page for record in ImageReader(file)
+                                  if hasattr(record, "runs") and hasattr(record, "pid") for page in split(record)))
+        assert result.method == chosen
         common = pages[0].keys() & pages[1].keys()
         assert common
         changed = [address for address in common if pages[0][address] != pages[1][address]]

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, NoReturn
 from crd.engine.userspace.snapshot import gap
 from crd.errors import InjectionInterrupted, TraceeGone
 from crd.native import tracee
+from crd.native.detour import Detour, check_ways, take
 from crd.native.inject import Call, Injector, Scratch
 from crd.native.memory import Memory
 from crd.native.room import Area
-from crd.native.survey import Survey
+from crd.native.survey import CallTable, Survey
 from crd.native.syscall import NR
 from crd.native.threads import Room, ThreadGroup
 from crd.target import procfs
@@ -95,24 +96,38 @@ def ask_for_output(stubs: Injector, pid: int, tid: int, threads: Threads) -> Non
     assert struct.unpack_from("<Q", done.scratch, 64) > (0,)
 
 
+TABLE = CallTable([Call(NR.GETPID), Call(NR.PRCTL, (PR_GET_TID_ADDRESS, Scratch(64))), Call(NR.GETPPID)], 2,
+                  lambda _: 128)
+
+
+def go(detour: Detour | None) -> None:
+    assert detour
+    take([detour])
+    assert detour.check()
+
+
 def ask_everyone(stubs: Injector, pid: int, _tid: int, threads: Threads) -> None:
     with Room(pid, list(threads)) as room:
         group = ThreadGroup(list(threads), list(threads.stops.values()))
         assert not group.read(room)
-        survey = Survey(group, [Call(NR.GETPID), Call(NR.PRCTL, (PR_GET_TID_ADDRESS, Scratch(64))), Call(NR.GETPPID)],
-                        2, lambda _: 128)
-        survey.check()
+        survey = Survey(group, TABLE)
+        check_ways(group)
         maps = procfs.maps(pid)
         stubs.remove_leftover(pid, threads[pid], [(entry.start, entry.end, entry.permissions) for entry in maps
                                                   if not entry.path])
         area = Area(gap([(entry.start, entry.end) for entry in maps], survey.area_bytes + 8192) + 4096,
                     survey.area_bytes)
-        stubs.map_area(pid, threads[pid], area, survey.data_bytes)
-        survey.carry_out(stubs.memory, area.start)
-        if random.random() < 0.5:
-            stubs.unmap_area(pid, threads[pid])
-        else:
-            end(stubs.snapshot(pid, threads[pid]))
+        go(stubs.mapping(group, area, survey.data_bytes))
+        go(survey.fill(stubs.memory, area.start))
+        survey.collect()
+        match random.randrange(3):
+            case 0:
+                stubs.unmap_area(pid, threads[pid])
+            case 1:
+                go(stubs.unmapping(group))
+                stubs.forget_area()
+            case _:
+                end(stubs.snapshot(pid, threads[pid]))
         for index in range(len(threads)):
             done = survey.result(index)
             assert done.results == (pid, 0, procfs.stat(pid).parent_pid)[:2 if index else 3]

@@ -9,16 +9,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace import attributes, confinement, credentials, limits, scheduling
+from crd.engine.userspace.attributes import Attributes
 from crd.engine.userspace.fds import unnamed
 from crd.engine.userspace.interrupted import begin_again, returned
-from crd.engine.userspace.interview import interview
-from crd.engine.userspace.mem import guards, layout, policies
+from crd.engine.userspace.interview import Asked, Questionnaire
+from crd.engine.userspace.mem import guards, policies
+from crd.engine.userspace.mem.areas import Areas
 from crd.engine.userspace.questions import OUT, Question, TargetAsker
 from crd.engine.userspace.sig import pending
-from crd.engine.userspace.snapshot import stub_places
 from crd.engine.userspace.timers import interval, posix
 from crd.errors import Obstacle, TargetGone, TargetUnsupported, TraceeGone
-from crd.image.profile import VMA_SHARED_MEMORY, IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
+from crd.image.profile import IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
 from crd.native.inject import Injector
 from crd.native.syscall import NR, kcmp
 from crd.target import procfs
@@ -27,7 +28,6 @@ from crd.target.paths import DELETED
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from crd.engine.userspace.attributes import Attributes
     from crd.engine.userspace.caller import Caller
     from crd.engine.userspace.confinement import Confined
     from crd.engine.userspace.fds.table import FileTable
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.scheduling import Scheduling
     from crd.native.memory import Memory
     from crd.native.threads import ThreadGroup
-    from crd.target.procfs import MapEntry, Stat, Status
+    from crd.target.procfs import Stat, Status
 
 PR_GET_PDEATHSIG, PR_GET_SECUREBITS, PR_GET_CHILD_SUBREAPER, PR_GET_TID_ADDRESS = 2, 27, 37, 40
 
@@ -52,6 +52,8 @@ _THREAD_QUESTIONS = [
     Question(NR.PRCTL, (PR_GET_SECUREBITS,)),
 ]
 _PROCESS_QUESTIONS = [Question(NR.PRCTL, (PR_GET_CHILD_SUBREAPER, OUT)), *interval.QUESTIONS]
+_NEEDED = Questionnaire(_THREAD_QUESTIONS, _PROCESS_QUESTIONS)
+_EVERYTHING = Questionnaire(_THREAD_QUESTIONS, [*_PROCESS_QUESTIONS, *attributes.QUESTIONS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Known:
     flags: dict[int, str] = field(compare=False)
     wiped: set[int] = field(compare=False)
     maps: str = field(compare=False)
-    entries: list[MapEntry] = field(compare=False)
+    entries: Areas = field(compare=False)
     scheduling: dict[int, Scheduling]
     guards: list[Run]
     limits: list[ResourceLimit]
@@ -80,10 +82,11 @@ class Known:
     oom_score_adj: int
     coredump_filter: int
     login_uid: int
+    auxv: bytes
 
-    def areas(self, pid: int, maps: str) -> list[MapEntry]:
+    def areas(self, pid: int, maps: str) -> Areas:
         """Return the areas of maps, which hardly ever change."""
-        return list(self.entries) if maps == self.maps else procfs.parsed_maps(pid, maps)
+        return self.entries if maps == self.maps else Areas(procfs.parsed_maps(pid, maps))
 
     def holds(self, pid: int) -> bool:
         """Whether all but the areas still is as it was; of threads, those that there were and are."""
@@ -112,27 +115,33 @@ class Capture:
     confined: Confined
     group: ThreadGroup
     told: Interview
+    asked_everything: bool
     scheduling: dict[int, Scheduling]
-    entries: list[MapEntry]
+    entries: Areas
     shared: Shared
-    subreaper: bool
     stopped_by: int
     state: str
     cwd: str
     root: str
     pending: list[PendingSignal]
     queues: dict[int, list[PendingSignal]]
-    interval_timers: list[IntervalTimer]
-    auxv: bytes
-    attributes: Attributes | None = None
     posix_timers: list[PosixTimer] = field(default_factory=list)
     unnamed: dict[int, int] = field(default_factory=dict)  # objref of a file without a name, by start of the area
     cwd_object: int = 0
 
     @property
-    def private_entries(self) -> list[MapEntry]:
-        """The areas whose content is the process's own."""
-        return [entry for entry in self.entries if not entry.shared and not layout.is_kernel_area(entry)]
+    def subreaper(self) -> bool:
+        """Whether it adopts orphans."""
+        return bool(self.told.of_process(1)[0].number(0, 4))
+
+    @property
+    def interval_timers(self) -> list[IntervalTimer]:
+        """What was left of them."""
+        return interval.dump(self.told.of_process(len(_PROCESS_QUESTIONS))[1:])
+
+    def attributes(self) -> Attributes:
+        """Return what it said of itself, having been asked everything; raises as ``Attributes.told``."""
+        return Attributes.told(self.told.of_process(None)[len(_PROCESS_QUESTIONS):])
 
     def status(self, tid: int) -> Status:
         """Return the status of a thread in the stop."""
@@ -148,7 +157,7 @@ def know(pid: int) -> Known:
     maps = procfs.read(pid, "maps")
     flags = policies.vm_flags(pid)
     wiped = {start for start, words in flags.items() if {"dc", "wf"} & set(words.split())}
-    entries = procfs.parsed_maps(pid, maps)
+    entries = Areas(procfs.parsed_maps(pid, maps)).work_out()
     return replace(_know(pid, entries), flags=flags, wiped=wiped, maps=maps, entries=entries)
 
 
@@ -158,78 +167,89 @@ def is_young(pid: int) -> bool:
     return age < _YOUNG_SECONDS
 
 
-def _know(pid: int, entries: list[MapEntry]) -> Known:
+def _know(pid: int, entries: Areas) -> Known:
     threads = {}
     for tid in procfs.threads(pid):
         with suppress(TargetGone, TraceeGone):
             threads[tid] = scheduling.dump(pid, tid)
     exe = procfs.exe_stat(pid)
     return Known(
-        flags={}, wiped=set(), maps="", entries=[], scheduling=threads,
+        flags={}, wiped=set(), maps="", entries=Areas(), scheduling=threads,
         guards=guards.of_files(pid, entries), limits=limits.dump(pid),
         exe=procfs.read_link(pid, "exe"),
         exe_device=exe.st_dev, exe_inode=exe.st_ino, oom_score_adj=procfs.number(pid, "oom_score_adj"),
-        coredump_filter=procfs.hexadecimal(pid, "coredump_filter"), login_uid=procfs.number(pid, "loginuid"))
+        coredump_filter=procfs.hexadecimal(pid, "coredump_filter"), login_uid=procfs.number(pid, "loginuid"),
+        auxv=procfs.read_bytes(pid, "auxv"))
 
 
-def injector(frozen: Frozen, entries: list[MapEntry]) -> Injector:
+def injector(frozen: Frozen, entries: Areas) -> Injector:
     """Find room for stubs in the target: the vdso first.
 
     Raises:
         FeatureMissing: there is none.
     """
-    return Injector(frozen.memory, [(entry.start, entry.end) for entry in stub_places(entries)])
+    return Injector(frozen.memory, [(entry.start, entry.end) for entry in entries.stub_places])
 
 
-def capture(frozen: Frozen, entries: list[MapEntry], stubs: Injector, known: Known, mapped: MappedObjects,
-            relatives: Container[int], confined: Confined, *, everything: bool) -> Capture:
-    """Read a stopped process.
+def asked(frozen: Frozen, entries: Areas, stubs: Injector, confined: Confined, *, everything: bool) -> Asked:
+    """Decide what a stopped process is asked.
 
     Args:
         frozen: the process.
         entries: its areas.
         stubs: for system calls in it.
+        confined: what seccomp(2) keeps it from.
+        everything: ask it also what a snapshot child could be asked later.
+
+    Raises:
+        TargetUnsupported: it may not answer.
+    """
+    questions = _EVERYTHING if everything else _NEEDED
+    confined.need([*questions.about_thread, *questions.about_process])
+    return Asked(frozen, stubs, entries, questions, at_once=not confined.forbids(confinement.SURVEY))
+
+
+def capture(asked: Asked, known: Known, mapped: MappedObjects, relatives: Container[int],
+            confined: Confined) -> Capture:
+    """Read a stopped process.
+
+    Args:
+        asked: the process, and what it has been asked.
         known: what was read before.
         mapped: the objects of all processes.
         relatives: pids of all processes.
         confined: what seccomp(2) keeps it from.
-        everything: ask it also what a snapshot child could be asked later.
 
     Raises:
         TargetUnsupported: it holds something that the preflight did not see.
         InjectionInterrupted: a signal came; let go and try again.
     """
+    frozen, entries = asked.state, asked.entries
     pid = frozen.pid
-    about_process = [*_PROCESS_QUESTIONS, *(attributes.QUESTIONS if everything else ())]
-    confined.need([*_THREAD_QUESTIONS, *about_process])
-    told = interview(frozen, stubs, entries, _THREAD_QUESTIONS, about_process,
-                     at_once=not confined.forbids(confinement.SURVEY))
+    assert asked.told  # noqa: S101
     stat = procfs.stat(pid)
     shared = _shared(pid, stat.parent_pid if stat.parent_pid in relatives else 0)
     found = Capture(
-        pid=pid, known=known, stat=stat, confined=confined, group=frozen.group, told=told, entries=entries,
+        pid=pid, known=known, stat=stat, confined=confined, group=frozen.group, told=asked.told,
+        asked_everything=asked.questions is _EVERYTHING, entries=entries,
         scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
         shared=shared,
-        subreaper=bool(told.of_process[0].number(0, 4)),
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
         state="S" if frozen.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),
         root=procfs.read_link(pid, "root"), pending=pending.dump_process(pid),
-        queues={tid: pending.dump_thread(tid) for tid in frozen.threads if frozen.group.is_queued(tid)},
-        interval_timers=interval.dump(told.of_process[1:4]), auxv=procfs.read_bytes(pid, "auxv"),
-        attributes=attributes.Attributes.told(told.of_process[len(_PROCESS_QUESTIONS):]) if everything else None)
+        queues={tid: pending.dump_thread(tid) for tid in frozen.threads if frozen.group.is_queued(tid)})
     if timers := procfs.posix_timers(pid):
         confined.need(posix.ANY_QUESTIONS)
-        found.posix_timers = posix.dump(timers, TargetAsker(stubs, pid, frozen.registers))
-    for entry in entries:
+        found.posix_timers = posix.dump(timers, TargetAsker(asked.stubs, pid, frozen.registers))
+    for entry in entries.shared:
         mapped.note(pid, entry)
     return found
 
 
 def add_unnamed(captured: Capture, files: FileTable) -> None:
     """Note the files that a stopped process maps or works in, and whose content travels, beside those it has open."""
-    for entry in captured.entries:
-        travels = entry.deleted or (entry.device, entry.inode) in files.named
-        if travels and entry.is_file and layout.kind(entry) != VMA_SHARED_MEMORY:
+    for entry in captured.entries.files if files.named else captured.entries.deleted:
+        if entry.deleted or (entry.device, entry.inode) in files.named:
             objref = unnamed.dump_mapped(files, captured.pid, entry)
             if objref:
                 captured.unnamed[entry.start] = objref

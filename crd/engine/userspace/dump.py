@@ -17,7 +17,7 @@ from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.fds.tcp_leaving import Leaving
 from crd.engine.userspace.ipc import messages, semaphores
 from crd.engine.userspace.mem import layout, pages
-from crd.engine.userspace.taking import ChangedError, TryAgainError, Whole, taken
+from crd.engine.userspace.taking import LITTLE, ChangedError, TryAgainError, Whole, take_all
 from crd.engine.userspace.tree import frozen
 from crd.errors import AccessDenied, FreezeTimeout, TargetError, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.header import current_header
@@ -162,7 +162,7 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
                  time.clock_gettime_ns(time.CLOCK_BOOTTIME))
     mapped = layout.MappedObjects()
     whole = Whole(options, tree.haste, tree.processes, mapped, written)
-    processes = [stack.enter_context(taken(state, before.get(pid), whole)) for pid, state in tree.processes.items()]
+    processes = take_all(stack, tree.processes, before, whole)
     own_files = [part.pid for part in processes if not part.capture.shared.files]
     leaving = stack.enter_context(Leaving()) if options.after == After.KILL else None
     files = table.dump(own_files, mapped.numbers, mapped.named, leaving, options.left_out)
@@ -170,7 +170,7 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
         capturing.add_unnamed(part.capture, files)
     threads = {pid: list(state.threads) for pid, state in tree.processes.items()}
     files.object_records += [*semaphores.dump(threads), *messages.dump(threads)]
-    contents.settle(files, {part.pid: part.capture.entries for part in processes})
+    contents.settle(files, {part.pid: part.capture.entries.shared for part in processes})
     return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, contents, mapped)
 
 
@@ -221,6 +221,7 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
     for part in parts.processes:
         part.memories.pump(pump, part.pid, part.capture.entries, sink)
     writer.finish()
-    method = next((part for part in parts.processes if part.method == "copy"), parts.processes[0])
+    method = next((part for part in parts.processes if part.method == "copy" and part.reason != LITTLE),
+                  parts.processes[0])
     return Dumped([part.capture for part in parts.processes], parts.files.leaving, method.method, method.reason,
                   pump.memory_bytes, writer.offset, stop_seconds, parts.clocks_ns[0], header.to_json())

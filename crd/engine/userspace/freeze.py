@@ -65,6 +65,7 @@ class Frozen:
         self.caller = caller
         self.threads: dict[int, FrozenThread] = {}
         self.seized: set[int] = set()
+        self._begun: set[int] = set()
         self._resources = ExitStack()
         self.room = self._resources.enter_context(Room(pid, tids or procfs.threads(pid)))
 
@@ -86,6 +87,20 @@ class Frozen:
         """Return the status of a thread, as it was read in the stop."""
         text = self.group.status(tid)
         return procfs.parsed_status(text) if text else procfs.status(f"{self.pid}/task/{tid}")
+
+    def begin(self) -> None:
+        """Ask the threads to stop that it had, so that they do while others are waited for; ``stop`` is to follow.
+
+        Raises:
+            TracerBusy, TraceDenied: as ``stop``.
+        """
+        self._begun = {tid for tid in self.room.tids if not self.caller or tid != self.caller.tid}
+        _seize_all(self, list(self._begun))
+
+    def take_begun(self) -> set[int]:
+        """Return the threads that have been asked, once."""
+        begun, self._begun = self._begun, set()
+        return begun
 
     def stop(self, deadline: float) -> None:
         """Stop all threads and read them.
@@ -156,12 +171,8 @@ def _stop(state: Frozen, tids: list[int], deadline: float) -> set[int]:
         caller = state.caller
         tids = [tid for tid in tids if tid != caller.tid]
         state.threads[caller.tid] = FrozenThread(caller.tid, caller.hold(deadline))
-    seized = state.seized
-    seized.update(tids)
-    group = ThreadGroup(tids)
-    for tid, error in group.seize(tracee.OPTION_TRACESYSGOOD).items():
-        if error == errno.ESRCH or not _seize(state, tid):
-            seized.discard(tid)
+    seized, begun = state.seized, state.take_begun()
+    _seize_all(state, [tid for tid in tids if tid not in begun])
     waiting, ended = [tid for tid in tids if tid in seized], set()
     while waiting:
         again, late = [], []
@@ -180,6 +191,14 @@ def _stop(state: Frozen, tids: list[int], deadline: float) -> set[int]:
         _remind(state.pid, late, deadline)
         waiting = again + late
     return ended
+
+
+def _seize_all(state: Frozen, tids: list[int]) -> None:
+    """Trace threads, and ask them to stop."""
+    state.seized.update(tids)
+    for tid, error in ThreadGroup(tids).seize(tracee.OPTION_TRACESYSGOOD).items():
+        if error == errno.ESRCH or not _seize(state, tid):
+            state.seized.discard(tid)
 
 
 def _deliver(stop: Stop) -> None:

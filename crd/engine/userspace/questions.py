@@ -86,10 +86,10 @@ def scratch_bytes(n_questions: int) -> int:
     return _OUT + n_questions * _OUT_BYTES
 
 
-def answered(done: ScriptResult) -> list[Answer]:
-    """Return the answers of calls that were made by ``calls``."""
-    return [Answer(result, done.scratch[_OUT + index * _OUT_BYTES:_OUT + (index + 1) * _OUT_BYTES])
-            for index, result in enumerate(done.results)]
+def answered(done: ScriptResult, first: int = 0, end: int | None = None) -> list[Answer]:
+    """Return the answers, or some of them, of calls that were made by ``calls``."""
+    return [Answer(done.results[index], done.scratch[_OUT + index * _OUT_BYTES:_OUT + (index + 1) * _OUT_BYTES])
+            for index in range(len(done.results))[first:end]]
 
 
 class SnapshotAsker:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from crd.engine.userspace.freeze import Frozen
+    from crd.engine.userspace.mem.areas import Areas
     from crd.native.inject import Injector
-    from crd.target.procfs import MapEntry
 
 _ADDRESS_END = 0x7FFF_FFFF_F000
 _LOWEST = 1 << 20
@@ -31,7 +31,7 @@ _ALL_FDS, _CLOSE_RANGE_UNSHARE = 0xFFFF_FFFF, 2
 class Snapshot:
     """The child: ``pid``, ``memory``."""
 
-    def __init__(self, pid: int, entries: Sequence[MapEntry]) -> None:
+    def __init__(self, pid: int, entries: Areas) -> None:
         """Prepare a child that was made from a process with these areas."""
         self.pid = pid
         self.entries = entries
@@ -54,7 +54,7 @@ class Snapshot:
 
     def _syscall_instruction(self) -> int:
         """Return the address of one: in the vdso, or in the stub that made the child where there is none."""
-        for entry in stub_places(self.entries):
+        for entry in self.entries.stub_places:
             start = max(entry.start, entry.end - STUB_BYTES_MAX)
             with suppress(NativeError):
                 return find_syscall(self.memory, start, entry.end - start)
@@ -69,15 +69,8 @@ class Snapshot:
             tracee.wait_end(self.pid)
 
 
-def stub_places(entries: Sequence[MapEntry]) -> list[MapEntry]:
-    """Return the code that may have room for stubs at its end, the vdso first."""
-    places = [entry for entry in entries
-              if entry.permissions == "r-xp" and (entry.is_file or entry.path == "[vdso]")]
-    return sorted(places, key=lambda entry: entry.path != "[vdso]")
-
-
 @contextmanager
-def snapshot(frozen: Frozen, stubs: Injector, entries: Sequence[MapEntry], *, confined: bool) -> Iterator[Snapshot]:
+def snapshot(frozen: Frozen, stubs: Injector, entries: Areas, *, confined: bool) -> Iterator[Snapshot]:
     """Make a snapshot child of a stopped target; it does not outlive the context, nor us.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace import attributes, confinement
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.attributes import Attributes
+from crd.engine.userspace.interview import end_areas, interview
 from crd.engine.userspace.mem import guards, pages, policies
+from crd.engine.userspace.mem.areas import Areas
 from crd.engine.userspace.mem.changes import Changes
 from crd.engine.userspace.mem.memories import Memories
 from crd.engine.userspace.mem.runs import total
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from crd.engine.api import CheckpointOptions
     from crd.engine.userspace.capture import Capture, Known
+    from crd.engine.userspace.confinement import Confined
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.haste import Haste
     from crd.engine.userspace.mem.layout import MappedObjects
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
     from crd.target.procfs import MapEntry
 
 _STEP_HOME_SECONDS = 0.002
+_LITTLE_KIB = 1024
+LITTLE = "it has little memory of its own, which is copied in less time than a snapshot child is made"
+_OWN_MEMORY = re.compile(r"^(?:RssAnon|VmSwap):\s*(\d+) kB$", re.MULTILINE)
 _DROPPED_BY_FORK = {"lo", "lf"}
 """VmFlags of mlock(2) and MLOCK_ONFAULT."""
 
@@ -112,7 +119,7 @@ class Taken:
             self.guards += guards.of_private_memory(child.pid, self.capture.entries)
         elif self.flags is None:
             self.flags = _unchanged_flags(self.capture)
-        assert self.attributes is not None  # noqa: S101
+        self.attributes = self.attributes or self.capture.attributes()
         assert self.flags is not None  # noqa: S101
         try:
             if self.before and not self.before.holds(self.pid):
@@ -122,56 +129,106 @@ class Taken:
         return self.attributes, self.flags
 
 
-@contextmanager
-def taken(state: Frozen, before: Known | None, whole: Whole) -> Iterator[Taken]:
-    """Capture a stopped process, and make its snapshot child or copy its memory; after its parent.
+class _Taking:
+    """A stopped process on its way to being captured.
+
+    Attributes:
+        state, before: the process; what was read of it before the stop, if anything was.
+        entries: its areas.
+        stubs: for system calls in it.
+        confined: what seccomp(2) keeps it from.
+        notes: of what it has written, if they are to be had.
+        little: it is quickest to copy what it has (left) to be copied in the stop.
+        asked: the questions put to it.
+    """
+
+    def __init__(self, state: Frozen, before: Known | None, whole: Whole) -> None:
+        """Look at a process that nothing has been done to yet.
+
+        Raises:
+            TryAgainError: let go and try again.
+            TargetUnsupported: no stub can run in it.
+        """
+        self.state, self.before = state, before
+        maps = procfs.read(state.pid, "maps")
+        self.entries = before.areas(state.pid, maps) if before else Areas(procfs.parsed_maps(state.pid, maps))
+        self.stubs = capturing.injector(state, self.entries)
+        self.confined = confinement.look(state)
+        if inside := [tid for tid, at in zip(state.group.tids, state.group.addresses(), strict=True)
+                      if self.stubs.inside(at)]:
+            _see_home(state, self.stubs, inside)
+            raise TryAgainError
+        if self.stubs.remove_leftover(state.pid, state.registers, self.entries.nameless):
+            self.entries = Areas.of(state.pid)
+        self.notes = _looked(whole.notes.get(state.pid), self.entries)
+        auto = whole.options.method == "auto" and before is not None
+        self.little = auto and (self.notes.is_little() if self.notes
+                                else _is_little(state, self.confined, before, maps))
+        self.asked = capturing.asked(state, self.entries, self.stubs, self.confined,
+                                     everything=self.little or whole.options.method == "copy")
+
+    def take(self, stack: ExitStack, whole: Whole) -> Taken:
+        """Capture the process, which has been asked, and make its snapshot child or copy its memory.
+
+        Parents come first.
+        """
+        state, stubs = self.state, self.stubs
+        captured = capturing.capture(self.asked, self.before or capturing.know(state.pid), whole.mapped, whole.pids,
+                                     self.confined)
+        if captured.subreaper or state.pid == 1 or captured.stat.parent_pid in whole.adopters:
+            whole.adopters.add(state.pid)
+        found = None
+        if self.little:
+            found = _precopied(state, captured, self.notes) if self.notes else _copied(state, captured)
+        reason = _why_copy(captured, whole)
+        if not found and not reason:
+            found = _snapshot(stack, state, stubs, captured, self.notes, must=whole.options.method == "snapshot")
+        found = found or _copy(state, stubs, captured, reason or "the kernel makes no snapshot child", whole.haste)
+        found.before = self.before
+        return found
+
+
+def take_all(stack: ExitStack, states: Mapping[int, Frozen], before: Mapping[int, Known], whole: Whole) -> list[Taken]:
+    """Capture stopped processes, parents first; their snapshot children live as long as the stack.
 
     Args:
-        state: the process.
-        before: what was read of it before the stop, if anything was.
+        stack: of contexts.
+        states: the processes by pid.
+        before: what was read of some before the stop.
         whole: the target.
 
     Raises:
         TryAgainError: let go and try again.
-        TargetUnsupported: it holds something that cannot be saved.
+        TargetUnsupported: one holds something that cannot be saved.
     """
-    maps = procfs.read(state.pid, "maps")
-    entries = before.areas(state.pid, maps) if before else procfs.parsed_maps(state.pid, maps)
-    stubs = capturing.injector(state, entries)
-    confined = confinement.look(state)
-    if inside := [tid for tid, at in zip(state.group.tids, state.group.addresses(), strict=True) if stubs.inside(at)]:
-        _see_home(state, stubs, inside)
-        raise TryAgainError
-    if stubs.remove_leftover(state.pid, state.registers, [(entry.start, entry.end, entry.permissions)
-                                                          for entry in entries if not entry.path]):
-        entries = procfs.maps(state.pid)
-    with ExitStack() as stack:
-        stack.callback(_tidy_up, state, stubs)
-        try:
-            notes = _looked(whole.notes.get(state.pid), entries)
-            little = whole.options.method == "auto" and before is not None and notes is not None and notes.is_little()
-            captured = capturing.capture(state, entries, stubs, before or capturing.know(state.pid),
-                                         whole.mapped, whole.pids, confined,
-                                         everything=little or whole.options.method == "copy")
-            if captured.subreaper or state.pid == 1 or captured.stat.parent_pid in whole.adopters:
-                whole.adopters.add(state.pid)
-            found = _precopied(state, stubs, captured, notes) if little and notes else None
-            reason = _why_copy(captured, whole)
-            if not found and not reason:
-                found = _snapshot(stack, state, stubs, captured, notes, must=whole.options.method == "snapshot")
-            found = found or _copy(state, stubs, captured, reason or "the kernel makes no snapshot child",
-                                   whole.haste)
-            found.before = before
-        except InjectionInterrupted as interrupted:
-            state.threads[interrupted.tid].signal_due = interrupted.signal
-            raise TryAgainError from interrupted
-        except NativeError as error:
-            if error.operation != "mmap":
-                raise
-            raise TargetUnsupported(reasons=[Obstacle(
-                "memory.no-room", f"pid {state.pid}", f"cannot map a page for crd: {error.message}",
-                "Raise its limit of address space (prlimit --as).")], pid=state.pid) from error
-        yield found
+    with _understood(states):
+        found = []
+        for pid, state in states.items():
+            found.append(_Taking(state, before.get(pid), whole))
+            stack.callback(_tidy_up, state, found[-1].stubs)
+        interview([one.asked for one in found])
+        taken = [one.take(stack, whole) for one in found]
+        end_areas([one.asked for one in found])
+    return taken
+
+
+@contextmanager
+def _understood(states: Mapping[int, Frozen]) -> Iterator[None]:
+    """A context in which errors of injections are told as what they mean for the target."""
+    try:
+        yield
+    except InjectionInterrupted as interrupted:
+        for state in states.values():
+            if interrupted.tid in state.threads:
+                state.threads[interrupted.tid].signal_due = interrupted.signal
+        raise TryAgainError from interrupted
+    except NativeError as error:
+        if error.operation != "mmap":
+            raise
+        pid = next((pid for pid, state in states.items() if error.details.get("tid") in state.threads), 0)
+        raise TargetUnsupported(reasons=[Obstacle(
+            "memory.no-room", f"pid {pid}", f"cannot map a page for crd: {error.message}",
+            "Raise its limit of address space (prlimit --as).")], pid=pid) from error
 
 
 def _see_home(state: Frozen, stubs: Injector, tids: list[int]) -> None:
@@ -201,6 +258,18 @@ def _tidy_up(state: Frozen, stubs: Injector) -> None:
         stubs.unmap_area(state.pid, state.registers)
 
 
+def _is_little(state: Frozen, confined: Confined, before: Known | None, maps: str) -> bool:
+    """Whether a process has so little memory of its own, in areas known before, that it is copied in the stop.
+
+    One that is confined is rather not asked what its snapshot child can be.
+    """
+    if before is None or before.maps != maps or confined.filters:
+        return False
+    text = state.group.status(state.pid)  # not parsed as a whole: that takes longer than all of it
+    found = _OWN_MEMORY.findall(text)
+    return len(found) == 2 and sum(map(int, found)) <= _LITTLE_KIB
+
+
 def _why_copy(captured: Capture, whole: Whole) -> str:
     """Say why the target must be copied while it is stopped; empty if a snapshot child may be made of it."""
     if whole.options.method == "copy":
@@ -221,9 +290,8 @@ def _looked(notes: Tracking | None, entries: list[MapEntry]) -> Tracking | None:
     return None
 
 
-def _precopied(state: Frozen, stubs: Injector, captured: Capture, notes: Tracking) -> Taken:
+def _precopied(state: Frozen, captured: Capture, notes: Tracking) -> Taken:
     """Copy what was written since it was looked at last."""
-    stubs.unmap_area(state.pid, state.registers)
     assert notes.last  # noqa: S101
     with PageMap(state.pid) as pagemap:
         written = notes.last.written(pagemap)
@@ -231,8 +299,14 @@ def _precopied(state: Frozen, stubs: Injector, captured: Capture, notes: Trackin
     copied = [(runs, pages.copy(state.memory, runs, just_written=True))] if runs else []
     return Taken(captured, Changes(notes, copied), "precopy",
                  f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "
-                 f"copied before the stop, {total(runs) >> 10} KiB in it", attributes=captured.attributes,
+                 f"copied before the stop, {total(runs) >> 10} KiB in it",
                  guards=[*written.guards, *notes.last.kept().guards])
+
+
+def _copied(state: Frozen, captured: Capture) -> Taken:
+    """Copy all private memory, which is little."""
+    runs, guarded, content = pages.copy_little(state.memory, captured.entries.private_runs)
+    return Taken(captured, Memories([(runs, content)] if runs else []), "copy", LITTLE, guards=guarded)
 
 
 def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, notes: Tracking | None, *,
@@ -244,7 +318,7 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
         if error.operation != "clone" or must:
             raise
         return None
-    wiped = [entry for entry in captured.private_entries if entry.start in captured.known.wiped]
+    wiped = [entry for entry in captured.entries.private if entry.start in captured.known.wiped]
     copied = [(runs, pages.copy(state.memory, runs, just_written=False))
               for entry in wiped if (runs := pages.private_runs(state.pid, [entry]))]
     guarded = guards.of_private_memory(state.pid, wiped)
@@ -257,9 +331,8 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
 
 def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste: Haste) -> Taken:
     """Copy all private memory now; needs as much of ours."""
-    stubs.unmap_area(state.pid, state.registers)
     captured.confined.need(attributes.QUESTIONS)
-    told = captured.attributes or Attributes.told(
+    told = None if captured.asked_everything else Attributes.told(
         TargetAsker(stubs, state.pid, state.registers).ask(attributes.QUESTIONS))
     haste.relax()
     flags = policies.vm_flags(state.pid)
@@ -301,6 +374,6 @@ def _flags(captured: Capture, inherited: dict[int, str]) -> dict[int, str]:
             raise ChangedError
         dropped = _DROPPED_BY_FORK & set(flags.get(start, "").split())
         flags[start] = " ".join([words, *sorted(dropped)])
-    if {entry.start for entry in captured.private_entries} - inherited.keys() - known.wiped:
+    if {entry.start for entry in captured.entries.private} - inherited.keys() - known.wiped:
         raise ChangedError
     return flags

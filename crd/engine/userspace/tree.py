@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -95,6 +94,7 @@ class FrozenTree:
         A child of a process that is stopped can vanish, but none can come: except that a stopped process adopts the
         children of descendants that end while they are not stopped yet (PR_SET_CHILD_SUBREAPER).  A parent that waits
         in vfork(2) stops when its child executes or ends, which nobody keeps it from: it is stopped after the parent.
+        Those whose parents are stopped are on their way to a stop all at the same time.
 
         Raises:
             FreezeTimeout: a thread did not stop in time.
@@ -105,17 +105,22 @@ class FrozenTree:
         self.frozen_at = time.monotonic()
         deadline = self.frozen_at + seconds
         self._stop(self.pid, deadline)
-        new = deque(self._children(self.root))
+        new = self._children(self.root)
         while new:
             while new:
-                pid = new.popleft()
-                if self._stop(pid, deadline):
-                    new += self._children(self.processes[pid])
+                generation, new = new, []
+                for pid in generation:
+                    if pid in self._prepared:
+                        self._prepared[pid].begin()
+                for pid in generation:
+                    if self._stop(pid, deadline):
+                        new += self._children(self.processes[pid])
             for state in self.processes.values():
-                new += [pid for pid in self._children(state, [state.pid]) if self._is_new(pid)]
+                new += [pid for pid in self._children(state, 1) if self._is_new(pid)]
 
-    def _children(self, state: Frozen, tids: list[int] | None = None) -> list[int]:
-        return procfs.children(state.pid, tids or state.group.tids) if self.descendants else []
+    def _children(self, state: Frozen, n_threads: int | None = None) -> list[int]:
+        """Return the children of all threads, or of the first ones: the first one is given those of others."""
+        return state.group.children(state.pid, n_threads) if self.descendants else []
 
     def _is_new(self, pid: int) -> bool:
         return pid not in self.processes and pid not in self.zombies

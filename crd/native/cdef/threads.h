@@ -45,6 +45,11 @@ int crd_threads_read(struct crd_thread *threads, size_t n, int pid, struct crd_t
 /* Read what is left of the files, and wait for the thread that read the others. Nothing if that has been done. */
 void crd_threads_await_files(struct crd_thread_room *room);
 
+/* The pids of the children of stopped threads, each with a blank behind it. *length_ret: of all; what is beyond `size` is left
+ * out. A thread that has ended has none. */
+int crd_threads_children(const struct crd_thread *threads, size_t n, int pid, char *text, size_t size, size_t *length_ret,
+                         struct crd_error *err);
+
 /* Whether the program would notice the stop: its call returned EINTR, or it is in a critical section of rseq. */
 int crd_thread_notices(const struct crd_thread *thread);
 
@@ -55,8 +60,20 @@ size_t crd_threads_obstructed(const struct crd_thread *threads, size_t n);
 /* PTRACE_DETACH with signals[i], the first thread last. */
 void crd_threads_detach(struct crd_thread *threads, size_t n, const int *signals);
 
-/* What threads are asked by survey stubs. */
+enum crd_until {
+    CRD_UNTIL_SAID,               /* a thread's word says that it has done */
+    CRD_UNTIL_MAPPED,             /* the data can be read */
+    CRD_UNTIL_UNMAPPED            /* no longer */
+};
+
+/* Threads of a process that go through survey stubs, and what they are asked there. */
 struct crd_survey {
+    int pid;
+    struct crd_thread *threads;
+    size_t n;
+    size_t n_home;                /* how many are back, having done what they were sent for */
+    size_t n_late;                /* how many are back without */
+    enum crd_until until;         /* when they have */
     uint64_t slots;               /* address of the first stub in the target */
     size_t slot_bytes;
     uint64_t data;                /* address of 4 bytes a thread that say whether it has done, and then of the data */
@@ -70,11 +87,10 @@ struct crd_survey {
     int64_t patience_ns;          /* how long a thread waits before it goes home alone */
 };
 
-/* Fill in stubs and data of n threads for an area, all zero, as the survey says. */
-void crd_survey_fill(const struct crd_survey *survey, const struct crd_thread *threads, size_t n, unsigned char *slots,
-                     unsigned char *data);
+/* Fill in stubs and data for an area, all zero, as the survey says. */
+void crd_survey_fill(const struct crd_survey *survey, unsigned char *slots, unsigned char *data);
 
-/* Send stopped threads into their stubs, by one SETREGSET each and with all signals blocked; when each has done stop it
- * again, and put back its registers and its mask. status is then that of the new stop. Returns how many are back: the others
- * have ended, or gone home alone because we were too slow. */
-size_t crd_survey_run(const struct crd_survey *survey, struct crd_thread *threads, size_t n, int pid);
+/* Send the stopped threads of n processes into their stubs, by one SETREGSET each and with all signals blocked; when each has
+ * done stop it again, and put back its registers and its mask. status is then that of the new stop. Those that are not back
+ * then have ended, or gone home alone because we were too slow. */
+void crd_surveys_run(struct crd_survey *surveys, size_t n);

@@ -33,12 +33,11 @@ static void fill_data(const struct crd_survey *survey, size_t n_calls, uint64_t 
     }
 }
 
-void crd_survey_fill(const struct crd_survey *survey, const struct crd_thread *threads, size_t n, unsigned char *slots,
-                     unsigned char *data)
+void crd_survey_fill(const struct crd_survey *survey, unsigned char *slots, unsigned char *data)
 {
     struct crd_code code = crd_stub_survey_code();
 
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < survey->n; i++) {
         size_t n_calls = i ? survey->n_calls_others : survey->n_calls;
         size_t offset = survey->head_bytes + (i ? survey->first_bytes + (i - 1) * survey->data_bytes : 0);
         uint64_t calls = survey->data + offset;
@@ -49,7 +48,7 @@ void crd_survey_fill(const struct crd_survey *survey, const struct crd_thread *t
 
         memcpy(end - code.length, code.start, code.length);
         memcpy(end - sizeof task, &task, sizeof task);
-        crd_stub_home(threads[i].registers, threads[i].mask, end - sizeof task - CRD_HOME_BYTES);
+        crd_stub_home(survey->threads[i].registers, survey->threads[i].mask, end - sizeof task - CRD_HOME_BYTES);
         fill_data(survey, n_calls, scratch, data + offset);
     }
 }
@@ -87,25 +86,33 @@ static int64_t now_ns(void)
     return now.tv_sec * NANOSECONDS + now.tv_nsec;
 }
 
-/* Wait until a thread says that it has done, or no longer. */
-static void await_done(const struct crd_survey *survey, int pid, size_t i, int64_t deadline)
+static bool has_done(const struct crd_survey *survey, size_t i)
 {
-    uint32_t done = 0;
-    struct iovec local = {&done, sizeof done};
-    struct iovec remote = {(void *)(uintptr_t)(survey->data + i * sizeof done), sizeof done};
+    uint32_t said = 0;
+    struct iovec local = {&said, sizeof said};
+    struct iovec remote = {(void *)(uintptr_t)(survey->data + (survey->until ? 0 : i * sizeof said)), sizeof said};
+    bool readable = process_vm_readv(survey->pid, &local, 1, &remote, 1, 0) == sizeof said;
+
+    return survey->until == CRD_UNTIL_UNMAPPED ? !readable : readable && (said || survey->until == CRD_UNTIL_MAPPED);
+}
+
+/* Wait until a thread has done; whether it has. */
+static bool await_done(const struct crd_survey *survey, size_t i, int64_t deadline)
+{
     const struct timespec pause = {0, LOOK_AGAIN_NS};
 
-    for (int glances = 0; process_vm_readv(pid, &local, 1, &remote, 1, 0) == sizeof done && !done; glances++) {
+    for (int glances = 0; !has_done(survey, i); glances++) {
         if (now_ns() > deadline)
-            return;
+            return false;
         if (glances > GLANCES)
             nanosleep(&pause, NULL);
     }
+    return true;
 }
 
 /* Wait for the stop of a thread that was interrupted, and put it back to where it was. Whether it had not ended, nor gone
  * home alone, after which it may be anywhere. */
-static bool bring_home(const struct crd_survey *survey, struct crd_thread *thread, size_t n, struct crd_error *err)
+static bool bring_home(const struct crd_survey *survey, struct crd_thread *thread, struct crd_error *err)
 {
     uint64_t rip;
     int found;
@@ -114,26 +121,65 @@ static bool bring_home(const struct crd_survey *survey, struct crd_thread *threa
            (thread->status & 0xff) == 0x7f &&
            !crd_ptrace_buffer(PTRACE_PEEKUSR, thread->tid, offsetof(struct user, regs.rip), &rip, "ptrace PEEKUSR",
                               err) &&
-           rip - survey->slots < n * survey->slot_bytes && !set_mask(thread, thread->mask, err) &&
+           rip - survey->slots < survey->n * survey->slot_bytes && !set_mask(thread, thread->mask, err) &&
            !set_registers(thread, thread->registers, err); /* last: from here on no stub puts the mask back */
 }
 
-size_t crd_survey_run(const struct crd_survey *survey, struct crd_thread *threads, size_t n, int pid)
-{
-    struct crd_error err;
-    size_t home = 0;
-    int64_t deadline = now_ns() + survey->patience_ns / 2; /* while the first still waits for us */
+/* A thread on its way: its survey, its number in it, and until when it waits for us. */
+struct traveller {
+    struct crd_survey *survey;
+    size_t i;
+    bool sent;
+    bool done;
+    int64_t deadline;
+};
 
-    /* Each thread is on its way while those before and after it are seen to. */
-    for (size_t i = 0; i < n + 2 * LAG; i++) {
-        if (i < n && send(survey, &threads[i], i, &err))
-            threads[i].error = err.error_number;
-        if (i >= LAG && i - LAG < n && !threads[i - LAG].error) {
-            await_done(survey, pid, i - LAG, deadline);
-            crd_ptrace(PTRACE_INTERRUPT, threads[i - LAG].tid, 0, 0, "ptrace INTERRUPT", &err); /* the wait will say */
-        }
-        if (i >= 2 * LAG && !threads[i - 2 * LAG].error)
-            home += bring_home(survey, &threads[i - 2 * LAG], n, &err);
+static void depart(struct traveller *one, struct crd_error *err)
+{
+    one->sent = !send(one->survey, &one->survey->threads[one->i], one->i, err);
+    one->done = false;
+    one->deadline = now_ns() + one->survey->patience_ns / 2;
+}
+
+static void call_back(struct traveller *one, struct crd_error *err)
+{
+    if (!one->sent)
+        return;
+    one->done = await_done(one->survey, one->i, one->deadline);
+    crd_ptrace(PTRACE_INTERRUPT, one->survey->threads[one->i].tid, 0, 0, "ptrace INTERRUPT", err); /* the wait will say */
+}
+
+static void receive(struct traveller *one, struct crd_error *err)
+{
+    if (one->sent && bring_home(one->survey, &one->survey->threads[one->i], err))
+        ++*(one->done ? &one->survey->n_home : &one->survey->n_late);
+}
+
+void crd_surveys_run(struct crd_survey *surveys, size_t n)
+{
+    struct traveller under_way[2 * LAG];
+    struct crd_error err;
+    size_t total = 0;
+    size_t next = 0; /* survey, and the thread in it */
+    size_t i = 0;
+
+    for (size_t at = 0; at < n; at++) {
+        surveys[at].n_home = surveys[at].n_late = 0;
+        total += surveys[at].n;
     }
-    return home;
+    /* Each thread is on its way while those before and after it are seen to. */
+    for (size_t step = 0; step < total + 2 * LAG; step++) {
+        if (step >= 2 * LAG)
+            receive(&under_way[step % (2 * LAG)], &err);
+        if (step >= LAG && step - LAG < total)
+            call_back(&under_way[(step - LAG) % (2 * LAG)], &err);
+        if (step < total) {
+            while (i == surveys[next].n) {
+                next++;
+                i = 0;
+            }
+            under_way[step % (2 * LAG)] = (struct traveller){.survey = &surveys[next], .i = i++};
+            depart(&under_way[step % (2 * LAG)], &err);
+        }
+    }
 }

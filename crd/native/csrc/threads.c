@@ -1,10 +1,12 @@
 #define _GNU_SOURCE
 #include <elf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/ptrace.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -51,7 +53,7 @@ int crd_threads_wait(struct crd_thread *threads, size_t n, int64_t timeout_ns, s
 {
     int64_t deadline = now_ns() + timeout_ns;
 
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = n; i-- > 0;) { /* when the last one has stopped, so have most others: one sleep for many */
         int64_t left = deadline - now_ns();
         int found;
         if (threads[i].error)
@@ -154,6 +156,42 @@ int crd_threads_read(struct crd_thread *threads, size_t n, int pid, struct crd_t
             read_thread(&threads[i], pid, room->xstates + i * room->xstate_stride, &bytes);
         if (!threads[i].error)
             room->xstate_bytes = bytes;
+    }
+    return 0;
+}
+
+/* The text of an open file, appended; what there is no room for is only counted. */
+static int append(int fd, char *text, size_t size, size_t *length)
+{
+    char rest[4096];
+    ssize_t found;
+
+    do {
+        bool fits = *length < size;
+        found = read(fd, fits ? text + *length : rest, fits ? size - *length : sizeof rest);
+        *length += found > 0 ? (size_t)found : 0;
+    } while (found > 0);
+    return found < 0 && errno != ESRCH ? -1 : 0;
+}
+
+int crd_threads_children(const struct crd_thread *threads, size_t n, int pid, char *text, size_t size, size_t *length_ret,
+                         struct crd_error *err)
+{
+    char path[64];
+
+    *length_ret = 0;
+    for (size_t i = 0; i < n; i++) {
+        snprintf(path, sizeof path, "/proc/%d/task/%d/children", pid, threads[i].tid);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 && (errno == ENOENT || errno == ESRCH))
+            continue;
+        if (fd < 0 || append(fd, text, size, length_ret)) {
+            crd_fail(err, "read children", threads[i].tid, 0);
+            if (fd >= 0)
+                close(fd);
+            return -1;
+        }
+        close(fd);
     }
     return 0;
 }

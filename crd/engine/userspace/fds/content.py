@@ -133,7 +133,7 @@ class Contents:
 
         Args:
             table: its descriptions.
-            areas: what its processes map, by pid.
+            areas: what its processes map shared, by pid.
 
         Raises:
             TryLaterError: a file cannot be copied without waiting.

@@ -6,8 +6,6 @@ import fcntl
 import os
 import struct
 from dataclasses import dataclass, field
-from functools import cmp_to_key
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from crd.image.owner import Owner
@@ -118,15 +116,17 @@ def group(keys: Mapping[Entry, Hashable]) -> list[list[Entry]]:
 
 
 def _same(entries: list[Entry]) -> Iterator[list[Entry]]:
-    """Sort descriptors by the kernel's own order of their descriptions, so that equal ones are neighbours."""
-    if len(entries) == 1:
-        yield entries
-        return
-    order = cmp_to_key(_order)
-    for _, same in groupby(sorted(entries, key=order), order):
-        yield [*same]
+    """Part descriptors by the kernel's own order of their descriptions: most are equal to the first."""
+    first, *others = entries
+    parts: tuple[list[Entry], list[Entry], list[Entry]] = ([first], [], [])
+    for entry in others:
+        parts[_order(first, entry)].append(entry)
+    yield parts[0]
+    for part in parts[1:]:
+        if part:
+            yield from _same(part)
 
 
 def _order(a: Entry, b: Entry) -> int:
-    """kcmp(2): 1 and 2 are less and greater in an order of the kernel's own."""
-    return (0, -1, 1)[kcmp(a[0], b[0], _KCMP_FILE, a[1], b[1])]
+    """Compare by kcmp(2): 0 = the same, 1 and 2 are less and greater in an order of the kernel's own."""
+    return kcmp(a[0], b[0], _KCMP_FILE, a[1], b[1])

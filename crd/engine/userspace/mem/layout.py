@@ -176,7 +176,7 @@ def _memory(captured: Capture, brk: int) -> MemoryLayout:
         start_code=stat.field(26), end_code=stat.field(27), start_data=stat.field(45), end_data=stat.field(46),
         start_brk=stat.field(47), brk=brk, start_stack=stat.field(28), arg_start=stat.field(48),
         arg_end=stat.field(49), env_start=stat.field(50), env_end=stat.field(51),
-        auxv=captured.auxv, vdso_start=vdso.start if vdso else 0,
+        auxv=captured.known.auxv, vdso_start=vdso.start if vdso else 0,
         vdso_bytes=vdso.end - vdso.start if vdso else 0, vvar_start=vvar[0].start if vvar else 0,
         vvar_bytes=sum(entry.end - entry.start for entry in vvar))
 

@@ -35,6 +35,19 @@ def private_runs(pid: int, entries: Sequence[MapEntry]) -> list[Run]:
         return pagemap.own_pages(areas)
 
 
+def copy_little(memory: Memory, areas: Sequence[Run]) -> tuple[list[Run], list[Run], memoryview]:
+    """Copy the pages of private areas that are the process's own while it is stopped.
+
+    Its relatives go on to share them copy-on-write.
+
+    Returns:
+        Their runs, those of guard pages, and the content of the former, packed.
+    """
+    with PageMap(memory.pid) as pagemap:
+        runs, guards = pagemap.own_and_guard_pages(areas)
+    return runs, guards, copy(memory, runs, just_written=False)
+
+
 def batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
     """Cut runs into batches of at most one record's pages."""
     batch: list[Run] = []

@@ -109,7 +109,7 @@ crd_stub_script_slot:
 crd_stub_script_end:
 
 # ---- survey: system calls in many threads at once, which lie with their results in an area that all share ---------------
-# 136 the calls  144 number of calls  152 where the results go  160 where 4 bytes become 1 when that is done
+# 136 the calls  144 number of calls  152 where the results go, or 0  160 where 4 bytes become 1 when that is done, or 0
 # 168 how long to wait then for a tracer (struct timespec).
 # The area stays until a tracer that has stopped all threads, none of them in here, removes it.
         .globl  crd_stub_survey_start, crd_stub_survey_slot, crd_stub_survey_end
@@ -121,8 +121,10 @@ crd_stub_survey_start:
         mov     crd_stub_survey_slot+152(%rip), %r15
         CALLS
         mov     crd_stub_survey_slot+160(%rip), %rax
+        test    %rax, %rax
+        jz      4f
         movl    $1, (%rax)
-        mov     $271, %eax                      # ppoll(NULL, 0, timeout, NULL, 0): leaves the restart block alone
+4:      mov     $271, %eax                      # ppoll(NULL, 0, timeout, NULL, 0): leaves the restart block alone
         xor     %edi, %edi
         xor     %esi, %esi
         lea     crd_stub_survey_slot+168(%rip), %rdx
