@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from crd.engine.api import Pids, RestartOptions, RestartResult
 from crd.engine.userspace import call_filter, credentials, limits, threads
 from crd.engine.userspace.broker import Broker
-from crd.engine.userspace.fds import placement
+from crd.engine.userspace.fds import placement, stdio
 from crd.engine.userspace.fds.terminal import control, open_masters
 from crd.engine.userspace.forecast import forecast
 from crd.engine.userspace.ipc import messages, semaphores
@@ -91,9 +91,9 @@ class Restart:
         same = self._options.pids != Pids.NEW
         with Broker(plan.root.leader) as broker, ExitStack() as stack:
             with _impossible_wishes():
-                masters = open_masters(plan.root, broker)
+                masters = open_masters(plan.root, broker, self._options.stdio)
             skeleton = stack.enter_context(Skeleton(
-                plan, same_numbers=same,
+                plan, same_numbers=same, session=stdio.session_of(plan.root, self._options.stdio),
                 control={session: partial(control, slave=slave, broker=broker)
                          for session, slave in masters.controlling.items()}))
             with _impossible_wishes():
@@ -105,9 +105,16 @@ class Restart:
                 threads=len(plan.threads), notes=tuple(self._notes), listeners=tuple(self._listeners)))
             if confirm:
                 confirm(result)
+            if masters.fresh and not self._relays:
+                stdio.hold(masters.fresh, root.pid)
             broker.keep()
             skeleton.release()
-        return result
+            return replace(result, terminals=tuple(map(broker.release, masters.fresh if self._relays else ())))
+
+    @property
+    def _relays(self) -> bool:
+        """Whether the caller takes the masters of fresh terminals."""
+        return self._options.reap and self._options.pids != Pids.NAMESPACE
 
     def _build(self, skeleton: Skeleton, broker: Broker, masters: Masters, *, same_numbers: bool) -> dict[int, int]:
         """Make the vessels into the tasks, ready to be let go; return the number of each thread by the image's."""
