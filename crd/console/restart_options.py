@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import click
 
+STDIO = ["inherit", "pty", "null"]
+STDIO_HELP = ("What takes the place of terminals whose other end is outside of the image, as of what a shell has "
+              "started: the caller's own terminal; a fresh one; none, that is /dev/null.")
+
 tcp_option = click.option(
     "--tcp", type=click.Choice(["auto", "established", "close"]), default="auto", show_default=True,
     help="What becomes of TCP connections to processes outside of the image: those that are held since a checkpoint "

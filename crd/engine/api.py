@@ -140,6 +140,17 @@ class Tcp(StrEnum):
     """They are all over, as both ends are told."""
 
 
+class Stdio(StrEnum):
+    """What takes the place of terminals whose other end is not in the image, as of what a shell has started."""
+
+    INHERIT = "inherit"
+    """The terminal of the caller, whose session the tasks join."""
+    PTY = "pty"
+    """A fresh one, set as that was."""
+    NULL = "null"
+    """None: /dev/null."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartOptions:
     """How to restart an image.
@@ -148,8 +159,10 @@ class RestartOptions:
         pids: which numbers the tasks get.
         files: what is done about open files that have changed.
         tcp: what becomes of connections to others.
+        stdio: what takes the place of terminals of others.
         served: the caller will serve the calls of what ran under ``crctl run`` (``RestartResult.listeners``).
-        reap: the caller stays as their parent (``wait_for_root``), so a parent-death signal makes sense.
+        reap: the caller stays as their parent (``wait_for_root``), so a parent-death signal makes sense, and (but for a
+            pid namespace) at the other end of fresh terminals.
         only_uid: refuse images of tasks that are not this user's (``crd.target.owner``); None: whoever they are of.
         only_gids: with ``only_uid``: all the groups that the tasks may have.
         linux_cr: as of ``CheckpointOptions``; the image itself tells which engine it needs.
@@ -158,6 +171,7 @@ class RestartOptions:
     pids: Pids = Pids.ORIGINAL
     files: Files = Files.KEEP
     tcp: Tcp = Tcp.AUTO
+    stdio: Stdio = Stdio.PTY
     served: bool = False
     reap: bool = False
     only_uid: int | None = None
@@ -177,6 +191,8 @@ class RestartResult:
         notes: what could not be as it was, a sentence each.
         listeners: descriptors that tell of the calls of tasks which ran under ``crctl run``; as long as ``confirm``
             runs, which keeps duplicates of them.
+        terminals: masters of fresh terminals, the caller's from now on; the first is that of the first task, if that
+            has one.
     """
 
     root_pid: int
@@ -188,6 +204,7 @@ class RestartResult:
     reaper_pid: int = 0
     notes: tuple[str, ...] = ()
     listeners: tuple[int, ...] = ()
+    terminals: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ from crd.image.objects import (
     Inotify,
     InotifyWatch,
     OutsideConnection,
+    OutsideTerminal,
     PidFd,
     Pipe,
     PipeData,
@@ -345,21 +346,27 @@ def _check_seccomp_filter(record: SeccompFilter, image: ImageState) -> None:
 
 @check.register(Terminal)
 def _check_terminal(record: Terminal, image: ImageState) -> None:
+    _check_settings(record, image)
+    for name in ("locked", "packets", "exclusive", "hung_up"):
+        need_flag(getattr(record, name), name)
+
+
+@check.register(OutsideTerminal)
+def _check_settings(record: Terminal | OutsideTerminal, image: ImageState) -> None:
     declare(image, record)
     need(record.index < TERMINALS_MAX, f"has the number {record.index}")
     need(max(record.session, record.foreground) <= PID_MAX, f"controls session {record.session}")
     need(record.session or not record.foreground, "has a foreground, but controls no session")
     need(len(record.settings) == TERMIOS_BYTES, f"has {len(record.settings)} bytes of settings")
     need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
-    for name in ("locked", "packets", "exclusive", "hung_up"):
-        need_flag(getattr(record, name), name)
 
 
 @check.register(TerminalEnd)
 def _check_terminal_end(record: TerminalEnd, image: ImageState) -> None:
     declare(image, record)
-    image.need_object(record.terminal, Terminal)
+    image.need_object(record.terminal, Terminal, OutsideTerminal)
     need_flag(record.master, "master")
+    need(not record.master or image.objects[record.terminal] is Terminal, "is the master of an OUTSIDE_TERMINAL")
 
 
 def _need_address(address: str, port: int, family: int) -> None:

@@ -335,11 +335,28 @@ class Terminal(Record, type=0x4352004E):
     foreground: U32  # process group of that, 0 = none
 
 
+class OutsideTerminal(Record, type=0x43520071):
+    """A pseudo-terminal whose master is not in the image."""
+
+    objref: U32
+    index: U32  # of /dev/pts/INDEX
+    settings: Bytes  # struct termios2
+    rows: U16
+    columns: U16
+    width: U16  # in pixels
+    height: U16
+    mode: U32  # of the slave: permission bits
+    uid: U32
+    gid: U32
+    session: U32  # that it controls, 0 = none that is known
+    foreground: U32  # process group of that, 0 = none
+
+
 class TerminalEnd(Record, type=0x4352004F):
     """One open file description of an end of a pseudo-terminal."""
 
     objref: U32
-    terminal: U32  # objref of the TERMINAL
+    terminal: U32  # objref of the TERMINAL, or of the OUTSIDE_TERMINAL
     master: U8
     flags: U32  # F_GETFL
     owner: Owner
@@ -368,7 +385,8 @@ class FileContent(Record, type=0x43520070):
 
 OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
                                      Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket, Terminal,
-                                     TerminalEnd, SeccompFilter, PosixQueue, PosixQueueOpen, FileContent)
+                                     OutsideTerminal, TerminalEnd, SeccompFilter, PosixQueue, PosixQueueOpen,
+                                     FileContent)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)

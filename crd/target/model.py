@@ -72,6 +72,11 @@ class Stat:
         return self.field(7)
 
     @property
+    def foreground(self) -> int:
+        """Field 8: the process group in the foreground of that terminal, -1 = none."""
+        return self.field(8)
+
+    @property
     def is_exiting(self) -> bool:
         """PF_EXITING in the flags, field 9: it gives back its files, paths and memory, or has done so."""
         return bool(self.field(9) & PF_EXITING)

@@ -1,4 +1,4 @@
-"""Pseudo-terminals: crd can save those that have both ends inside the target (pty(7))."""
+"""Pseudo-terminals: those with a master in the target must be all in it; of others only slaves are (pty(7))."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from crd.errors import Obstacle, TargetError
 from crd.target import procfs
 from crd.target.holders import link_holders
+from crd.target.paths import Reach
 from crd.target.wording import process_names
 
 if TYPE_CHECKING:
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from crd.target.procfs import FdInfo
     from crd.target.tree import Family
 
-PTMX = os.makedev(5, 2)
+PTMX, TTY = os.makedev(5, 2), os.makedev(5, 0)
 _SLAVE_MAJORS = range(136, 144)
 _REMEDY = "Start it with its input and output redirected, such as: setsid PROGRAM </dev/null >LOG 2>&1."
 
 
 def is_terminal(file: os.stat_result) -> bool:
-    """Whether it is an end of a pseudo-terminal."""
-    return stat.S_ISCHR(file.st_mode) and (file.st_rdev == PTMX or os.major(file.st_rdev) in _SLAVE_MAJORS)
+    """Whether it is an end of a pseudo-terminal, or whatever terminal controls a session (/dev/tty)."""
+    return stat.S_ISCHR(file.st_mode) and (file.st_rdev in {PTMX, TTY} or os.major(file.st_rdev) in _SLAVE_MAJORS)
 
 
 def slave_index(device: int) -> int:
@@ -54,7 +55,11 @@ def _masters(inside: Family) -> Iterator[int]:
 
 
 def obstacles(look: Look) -> Iterator[Obstacle]:
-    """Find terminals with an end elsewhere, or that control another's session, in the order of descriptors."""
+    """Find terminals that nobody can be given again, in the order of descriptors.
+
+    These are: with a master here and an end elsewhere, or in control of another's session; without any master; and what
+    is no pseudo-terminal.
+    """
     found = [entry for entry in look.table if is_terminal(entry.file)]
     if not found:
         return
@@ -63,10 +68,14 @@ def obstacles(look: Look) -> Iterator[Obstacle]:
     holders = link_holders(look.inside, {slave_name(index) for index in masters.values()}) if masters else {}
     stat = procfs.stat(look.pid)
     for entry in found:
-        index = masters.get(entry.fd, slave_index(entry.file.st_rdev))
+        device = stat.terminal if entry.file.st_rdev == TTY else entry.file.st_rdev
+        index = masters.get(entry.fd, slave_index(device))
         others = holders.get(slave_name(index))
-        if index not in inside:
+        if device != PTMX and os.major(device) not in _SLAVE_MAJORS:
             yield Obstacle("fd.terminal", entry.name, "is a terminal, which crd cannot save yet", _REMEDY)
+        elif index not in inside:
+            if entry.file.st_rdev != TTY and entry.how is not Reach.SAME:
+                yield Obstacle("fd.terminal", entry.name, "is a terminal whose other end is gone", _REMEDY)
         elif others:
             yield Obstacle("fd.terminal", entry.name, f"is a terminal of {process_names(others)}, too", _REMEDY)
         elif stat.terminal == entry.file.st_rdev and stat.session not in look.inside:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from crd.engine.api import Files, Made, RestartPlan
 from crd.engine.userspace import credentials
 from crd.engine.userspace.clash import clash
-from crd.engine.userspace.fds import rollback
+from crd.engine.userspace.fds import rollback, stdio
 from crd.engine.userspace.plan import clashes
 from crd.engine.userspace.vessel import check_processor
 from crd.errors import ResourceChanged
@@ -19,6 +19,7 @@ from crd.image.objects import (
     FileContent,
     InetSocket,
     OutsideConnection,
+    OutsideTerminal,
     Pipe,
     PipeEnd,
     RegularFile,
@@ -47,8 +48,8 @@ def forecast(tree: TreePlan, options: RestartOptions) -> RestartPlan:
     """Tell what would be made of an image, and what keeps it from that."""
     found = [*clash(check_processor, tree), *clashes(tree, options)]
     return RestartPlan(
-        makes=(*_tasks(tree, options), *_files(tree.root, options), *_named(tree.root), *_counted(tree.root),
-               *_locks(tree)),
+        makes=(*_tasks(tree, options), *_files(tree.root, options), *_named(tree.root),
+               *_terminals(tree.root, options), *_counted(tree.root), *_locks(tree)),
         clashes=tuple(error.to_json() for error in found), notes=tuple(_lacking(tree)))
 
 
@@ -93,8 +94,6 @@ def _named(plan: Plan) -> Iterator[Made]:
     for file in plan.of(UnnamedFile):
         kind = {UNNAMED_MEMORY: "memory file", UNNAMED_DIRECTORY: "deleted directory"}.get(file.kind, "deleted file")
         yield Made(kind, file.path, f"{file.size} bytes")
-    for terminal in plan.of(Terminal):
-        yield Made("terminal", f"/dev/pts/{terminal.index}", f"{terminal.columns} by {terminal.rows}")
     for unix in plan.of(UnixSocket):
         if unix.name:
             yield Made("unix socket", unix.name.replace(b"\0", b"@").decode(errors="replace"), unix.path)
@@ -106,6 +105,13 @@ def _named(plan: Plan) -> Iterator[Made]:
             if inet.objref in outside:
                 what = f"{what}, {'goes on' if inet.objref in plan.shared.going_on else 'is over'}"
             yield Made(f"{kind} port", f"{inet.local_address} {inet.local_port}", what or "")
+
+
+def _terminals(plan: Plan, options: RestartOptions) -> Iterator[Made]:
+    for terminal in plan.of(Terminal):
+        yield Made("terminal", f"/dev/pts/{terminal.index}", f"{terminal.columns} by {terminal.rows}")
+    for outside in plan.of(OutsideTerminal):
+        yield Made("terminal of others", f"/dev/pts/{outside.index}", f"in its place {stdio.substitute(options.stdio)}")
 
 
 def _counted(plan: Plan) -> Iterator[Made]:

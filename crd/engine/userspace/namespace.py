@@ -214,7 +214,7 @@ def _receive(channel: socket.socket) -> dict[str, Any]:
     header = _exactly(channel, 4)
     value: dict[str, Any] = json.loads(_exactly(channel, int.from_bytes(header, "little")))
     if "pids" in value:
-        value["notes"], value["listeners"] = tuple(value["notes"]), ()
+        value["notes"], value["listeners"], value["terminals"] = tuple(value["notes"]), (), ()
         value["pids"] = {int(old): new for old, new in value["pids"].items()}
     return value
 

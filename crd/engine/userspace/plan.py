@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from crd.engine.userspace import confinement, limits, numbers, scheduling
 from crd.engine.userspace.clash import Clash, clash
-from crd.engine.userspace.fds import placement, tcp_outside
+from crd.engine.userspace.fds import placement, stdio, tcp_outside
 from crd.engine.userspace.ipc import messages, semaphores
 from crd.engine.userspace.mem import guards, restore, sysv
 from crd.engine.userspace.mem.layout import vdso_digest
@@ -240,6 +240,7 @@ def clashes(tree: TreePlan, options: RestartOptions) -> Iterator[Clash]:
             yield from clash(scheduling.check, thread)
     yield from placement.clashes(tree.processes, options.files)
     yield from clash(tcp_outside.check, tree.root, options.tcp)
+    yield from clash(stdio.check, tree.root, options)
     yield from clash(confinement.check, tree.processes)
     for plan in tree.processes:
         for what, path in (("working directory", plan.process.cwd), ("root directory", plan.process.root)):

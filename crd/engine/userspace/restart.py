@@ -15,7 +15,7 @@ from crd.engine.api import Pids, RestartOptions, RestartResult
 from crd.engine.rehearsal import Rehearsal, Seen
 from crd.engine.userspace import call_filter, credentials, limits, sandbox, threads
 from crd.engine.userspace.broker import Broker
-from crd.engine.userspace.fds import placement
+from crd.engine.userspace.fds import placement, stdio
 from crd.engine.userspace.fds.terminal import control, open_masters
 from crd.engine.userspace.forecast import forecast
 from crd.engine.userspace.ipc import messages, semaphores
@@ -92,7 +92,7 @@ class Restart:
 
     def _rehearse(self) -> dict[str, Any]:
         self._check()
-        with self._made() as (skeleton, broker, _):
+        with self._made() as (skeleton, broker, _, _):
             broker.keep()
             sandbox.close_off()
             watch = Watch(skeleton, [(plan.pid, plan.leader.comm, _is_stopped(plan)) for plan in self.plan.processes])
@@ -116,7 +116,7 @@ class Restart:
             ImageError: the memory part of the stream is damaged; nothing is left.
             RestartError: a task could not be made; nothing is left.
         """
-        with self._made() as (skeleton, broker, tids):
+        with self._made() as (skeleton, broker, masters, tids):
             root = skeleton.root
             result = self._timed(RestartResult(
                 root_pid=root.pid, start_time=procfs.stat(root.pid).start_time, pids=tids,
@@ -124,12 +124,14 @@ class Restart:
                 listeners=tuple(self._listeners)))
             if confirm:
                 confirm(result)
+            if masters.fresh and not self._relays:
+                stdio.hold(masters.fresh, root.pid)
             broker.keep()
             skeleton.release()
-        return result
+            return replace(result, terminals=tuple(map(broker.release, masters.fresh if self._relays else ())))
 
     @contextmanager
-    def _made(self) -> Iterator[tuple[Skeleton, Broker, dict[int, int]]]:
+    def _made(self) -> Iterator[tuple[Skeleton, Broker, Masters, dict[int, int]]]:
         """Make the tasks, which end with the context unless released; tell the number of each thread by the image's.
 
         Raises: as ``make``.
@@ -138,15 +140,20 @@ class Restart:
         same = self._options.pids != Pids.NEW
         with Broker(plan.root.leader) as broker, ExitStack() as stack:
             with _impossible_wishes():
-                masters = open_masters(plan.root, broker)
+                masters = open_masters(plan.root, broker, self._options.stdio)
             skeleton = stack.enter_context(Skeleton(
-                plan, same_numbers=same,
+                plan, same_numbers=same, session=stdio.session_of(plan.root, self._options.stdio),
                 control={session: partial(control, slave=slave, broker=broker)
                          for session, slave in masters.controlling.items()}))
             with _impossible_wishes():
                 tids = self._build(skeleton, broker, masters, same_numbers=same)
             self._notes += skeleton.notes
-            yield skeleton, broker, tids
+            yield skeleton, broker, masters, tids
+
+    @property
+    def _relays(self) -> bool:
+        """Whether the caller takes the masters of fresh terminals."""
+        return self._options.reap and self._options.pids != Pids.NAMESPACE
 
     def _build(self, skeleton: Skeleton, broker: Broker, masters: Masters, *, same_numbers: bool) -> dict[int, int]:
         """Make the vessels into the tasks, ready to be let go; return the number of each thread by the image's."""

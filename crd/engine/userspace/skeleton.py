@@ -12,6 +12,7 @@ import os
 import signal
 import struct
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace import numbers
@@ -48,12 +49,15 @@ class Skeleton:
         notes: what cannot be as it was, a sentence each.
     """
 
-    def __init__(self, tree: TreePlan, *, same_numbers: bool, control: Mapping[int, Callable[[Vessel], None]]) -> None:
+    def __init__(self, tree: TreePlan, *, same_numbers: bool, control: Mapping[int, Callable[[Vessel], None]],
+                 session: int | None = None) -> None:
         """Make them.
 
         Args:
             tree: of the image.
             same_numbers: they get those of the image.
+            session: for those who were in the first process's: that which it leads now, by its number in the image, or
+                any other for the one that crd is in; None: as it was.
             control: gives the session of a leader, by its number in the image, its terminal.
 
         Raises:
@@ -63,7 +67,9 @@ class Skeleton:
         self._tree = tree
         self._same_numbers = same_numbers
         self._control = control
-        self._kin = {kin.pid: kin for kin in relatives(tree)}
+        then = tree.root.process.session
+        self._kin = {kin.pid: replace(kin, session=session) if session and kin.session == then else kin
+                     for kin in relatives(tree)}
         self._root = self._kin[tree.root.pid]
         self.vessels: dict[int, Vessel] = {}
         self.numbers: dict[int, int] = {}
@@ -307,7 +313,8 @@ class Skeleton:
         for group in sorted(groups, key=lambda number: number not in self._kin or self._kin[number].group == number):
             self._make_group(group, groups[group])
         if not self._root.leads_session:
-            self.notes.append(f"session {self._root.session} is led by another process: it is in that of crd now")
+            self.notes.append(f"session {self._tree.root.process.session} is not led by {self._root.pid}: it is in "
+                              "that of crd now")
 
     def _make_group(self, group: int, members: list[Kin]) -> None:
         leader, helper = self._kin.get(group), None
