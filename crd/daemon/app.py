@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
+import resource
 import socket
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from crd.api.access import Limits
 from crd.api.server import Server
 from crd.archive.archive import Archive
 from crd.catalog.catalog import Catalog
@@ -33,13 +34,14 @@ from crd.engine.api import KERNEL, USERSPACE, After, CheckpointOptions, serving
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
 from crd.engine.kernel import freezer
-from crd.errors import BlobCorrupt, BlobMissing, CrdError, SettingsError, StateInUse
+from crd.errors import BlobCorrupt, BlobMissing, CrdError
 from crd.metrics.exporter import Exporter
 from crd.metrics.names import Metrics
 from crd.settings.load import changed_keys, load
+from crd.settings.state import held_state
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -73,6 +75,8 @@ class App:
         self.catalog: Catalog
         self.archive: Archive
         self.spool: SpooledStore | None = None
+        self.without_row: Sequence[Crid] = ()  # images that only the archive knew at the start, and only the catalog
+        self.without_object: Sequence[Crid] = ()
         self.meter: Meter
         self.checkpoints: Checkpoints
         self.restarts: Restarts
@@ -93,7 +97,7 @@ class App:
         """
         settings = self.settings
         async with AsyncExitStack() as stack:
-            stack.enter_context(_state_directory(settings.daemon.state_dir))
+            stack.enter_context(held_state(settings.daemon.state_dir))
             # First: without its keys nothing is touched, not even the catalog.
             opened = await stack.enter_async_context(open_store(settings))
             self.spool = opened.spool
@@ -120,7 +124,8 @@ class App:
             await self._add_targets()
             self.start(self.retention.apply_all())
             server = Server(passed.get("api", settings.api.socket), Handlers(self).handle,
-                            public=settings.api.public, group=settings.api.group)
+                            public=settings.api.public, group=settings.api.group,
+                            limits=Limits.within(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),
@@ -250,7 +255,8 @@ class App:
         if verified_at := await self.catalog.images.last_verified():
             self.metrics.last_scrub.set(verified_at.timestamp())
         counter = CridCounter(self.settings.engine.crid_file)
-        await asyncio.to_thread(counter.raise_to, await self.catalog.images.max_crid())
+        await asyncio.to_thread(counter.raise_to, max([await self.catalog.images.max_crid(), *there[-1:]]))
+        self.without_row, self.without_object = settled.unknown, settled.missing
 
     async def _add_targets(self) -> None:
         stored, held = await self.catalog.targets.all(), await self.catalog.targets.held()
@@ -299,29 +305,3 @@ async def _either(first: Coroutine[Any, Any, object], *others: asyncio.Task[None
         await asyncio.wait([stopped, *filter(None, others)], return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopped.cancel()
-
-
-@contextmanager
-def _state_directory(path: Path) -> Iterator[None]:
-    """Make the directory, and hold it for this daemon alone.
-
-    Raises:
-        StateInUse: another daemon has it.
-        SettingsError: it cannot be used.
-    """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise SettingsError(f"daemon.state_dir: {path}: {error.strerror}", path=str(path),
-                            hint="Run crd as root, or choose another directory.") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StateInUse(f"another daemon works on {path}", path=str(path),
-                             hint="Stop it, or set daemon.state_dir.") from error
-        yield
-    finally:
-        os.close(lock)
