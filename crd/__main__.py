@@ -15,6 +15,7 @@ COMMANDS = {
     "check": Lazy("crd.direct.check:check", "Say what keeps a process from being checkpointed."),
     "features": Lazy("crd.direct.features:features", "Say what this kernel and these privileges offer."),
     "config": Lazy("crd.direct.config:config", "Check the settings file."),
+    "catalog": Lazy("crd.direct.catalog:catalog", "Back up or restore the catalog."),
     "key": Lazy("crd.direct.key:key", "Make a key for encryption, or say which one a file holds."),
     "inspect": Lazy("crd.direct.inspect:inspect", "Show what an image holds."),
 }

@@ -94,6 +94,13 @@ class Limits:
     message_seconds: float = 10.0
     drain_seconds: float = 10.0
 
+    @classmethod
+    def within(cls, descriptors: int) -> Limits:
+        """Return what leaves most of a process's descriptors to its work: a connection takes up to two of them."""
+        connections = min(cls().connections, descriptors // 4)
+        few = max(1, connections // 8)
+        return cls(connections=connections, connections_kept=few, connections_per_uid=few)
+
 
 class Admission:
     """Counts who is in."""

@@ -161,6 +161,14 @@ class Images:
         return Settled(kept=found.kept, dropped=found.dropped, surplus=found.surplus, unknown=found.unknown,
                        missing=found.missing)
 
+    async def without_row(self, there: Collection[Crid]) -> Sequence[Crid]:
+        """Return which of the images that the archive has, listed before, have no row at all."""
+        async with self._database.read() as connection:
+            rows = await connection.stream(
+                select(images.c.crid, images.c.state).where(self._own).order_by(images.c.crid))
+            found = await compare(rows.partitions(_ROWS_AT_ONCE), sorted(there), {})
+        return sorted({*found.unknown} - {*found.dropped})  # those are being made durable
+
     async def storing(self) -> list[Image]:
         """Return what was being made durable when the daemon ended."""
         async with self._database.read() as connection:
@@ -265,6 +273,12 @@ class Images:
         query = select(images.c.crid).where(self._own, UNUSUAL, images.c.state == "damaged").limit(limit)
         async with self._database.read() as connection:
             return sorted(Crid(crid) for crid in (await connection.execute(query)).scalars())
+
+    async def among(self, crids: Collection[Crid]) -> Sequence[Crid]:
+        """Return those of a few crids that are images here."""
+        async with self._database.read() as connection:
+            found = await connection.execute(select(images.c.crid).where(self._own, images.c.crid.in_(crids), _THERE))
+            return sorted(Crid(crid) for crid in found.scalars())
 
     async def last_verified(self) -> datetime | None:
         """Return when an image was last checked, None if never."""

@@ -58,13 +58,7 @@ class Sqlite:
         """Copy the file beside itself, by SQLite's own means."""
         copy = self._path.with_name(f"{self._path.name}.{revision}.bak")
         try:
-            fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                with closing(sqlite3.connect(self._path)) as source, closing(sqlite3.connect(copy)) as sink:
-                    source.backup(sink)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            copy_database(self._path, copy)
         except (OSError, sqlite3.Error) as error:
             raise CatalogError(f"backing up the catalog to {copy}: {error}", path=str(copy)) from error
 
@@ -93,6 +87,21 @@ class Sqlite:
             sqlite3.SQLITE_CORRUPT: "Restore catalog.db from a backup; the images themselves are in the archive.",
         }
         return CatalogError(f"the catalog: {cause or error}", hint=hints.get(code, ""))
+
+
+def copy_database(path: Path, copy: Path) -> None:
+    """Copy a database as it is at one moment, by SQLite's own means, durably, to a file that only its owner reads.
+
+    Raises:
+        OSError, sqlite3.Error: the copy is not whole.
+    """
+    fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as sink:
+            source.backup(sink)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _make(path: Path) -> None:

@@ -36,6 +36,11 @@ def migrations() -> Path:
     return found if (found := inside / "_migrations").is_dir() else inside.parent / "migrations"
 
 
+def known_revisions() -> set[str]:
+    """Return the revisions that this version of crd reads."""
+    return {script.stem for script in (migrations() / "versions").glob("*.py")}
+
+
 async def upgrade(backend: Backend) -> None:
     """Make the schema, or bring it up to date; an older file is copied beside itself first.
 
@@ -49,7 +54,7 @@ async def upgrade(backend: Backend) -> None:
         revision = await connection.run_sync(_revision)
     if revision == HEAD:
         return
-    if revision and revision not in {script.stem for script in (migrations() / "versions").glob("*.py")}:
+    if revision and revision not in known_revisions():
         raise CatalogOutOfDate(f"the catalog has revision {revision}, which this version of crd does not know",
                                hint="Install the crd that wrote it, or point catalog.url at another file.")
     if revision:

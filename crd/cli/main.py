@@ -25,6 +25,7 @@ COMMANDS = {
     "scrub": Lazy("crd.cli.cmd_scrub:scrub", "Check everything that is stored."),
     "export": Lazy("crd.cli.cmd_export:export_", "Write an image to a file."),
     "import": Lazy("crd.cli.cmd_import:import_", "Take an image from a file."),
+    "adopt": Lazy("crd.cli.cmd_adopt:adopt", "Take images in that the catalog has lost."),
     "requests": Lazy("crd.cli.cmd_requests:requests", "List restart requests."),
     "request": Lazy("crd.cli.cmd_request:request", "Show or cancel a restart request."),
     "check": Lazy("crd.cli.cmd_check:check", "Say what keeps a process from being checkpointed."),

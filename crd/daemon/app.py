@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
+import resource
 import socket
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from crd.api.access import Limits
 from crd.api.server import Server
 from crd.archive.archive import Archive
 from crd.catalog.catalog import Catalog
@@ -36,13 +37,14 @@ from crd.engine.api import KERNEL, USERSPACE, After, CheckpointOptions, serving
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
 from crd.engine.kernel import freezer
-from crd.errors import BlobCorrupt, BlobMissing, CrdError, SettingsError, StateInUse
+from crd.errors import BlobCorrupt, BlobMissing, CrdError
 from crd.metrics.exporter import Exporter
 from crd.metrics.names import Metrics
 from crd.settings.load import changed_keys, load
+from crd.settings.state import held_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -77,6 +79,8 @@ class App:
         self.catalog: Catalog
         self.archive: Archive
         self.spool: SpooledStore | None = None
+        self.without_row: Sequence[Crid] = ()  # images that only the archive knew at the start, and only the catalog
+        self.without_object: Sequence[Crid] = ()
         self.meter: Meter
         self.checkpoints: Checkpoints
         self.restarts: Restarts
@@ -97,7 +101,7 @@ class App:
         """
         settings = self.settings
         async with AsyncExitStack() as stack:
-            stack.enter_context(_state_directory(settings.daemon.state_dir))
+            stack.enter_context(held_state(settings.daemon.state_dir))
             # First: without its keys nothing is touched, not even the catalog.
             opened = await stack.enter_async_context(open_store(settings))
             self.spool = opened.spool
@@ -130,7 +134,8 @@ class App:
             if self.archive.is_known:
                 self._apply_rules()
             server = Server(passed.get("api", settings.api.socket), Handlers(self).handle,
-                            public=settings.api.public, group=settings.api.group)
+                            public=settings.api.public, group=settings.api.group,
+                            limits=Limits.within(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),
@@ -278,6 +283,8 @@ class App:
             if crids:
                 logger.warning("images %s: %s", what, ", ".join(map(str, crids[:20])),
                                extra={"event": "archive.unsettled"})
+        await asyncio.to_thread(CridCounter(self.settings.engine.crid_file).raise_to, max(there, default=Crid(0)))
+        self.without_row, self.without_object = settled.unknown, settled.missing
 
     def _apply_rules(self) -> None:
         self.start(self.retention.apply_all())
@@ -329,29 +336,3 @@ async def _either(first: Coroutine[Any, Any, object], *others: asyncio.Task[None
         await asyncio.wait([stopped, *filter(None, others)], return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopped.cancel()
-
-
-@contextmanager
-def _state_directory(path: Path) -> Iterator[None]:
-    """Make the directory, and hold it for this daemon alone.
-
-    Raises:
-        StateInUse: another daemon has it.
-        SettingsError: it cannot be used.
-    """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise SettingsError(f"daemon.state_dir: {path}: {error.strerror}", path=str(path),
-                            hint="Run crd as root, or choose another directory.") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StateInUse(f"another daemon works on {path}", path=str(path),
-                             hint="Stop it, or set daemon.state_dir.") from error
-        yield
-    finally:
-        os.close(lock)

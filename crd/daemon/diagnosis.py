@@ -62,19 +62,22 @@ class Seen:
         queue: as of ``Requests.queue``.
         hosts: as of ``Catalog.hosts``.
         damaged: some of the images that are.
+        missing: some of the images whose objects are not there.
     """
 
     queue: tuple[int, int, datetime | None] | None = None
     hosts: dict[str, datetime] = field(default_factory=dict)
     damaged: Sequence[Crid] = ()
+    missing: Sequence[Crid] = ()
     error: CatalogError | None = None
 
 
-async def look(catalog: Catalog) -> Seen:
-    """Ask the catalog."""
+async def look(catalog: Catalog, without_object: Sequence[Crid] = ()) -> Seen:
+    """Ask the catalog, also which of the images whose objects were missing at the start it still has."""
     try:
         return Seen(queue=await catalog.requests.queue(), hosts=await catalog.hosts(),
-                    damaged=await catalog.images.damaged_ones(limit=CRIDS_TOLD + 1))
+                    damaged=await catalog.images.damaged_ones(limit=CRIDS_TOLD + 1),
+                    missing=await catalog.images.among(without_object[:CRIDS_TOLD + 1]) if without_object else ())
     except CatalogError as error:
         return Seen(error=error)
 
@@ -82,7 +85,7 @@ async def look(catalog: Catalog) -> Seen:
 async def diagnose(app: App, seen: Seen) -> list[Problem]:
     """Return all that is wrong, errors first."""
     now = app.clock.now()
-    found = [*_of_daemon(app), *_of_clock(app, now), *_of_notes(app),
+    found = [*_of_daemon(app), *_of_archive(app), *_of_clock(app, now), *_of_notes(app),
              *(_of_spool(app.spool, app.settings.s3.spool_size) if app.spool else ())]
     found += await asyncio.to_thread(lambda: [problem for path in _directories(app) for problem in _of_disk(path)])
     found += _of_catalog(app, seen, now)
@@ -95,6 +98,17 @@ def _of_daemon(app: App) -> Iterator[Problem]:
     for fault in app.health.faults:
         yield Problem(level=ERROR, code="daemon.unwell", object="daemon", message=fault, since=app.health.faults_since,
                       hint="Its log says more: journalctl -u crd.")
+
+
+def _of_archive(app: App) -> Iterator[Problem]:
+    if app.without_row:
+        yield Problem(level=WARNING, code="archive.without-row", object="images", since=app.started_at,
+                      message=f"the catalog does not know: {_named(app.without_row)}",
+                      hint="crctl adopt takes them in again.")
+
+
+def _named(crids: Sequence[Crid]) -> str:
+    return ", ".join(map(str, crids[:CRIDS_TOLD])) + (" ..." if len(crids) > CRIDS_TOLD else "")
 
 
 def _of_clock(app: App, now: datetime) -> Iterator[Problem]:
@@ -147,9 +161,13 @@ def _of_catalog(app: App, seen: Seen, now: datetime) -> Iterator[Problem]:
         yield Problem(level=ERROR, code="restart.queue-stuck", object="queue", since=seen.queue[2],
                       message=f"{seen.queue[0]} restarts wait", hint="crctl requests says for what; journalctl -u crd.")
     if seen.damaged:
-        named = ", ".join(map(str, seen.damaged[:CRIDS_TOLD])) + (" ..." if len(seen.damaged) > CRIDS_TOLD else "")
-        yield Problem(level=ERROR, code="catalog.image-damaged", object="images", message=f"damaged: {named}",
+        yield Problem(level=ERROR, code="catalog.image-damaged", object="images",
+                      message=f"damaged: {_named(seen.damaged)}",
                       hint="crctl show says how; repair the disk and run crctl verify, or run crctl forget.")
+    if seen.missing:
+        yield Problem(level=ERROR, code="archive.image-missing", object="images", since=app.started_at,
+                      message=f"the archive does not have: {_named(seen.missing)}",
+                      hint="Check archive.path; if they are gone for good: crctl forget.")
     for host, seen_at in seen.hosts.items():
         if host != app.host and now - seen_at > _UNHEARD:
             yield Problem(level=WARNING, code="catalog.host-unheard", object=f"host {host}", since=seen_at,

@@ -58,7 +58,7 @@ class Handlers(UpkeepHandlers):
         return result
 
     async def _on_GetStatus(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
-        seen = await look(self._app.catalog)
+        seen = await look(self._app.catalog, self._app.without_object)
         problems = [problem for problem in await diagnose(self._app, seen) if peer.is_admin or problem.target is None]
         app = self._app
         size = app.meter.size

@@ -80,7 +80,9 @@ async def import_image(pipeline: Pipeline, read: Callable[[], Awaitable[bytes]])
     async with pipeline.sink() as sink:
         summary = await _drain(sink, read)
         crid = await asyncio.to_thread(CridCounter(pipeline.crid_file).next)
-        return await pipeline.keep(sink, summary.image(crid, pipeline.host, sink, time.monotonic() - began))
+        return await pipeline.keep(sink, summary.row(
+            crid, pipeline.host, image_bytes=sink.image_bytes, digest=sink.digest, origin=IMPORTED,
+            duration_seconds=time.monotonic() - began))
 
 
 async def _drain(sink: ImageSink, read: Callable[[], Awaitable[bytes]]) -> Summary:
@@ -98,7 +100,7 @@ async def _drain(sink: ImageSink, read: Callable[[], Awaitable[bytes]]) -> Summa
 
         async def check() -> Summary:
             try:
-                return await asyncio.to_thread(_summarised, to_check.read_end)
+                return await asyncio.to_thread(summarised, to_check.read_end)
             finally:
                 to_check.close_read_end()
 
@@ -148,17 +150,18 @@ class Summary:
         elif isinstance(record, Pages | SharedPages):
             self.memory_bytes += PAGE_BYTES * sum(run.pages for run in record.runs)
 
-    def image(self, crid: Crid, host: str, sink: ImageSink, duration_seconds: float) -> Image:
-        """Return its row."""
+    def row(self, crid: Crid, host: str, *, image_bytes: int, digest: str, origin: str,
+            duration_seconds: float = 0.0) -> Image:
+        """Return the row of an image that this daemon did not take; ``origin`` says where it comes from."""
         taken_at = min(datetime.fromtimestamp(min(self.taken_ns / 1e9, _LATEST.timestamp()), UTC), _LATEST)
         return Image(
             crid=crid, host=host, target=None, pid=self.pid, comm=self.comm, uid=self.uid, taken_at=taken_at,
-            engine=IMPORTED, method=IMPORTED, method_reason=f"taken on {self.host[:_HOST_CHARACTERS]}",
-            tasks=self.tasks, threads=self.threads, image_bytes=sink.image_bytes, memory_bytes=self.memory_bytes,
-            stored_bytes=0, stop_seconds=0.0, duration_seconds=duration_seconds, digest=sink.digest, header=self.header)
+            engine=origin, method=origin, method_reason=f"taken on {self.host[:_HOST_CHARACTERS]}",
+            tasks=self.tasks, threads=self.threads, image_bytes=image_bytes, memory_bytes=self.memory_bytes,
+            stored_bytes=0, stop_seconds=0.0, duration_seconds=duration_seconds, digest=digest, header=self.header)
 
 
-def _summarised(fd: int) -> Summary:
+def summarised(fd: int) -> Summary:
     """Read a pipe to its end, and check every record of the image.
 
     Raises:

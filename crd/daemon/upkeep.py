@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from crd.api.channel import PeerLost
+from crd.daemon.adoption import Adoption, adopt_all
 from crd.daemon.rendering import image_json, verdict_json
 from crd.daemon.retention import Verdict
 from crd.errors import (
@@ -21,7 +22,7 @@ from crd.errors import (
     ImageInUse,
     ImageNotFound,
 )
-from crd.ids import parse_image_ref
+from crd.ids import parse_image_ref, parse_target_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -172,6 +173,18 @@ class UpkeepHandlers:
             raise
         logger.info("image imported", extra={"event": "image.imported", "crid": image.crid})
         return {"image": image_json(image)}
+
+    async def _on_Adopt(self, *, peer: Peer, more: More | None, target: str | None) -> dict[str, Any]:  # noqa: N802
+        need_admin(peer)  # restarting an image gives it whatever it says it had
+
+        async def tell(so_far: Adoption) -> None:
+            if more:
+                await more(asdict(so_far))
+
+        done = await adopt_all(self._app.pipeline, None if target is None else parse_target_name(target), tell)
+        if not done.failed:
+            self._app.without_row = ()
+        return asdict(done)
 
     def _known(self, name: str) -> ScheduledTarget:
         if name not in self._app.scheduler.targets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ _AT_ONCE = 32
 _REQUEST_BYTES_MAX = 1 << 14
 _REQUEST_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
+_NAP_SECONDS = 0.5
 
 
 class Exporter:
@@ -104,6 +106,15 @@ class _Server(ThreadingMixIn, TCPServer):
         if self._passed:
             self._passed.close()
         super().server_bind()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; when there are no descriptors left, not again at once."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                time.sleep(_NAP_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._room.acquire(blocking=False):

@@ -65,6 +65,7 @@ def daemon(home: Path, roots: CountingProgram) -> Iterator[RunningDaemon]:
 TARGET: dict[str, Any] = dict.fromkeys(("pidfile", "comm", "unit", "cgroup", "on_calendar", "cron", "jitter", "keep",
                                         "save_files", "files", "source", "last", "next_at"))
 STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
+    "Adopt": ({}, DENIED),
     "AddTarget": ({"target": {**TARGET, "name": "mine", "pid": 1, "every": "1d", "held": False}}, DENIED),
     "CancelRequest": ({"number": 1}, "catalog.request-not-found"),
     "Check": ({"pid": "roots"}, DENIED),

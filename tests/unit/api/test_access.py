@@ -127,6 +127,13 @@ def test_groups_are_looked_up() -> None:
     assert group_id("crd-no-such-group") is None
 
 
+def test_connections_leave_most_descriptors_to_the_work() -> None:
+    assert Limits.within(65536) == Limits.within(1024) == Limits()
+    few = Limits.within(160)
+    assert (few.connections, few.connections_kept, few.connections_per_uid) == (40, 5, 5)
+    assert Limits.within(8).connections_per_uid == 1
+
+
 def test_admission_counts_by_user_and_keeps_room_for_admins() -> None:
     admission = Admission(Limits(connections=6, connections_kept=2, connections_per_uid=3))
     assert [admission.admit(peer(1)) for _ in range(4)] == [True, True, True, False]

@@ -41,6 +41,15 @@ def test_what_is_wrong_is_said_and_shows_in_the_exit_status(crctl: Crctl, daemon
     assert json.loads(crctl("status", "--json", status=3))["problems"] == [PROBLEM]
 
 
+def test_adopt(crctl: Crctl, daemon: Daemon) -> None:
+    assert crctl("adopt", "--target", "web", status=3) == "42\n"
+    assert crctl.err == "image 43: it is \\x1b damaged\n"
+    assert daemon.parameters == {"target": "web"}
+    assert json.loads(crctl("adopt", "--json", status=3)) == {"images": 2, "adopted": 1, "failed": 1}
+    daemon.replies["Adopt"] = [{"images": 0, "adopted": 0, "failed": 0}]
+    assert crctl("adopt") == ""
+
+
 def test_reload(crctl: Crctl, daemon: Daemon) -> None:
     assert crctl.json("reload") == {"targets": 3, "waiting": ["archive.level", "api.public"]}
     assert "archive.level, api.public" in crctl("reload")

@@ -40,7 +40,8 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     metrics = Metrics()
     metrics.add_target("web", NOW)
     return SimpleNamespace(
-        clock=SimpleNamespace(now=lambda: NOW), host="here", engine="userspace", features={"note_writes": True},
+        clock=SimpleNamespace(now=lambda: NOW), started_at=NOW, without_row=[], host="here",
+        engine="userspace", features={"note_writes": True},
         settings=Settings(daemon={"state_dir": tmp_path}), metrics=metrics,  # type: ignore[arg-type]
         spool=SimpleNamespace(waiting=SimpleNamespace(objects=0, stored_bytes=0, error="")),
         health=SimpleNamespace(faults=[], faults_since=None), checkpoints=SimpleNamespace(failing={}),
@@ -74,6 +75,7 @@ FAULTS: dict[str, tuple[Callable[[Any], object], tuple[str, str, datetime | None
                   (WARNING, "target.never-due", None)),
     "unwell": (lambda app: vars(app.health).update(faults=["scrub has ended"], faults_since=SINCE),
                (ERROR, "daemon.unwell", SINCE)),
+    "no row": (lambda app: setattr(app, "without_row", [Crid(7)]), (WARNING, "archive.without-row", NOW)),
     "clock": (lambda app: setattr(app.scheduler, "clock_set_back_at", NOW - timedelta(minutes=1)),
               (WARNING, "daemon.clock-set-back", NOW - timedelta(minutes=1))),
     "no notes": (lambda app: app.features.update(note_writes=False), (WARNING, "engine.no-notes", None)),
@@ -105,10 +107,11 @@ async def test_disks(app: Any, monkeypatch: pytest.MonkeyPatch, free: int, expec
 
 
 async def test_what_the_catalog_says(app: Any) -> None:
-    seen = Seen(queue=(3, 0, SINCE), hosts={"here": NOW, "there": SINCE}, damaged=[Crid(4), Crid(7)])
+    seen = Seen(queue=(3, 0, SINCE), hosts={"here": NOW, "there": SINCE}, damaged=[Crid(4), Crid(7)],
+                missing=[Crid(5)])
     assert await found(app, seen) == [
-        (ERROR, "catalog.image-damaged", None), (ERROR, "restart.queue-stuck", SINCE),
-        (WARNING, "catalog.host-unheard", SINCE)]
+        (ERROR, "catalog.image-damaged", None), (ERROR, "archive.image-missing", NOW),
+        (ERROR, "restart.queue-stuck", SINCE), (WARNING, "catalog.host-unheard", SINCE)]
 
 
 async def test_a_catalog_that_is_away(app: Any) -> None:
@@ -126,6 +129,6 @@ async def test_damaged_images_are_looked_for_in_the_catalog(tmp_path: Path) -> N
         for crid in (1, 2, 3):
             await enter(catalog, crid)
         await catalog.images.damaged(Crid(2), "a bit")
-        assert await look(catalog) == Seen(queue=(0, 0, None), hosts={}, damaged=[Crid(2)])
+        assert await look(catalog, [Crid(3), Crid(4)]) == Seen(queue=(0, 0, None), damaged=[Crid(2)], missing=[Crid(3)])
 
 

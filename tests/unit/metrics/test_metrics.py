@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
+import time
 import urllib.request
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
@@ -172,6 +174,24 @@ def test_peers_that_say_nothing_do_not_keep_others_out_for_ever(exporter: Export
             stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
         eventually("a scrape to be answered", lambda: b" 200 OK" in ask(exporter.url, b"GET /metrics HTTP/1.1\r\n\r\n"))
     assert threading.active_count() < 60
+
+
+def test_without_descriptors_it_does_not_ask_for_connections_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def accept(_listener: socket.socket) -> tuple[socket.socket, object]:
+        tried.append(errno.EMFILE)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with Exporter("127.0.0.1:0", touched().exposition) as exporter, monkeypatch.context() as patched:
+        patched.setattr(socket.socket, "accept", accept)
+        host, _, port = exporter.url.removeprefix("http://").removesuffix("/metrics").rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=60):
+            eventually("it to try", lambda: tried)
+            time.sleep(0.3)
+            assert len(tried) < 5
+            patched.undo()
+            assert b" 200 OK" in ask(exporter.url, b"GET /metrics HTTP/1.1\r\n\r\n")[:20]
 
 
 def test_an_empty_address_turns_it_off() -> None:
