@@ -40,6 +40,7 @@ def database_url(postgres: PostgresServer) -> str:
     return postgres.database(f"catalog{next(_NUMBERS)}")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
     """Say which tests may run side by side."""
     return Lanes(config, log)
