@@ -13,8 +13,9 @@ VICTIM_SOURCES := $(wildcard tests/victims/*.c)
 demo: setup
 	@$(BIN)/python tests/demo.py
 
+# In three processes (tests/lanes.py): most tests wait most of the time.
 test: setup check victims
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3
 
 # The daemon in the foreground, its state under ./var.
 run: setup

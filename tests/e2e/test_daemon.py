@@ -254,6 +254,7 @@ def test_a_killed_daemon_harms_no_target_and_leaves_nothing_half_written(tmp_pat
         program.assert_counted_without_gap_since(0)
 
 
+@pytest.mark.timeout(1200)
 def test_an_accepted_restart_is_carried_out_once_or_fails(tmp_path: Path, program: CountingProgram) -> None:
     chance = random.Random(11)
     outcomes = set()
