@@ -166,8 +166,8 @@ class Images:
         async with self._database.read() as connection:
             rows = await connection.stream(
                 select(images.c.crid, images.c.state).where(self._own).order_by(images.c.crid))
-            found = await compare(rows.partitions(_ROWS_AT_ONCE), sorted(there), {})
-        return sorted({*found.unknown} - {*found.dropped})  # those are being made durable
+            found = await compare(rows.partitions(_ROWS_AT_ONCE), sorted(there), {}, ())
+        return found.unknown
 
     async def storing(self) -> list[Image]:
         """Return what was being made durable when the daemon ended."""

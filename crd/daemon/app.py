@@ -38,6 +38,7 @@ from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
 from crd.engine.kernel import freezer
 from crd.errors import BlobCorrupt, BlobMissing, CrdError
+from crd.ids import Crid
 from crd.metrics.exporter import Exporter
 from crd.metrics.names import Metrics
 from crd.settings.load import changed_keys, load
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
     from crd.archive.stores.spooled import SpooledStore
     from crd.catalog.rows import Image
-    from crd.ids import Crid
     from crd.settings.models import Settings, TargetSettings
 
 logger = logging.getLogger(__name__)
