@@ -279,7 +279,7 @@ class OutsideConnection(Record, type=0x43520060):
     receive_scale: U8
     selective: U8  # SACK was agreed upon
     stamped: U8  # timestamps were agreed upon
-    timestamp: U32  # TCP_TIMESTAMP
+    timestamp: U32  # TCP_TIMESTAMP; the lowest bit says that it counts microseconds
     window_sequence: U32  # struct tcp_repair_window: snd_wl1
     send_window: U32
     largest_window: U32

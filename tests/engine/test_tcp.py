@@ -15,7 +15,7 @@ import pytest
 
 from crd.engine.api import After, CheckpointOptions, CheckpointResult, RestartOptions, Tcp, checkpoint, restart
 from crd.engine.crid import CridCounter
-from crd.engine.userspace.fds import inet, network_hold, tcp_repair
+from crd.engine.userspace.fds import inet, network_hold, tcp_outside, tcp_repair
 from crd.errors import ResourceChanged
 from tests.engine.images import restarted, taken
 from tests.engine.programs import interpreted
@@ -123,6 +123,16 @@ def test_killed_by_the_checkpoint_and_restarted(where: str, tmp_path: Path) -> N
             bring_back(victim, tmp_path / f"{round_}.image", Tcp.ESTABLISHED)
             until("the game to go on", lambda before=before: peer.played > before + 3)
         verify(victim, peer)
+
+
+@pytest.mark.parametrize("downtime_ns", [0, 999_999, 1_000_000, 3_000_001, 10**12, 3600 * 10**9])
+@pytest.mark.parametrize("timestamp", [0, 1, 1_000_000, 1_000_001, 0xFFFF_FFFE, 0xFFFF_FFFF])
+def test_timestamps_go_on_in_their_unit(timestamp: int, downtime_ns: int) -> None:
+    """The lowest bit is the unit: an odd number of milliseconds once made microseconds of them."""
+    stamp = tcp_outside.stamp_after(timestamp, downtime_ns)
+    assert stamp & 1 == timestamp & 1
+    assert 0 <= stamp < 1 << 32
+    assert (stamp - timestamp - downtime_ns // (1_000 if timestamp & 1 else 1_000_000)) % 2**32 in {1, 2, 3}
 
 
 @pytest.mark.parametrize("where", ["127.0.0.1", "::1", "elsewhere"])

@@ -105,7 +105,7 @@ def _go_on(making: Making, connection: OutsideConnection, record: InetSocket, so
     written = b"".join(one.data for one in making.plan.of(InetSending) if one.socket == connection.socket)
     n_sent = max(0, len(written) - connection.unsent_bytes)
     sent, unsent = written[:n_sent], written[n_sent:]
-    _populate(connection, record, sock, received, sent, len(written), _downtime_ms(making))
+    _populate(connection, record, sock, received, sent, len(written), _downtime_ns(making))
     fd = making.ours[connection.socket]
 
     def begin() -> None:
@@ -122,7 +122,7 @@ def _go_on(making: Making, connection: OutsideConnection, record: InetSocket, so
 
 
 def _populate(connection: OutsideConnection, record: InetSocket, sock: socket.socket, received: Sequence[bytes],
-              sent: bytes, n_written: int, downtime_ms: int) -> None:
+              sent: bytes, n_written: int, downtime_ns: int) -> None:
     """Tell a socket everything but what it has not sent; it stays in repair.
 
     Its timestamps go on by the clock: the old socket may have sent later ones than the image's until the target was
@@ -135,7 +135,7 @@ def _populate(connection: OutsideConnection, record: InetSocket, sock: socket.so
     read = connection.receive_sequence - their_end - sum(map(len, received))
     tcp_repair.populate(record, sock, (first, read), _agreed(connection), received)
     if connection.stamped:
-        tell(sock, tcp_repair.TIMESTAMP, (connection.timestamp + downtime_ms & 0xFFFF_FFFF).to_bytes(4, "little"))
+        tell(sock, tcp_repair.TIMESTAMP, stamp_after(connection.timestamp, downtime_ns).to_bytes(4, "little"))
     tcp_repair.fill(sock, tcp_repair.SEND_QUEUE, in_pieces(sent))
     with suppress(OSError):  # one that could not have been; the other end says how it is
         tell(sock, tcp_repair.REPAIR_WINDOW, tcp_repair.WINDOW.pack(
@@ -150,8 +150,19 @@ def _populate(connection: OutsideConnection, record: InetSocket, sock: socket.so
         forged.send(ends(record), connection.receive_sequence, connection.send_sequence, end=False)
 
 
-def _downtime_ms(making: Making) -> int:
-    return max(0, time.time_ns() - making.plan.profile.taken_realtime_ns) // 1_000_000
+def stamp_after(timestamp: int, downtime_ns: int) -> int:
+    """Return what TCP_TIMESTAMP is to be after some time, never less.
+
+    Timestamps count milliseconds, or microseconds if the lowest bit is set (``do_tcp_setsockopt``, 6.7): a socket that
+    is told the wrong one counts a thousand times too fast, and its next copy is far behind what the other end has seen.
+    """
+    in_microseconds = timestamp & 1
+    passed = downtime_ns // (1_000 if in_microseconds else 1_000_000)
+    return timestamp + passed + 2 & 0xFFFF_FFFE | in_microseconds
+
+
+def _downtime_ns(making: Making) -> int:
+    return max(0, time.time_ns() - making.plan.profile.taken_realtime_ns)
 
 
 def _agreed(connection: OutsideConnection) -> list[tuple[int, int]]:
@@ -170,7 +181,7 @@ def _refuse(making: Making, connection: OutsideConnection, record: InetSocket) -
     sock = socket.socket(record.family, record.kind)
     fd = making.broker.hold(sock.detach())
     with socket.socket(fileno=os.dup(fd)) as sock:
-        _populate(connection, record, sock, [], b"", 0, _downtime_ms(making))
+        _populate(connection, record, sock, [], b"", 0, _downtime_ns(making))
 
     def tell_them() -> None:
         network_hold.let_go([ends(record)])

@@ -42,7 +42,7 @@ INFO_BYTES = 104
 """Of struct tcp_info: all that crd looks at."""
 
 _OPTIONS_AT, _SCALES_AT = 5, 6
-_TIMESTAMPS, _SACK, _WINDOW_SCALE = 1, 2, 4
+_TIMESTAMPS, _SACK, _WINDOW_SCALE, _MICROSECONDS = 1, 2, 4, 64
 _SIOCOUTQNSD = 0x894B
 _LOOKS = 10
 
@@ -167,7 +167,7 @@ def _state(sock: socket.socket) -> State | None:
         segment_bytes=sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG),
         scaled=bool(options & _WINDOW_SCALE), send_scale=info[_SCALES_AT] & 0xF, receive_scale=info[_SCALES_AT] >> 4,
         selective=bool(options & _SACK), stamped=bool(options & _TIMESTAMPS),
-        timestamp=sock.getsockopt(socket.IPPROTO_TCP, TIMESTAMP) & 0xFFFF_FFFF,
+        timestamp=sock.getsockopt(socket.IPPROTO_TCP, TIMESTAMP) & 0xFFFF_FFFE | bool(options & _MICROSECONDS),
         window_sequence=wl1, send_window=send_window, largest_window=largest, receive_window=receive_window,
         receive_window_from=wup, sending=sending, receiving=receiving)
 
