@@ -91,8 +91,8 @@ class PageMap:
         """Return the pages of some areas that are the process's own, and those that are guard pages.
 
         The former are memory present or swapped out which is no page of a file and not the shared zero page: what a
-        checkpoint must store of private memory.  Of guard pages (MADV_GUARD_INSTALL, 6.13) kernels before 6.15 do not
-        tell.
+        checkpoint must store of private memory.  Of guard pages (MADV_GUARD_INSTALL, 6.13) kernels before 6.15 tell
+        only with CAP_SYS_ADMIN.
 
         Args:
             areas: in ascending order.

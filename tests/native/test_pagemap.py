@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,3 +79,17 @@ def test_many_scattered_pages_are_all_found() -> None:
         for scan in (True, False):
             assert pagemap._find([(start, len(area))], scan=scan)[0].runs() == [
                 (start + page * PAGE_BYTES, PAGE_BYTES) for page in range(0, n, 2)]
+
+
+def test_a_guard_page_is_told_by_its_mark_alone() -> None:
+    """As kernels before 6.15 tell of it."""
+    area = mmap.mmap(-1, PAGES * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = address_of(area)
+    try:
+        syscall(NR.MADVISE, start, PAGE_BYTES, MADV_GUARD_INSTALL)
+    except NativeError:
+        pytest.skip("before 6.13 there are no guard pages")
+    with PageMap(os.getpid()) as pagemap:
+        [entry] = struct.unpack("<Q", os.pread(pagemap.fd, 8, start // PAGE_BYTES * 8))
+        assert (entry & 0x1F, entry >> 5 & 4) == (0x1F, 4)
+        assert pagemap.own_and_guard_pages([(start, len(area))]) == ([], [(start, PAGE_BYTES)])

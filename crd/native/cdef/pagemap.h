@@ -7,8 +7,8 @@ struct crd_runs {
 };
 
 /* Find the pages of areas that hold anything of the process's own: in memory or swapped out, not those of a file, nor the
- * shared page of zeros, nor guard pages (MADV_GUARD_INSTALL, 6.13) and other marks. And find the guard pages: kernels before
- * 6.15 do not tell of them.
+ * shared page of zeros, nor guard pages (MADV_GUARD_INSTALL, 6.13) and other marks. And find the guard pages; kernels before
+ * 6.15 tell of them only to whom has CAP_SYS_ADMIN.
  *
  * scan: by PAGEMAP_SCAN (ioctl_pagemap_scan(2), 6.7), otherwise by the entries of the page map.
  *

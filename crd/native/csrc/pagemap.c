@@ -8,14 +8,17 @@
 #define PAGE_BYTES 4096
 #define ENTRIES 512
 
-/* Documentation/admin-guide/mm/pagemap.rst; a mark (guard page, write protection, poison) looks like a page in the last of
- * the swap areas, include/linux/swap.h: SWP_PTE_MARKER. */
+/* Documentation/admin-guide/mm/pagemap.rst; a mark looks like a page in the last of the swap areas, and where in it says
+ * what it is for, include/linux/swapops.h: PTE_MARKER_*. */
 #define PRESENT (1ull << 63)
 #define SWAPPED (1ull << 62)
 #define FILE_OR_SHARED (1ull << 61)
 #define GUARD (1ull << 58)
-#define SWAP_AREA 0x1full
-#define MARK SWAP_AREA
+#define SWAP_AREA(entry) ((entry) & 0x1f)
+#define MARKS 0x1f
+#define MARK(entry) ((entry) >> 5 & 0x3ffffffffffff)
+#define WRITE_PROTECTED 1
+#define GUARDED 4
 
 void crd_scan_begin(struct scan_argument *argument, const struct crd_run *area, uint64_t *address,
                     struct scan_region *regions, size_t room)
@@ -43,11 +46,21 @@ void crd_runs_add(struct crd_runs *runs, uint64_t start, uint64_t end)
     }
 }
 
+static int is_mark(uint64_t entry)
+{
+    return !(entry & PRESENT) && entry & SWAPPED && SWAP_AREA(entry) == MARKS;
+}
+
+static int is_guard(uint64_t entry)
+{
+    return entry & GUARD || (is_mark(entry) && MARK(entry) & GUARDED);
+}
+
+/* A mark of another kind counts: nobody can read such a page, so it is not taken for an empty one. */
 static int is_own(uint64_t entry)
 {
-    if (entry & (FILE_OR_SHARED | GUARD))
-        return 0;
-    return entry & PRESENT || (entry & SWAPPED && (entry & SWAP_AREA) != MARK);
+    return entry & (PRESENT | SWAPPED) && !(entry & FILE_OR_SHARED) && !is_guard(entry) &&
+           !(is_mark(entry) && MARK(entry) == WRITE_PROTECTED);
 }
 
 /* How many runs surely fit into both lists. */
@@ -68,8 +81,8 @@ static int add_by_entries(int pagemap_fd, uint64_t *start, uint64_t end, struct 
         if (got < 0)
             return crd_fail(err, "read the page map", 0, *start);
         for (size_t i = 0; i < (size_t)got / sizeof *entries; i++)
-            if (is_own(entries[i]) || entries[i] & GUARD)
-                crd_runs_add(entries[i] & GUARD ? guards : own, *start + i * PAGE_BYTES, *start + (i + 1) * PAGE_BYTES);
+            if (is_own(entries[i]) || is_guard(entries[i]))
+                crd_runs_add(is_guard(entries[i]) ? guards : own, *start + i * PAGE_BYTES, *start + (i + 1) * PAGE_BYTES);
         *start += n * PAGE_BYTES;
     }
     return 0;
