@@ -220,7 +220,7 @@ class App:
     def _assemble(self, workers: WorkerPool) -> None:
         settings = self.settings
         self.served = ServedPrograms(workers, self.checkpoint_options, settings.engine.crid_file,
-                                     settings.engine.checkpoint_timeout)
+                                     settings.engine.checkpoint_timeout, self.metrics.served)
         self.pipeline = Pipeline(workers, self.archive, self.catalog, settings.engine.crid_file, self.host, self.tracks,
                                  settings.engine.checkpoint_timeout, settings.engine.restart_timeout,
                                  settings.engine.linux_cr)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from prometheus_client import Counter
+
     from crd.engine.api import CheckpointOptions
     from crd.engine.client import WorkerPool
     from crd.native.notification import Notification
@@ -37,7 +39,7 @@ class ServedPrograms:
     """The listeners of all programs whose calls are served; one call at a time of each."""
 
     def __init__(self, workers: WorkerPool, options: Callable[[], CheckpointOptions], crid_file: Path,
-                 seconds: float) -> None:
+                 seconds: float, calls: Counter) -> None:
         """Serve by workers.
 
         Args:
@@ -45,11 +47,13 @@ class ServedPrograms:
             options: how checkpoints are taken.
             crid_file: of the counter of crids.
             seconds: how long a call may take; it fails with EIO then.
+            calls: counts them by how they ended.
         """
         self._workers = workers
         self._options = options
         self._crid_file = crid_file
         self._seconds = seconds
+        self._calls = calls
         self._jobs: set[asyncio.Task[None]] = set()
 
     async def take(self, pid: int, fd: int) -> None:
@@ -105,6 +109,7 @@ class ServedPrograms:
 
     async def _carry_out(self, listener: int, call: Notification) -> None:
         """Have a worker answer; nothing that happens leaves the call without an answer."""
+        result = "failed"
         try:
             async with asyncio.timeout(self._seconds), self._workers.lease() as worker:
                 done = await worker.serve(listener, call, self._options(), self._crid_file, self.add)
@@ -112,9 +117,11 @@ class ServedPrograms:
             logger.warning("call %d of thread %d: %s", call.number, call.tid, error or "not done in time",
                            extra={"event": "served.failed"})
         else:
+            result = "done" if done.result >= 0 else "failed"
             logger.info("call %d of process %d: %d %s", call.number, done.pid, done.result, done.message,
                         extra={"event": "served.done", "pid": done.pid})
         finally:
+            self._calls.labels(result).inc()
             notification.answer(listener, call.cookie, -errno.EIO)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _LAG_BUCKETS = (0.01, 0.1, 0.5, 1, 5, 10, 60, 300)
 _NO_TARGET = ""
 REQUEST_RESULTS = ("done", "failed", "cancelled")
+SERVED_RESULTS = ("done", "failed")
 
 
 class Metrics:
@@ -55,6 +56,10 @@ class Metrics:
                                 registry=registry)
         for result in REQUEST_RESULTS:
             self.requests.labels(result)
+        self.served = Counter("crd_served_calls", "Calls of programs under crctl run, by how they ended", ("result",),
+                              registry=registry)
+        for result in SERVED_RESULTS:
+            self.served.labels(result)
         self.queue_length = Gauge("crd_restart_queue_length", "Restart requests not carried out yet", registry=registry)
         self.oldest_request = Gauge("crd_restart_oldest_request_timestamp_seconds",
                                     "When the oldest queued restart request was made, 0 if none", registry=registry)

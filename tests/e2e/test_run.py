@@ -53,6 +53,7 @@ def lines(program: Program) -> list[str]:
 def test_saved_killed_restarted_and_saved_again(daemon: RunningDaemon, tmp_path: Path) -> None:
     with under_crctl_run(daemon, tmp_path, compiled(tmp_path, SAVES_ITSELF_TWICE)) as program:
         until("the first return", lambda: lines(program) == ["1 42"])
+        eventually("the call to be counted", lambda: daemon.metrics()['crd_served_calls_total{result="done"}'] == 1)
         program.kill()
         crid = daemon.crctl("import", str(tmp_path / "image"))["crid"]
         request = daemon.crctl("restart", str(crid), "--wait")

@@ -35,7 +35,8 @@ CONTRACT = {
     "crd_archive_bytes": "gauge", "crd_archive_images": "gauge", "crd_archive_free_bytes": "gauge",
     "crd_archive_spool_bytes": "gauge", "crd_archive_spool_objects": "gauge", "crd_archive_away": "gauge",
     "crd_scrub_errors": "counter", "crd_last_scrub_timestamp_seconds": "gauge", "crd_restart_requests": "counter",
-    "crd_restart_queue_length": "gauge", "crd_restart_oldest_request_timestamp_seconds": "gauge",
+    "crd_served_calls": "counter", "crd_restart_queue_length": "gauge",
+    "crd_restart_oldest_request_timestamp_seconds": "gauge",
     "crd_restart_duration_seconds": "histogram", "crd_engine_feature": "gauge", "crd_build_info": "gauge",
 }
 
