@@ -12,6 +12,7 @@ import errno
 import os
 import sqlite3
 import stat
+import time
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 _BUSY_SECONDS = 20
+_LOOK_AGAIN_SECONDS = 0.02
 
 
 class Sqlite:
@@ -50,9 +52,24 @@ class Sqlite:
         _set_up(self.engine)
 
     def prepare(self) -> None:
-        """Switch to write-ahead logging, which the file remembers."""
+        """Switch to write-ahead logging, which the file remembers.
+
+        Raises:
+            CatalogError: it cannot be switched.
+        """
+        deadline = time.monotonic() + _BUSY_SECONDS
         with closing(sqlite3.connect(self._path)) as database:
-            database.execute("PRAGMA journal_mode=WAL")
+            while True:  # for this SQLite does not wait by itself
+                try:
+                    database.execute("PRAGMA journal_mode=WAL")
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                        raise CatalogError(f"the catalog: {error}") from error
+                    if time.monotonic() > deadline:
+                        raise CatalogBusy(hint="Try again; find who holds it with fuser catalog.db.") from error
+                    time.sleep(_LOOK_AGAIN_SECONDS)
+                else:
+                    return
 
     def back_up(self, revision: str) -> None:
         """Copy the file beside itself, by SQLite's own means."""

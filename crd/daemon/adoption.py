@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from crd.daemon.pipeline import feed
 from crd.daemon.streams import Pipe, both
-from crd.daemon.transfer import Summary, summarised
 from crd.errors import CrdError
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from crd.catalog.rows import Image
     from crd.daemon.pipeline import Pipeline
+    from crd.daemon.transfer import Summary
     from crd.ids import Crid, TargetName
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ async def adopt(pipeline: Pipeline, crid: Crid, target: TargetName | None) -> Im
     Raises:
         CrdError: it is damaged, or was not written by the userspace engine.
     """
+    from crd.daemon.transfer import summarised
+
     source = await pipeline.archive.source(crid)
     stored = await pipeline.archive.stored(crid)
     await source.verify(stored.digest)

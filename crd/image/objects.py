@@ -362,10 +362,7 @@ class TerminalEnd(Record, type=0x4352004F):
     owner: Owner
 
 
-FILE_READ = 0
-FILE_APPENDED = 1
-FILE_WRITTEN = 2
-FILE_MAPPED = 3
+FILE_READ, FILE_APPENDED, FILE_WRITTEN, FILE_MAPPED = range(4)
 DIGEST_BYTES = 32
 
 
@@ -383,10 +380,10 @@ class FileContent(Record, type=0x43520070):
     digest_start: U64
 
 
-OBJECTS: tuple[type[Record], ...] = (RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll,
-                                     Inotify, PidFd, UnnamedFile, UnnamedOpen, UnixSocket, InetSocket, Terminal,
-                                     OutsideTerminal, TerminalEnd, SeccompFilter, PosixQueue, PosixQueueOpen,
-                                     FileContent)
+OBJECTS: tuple[type[Record], ...] = (
+    RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll, Inotify, PidFd, UnnamedFile,
+    UnnamedOpen, UnixSocket, InetSocket, Terminal, OutsideTerminal, TerminalEnd, SeccompFilter, PosixQueue,
+    PosixQueueOpen, FileContent)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
@@ -397,6 +394,5 @@ PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify
 """What stands behind the object that it is in, and the kind of that."""
 
 BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, OutsideConnection, InetMessage,
-                                     InetSending, JournalConnection, SysvSemaphores, SysvQueue,
-                                     SysvMessage)
+                                     InetSending, JournalConnection, SysvSemaphores, SysvQueue, SysvMessage)
 """What has no objref of its own, and refers to objects before it."""

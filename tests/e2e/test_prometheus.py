@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +170,8 @@ def test_prometheus_scrapes_panels_show_and_alerts_fire_and_resolve(tmp_path: Pa
         resolves("CrdQueueStuck", "CrdRestartsFailing")
 
         filler = small_state / "filler"
-        filler.write_bytes(bytes(shutil.disk_usage(small_state).free - (2 << 20)))
+        with suppress(OSError):  # an image may take some of it meanwhile
+            filler.write_bytes(bytes(shutil.disk_usage(small_state).free))
         fires("CrdArchiveFilling")
         filler.unlink()
         resolves("CrdArchiveFilling")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crd.archive.stores.s3_client import Location
     from tests.support.seaweed import SeaweedServer
 
-BUCKET, SECONDS = "leases", 4.5
+BUCKET, SECONDS = "leases", 9.0
 
 
 @pytest.fixture
