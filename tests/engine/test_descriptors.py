@@ -161,6 +161,25 @@ def test_a_socket_whose_name_somebody_else_has(tmp_path: Path) -> None:
             client.connect(str(path))
 
 
+@pytest.mark.parametrize("given", ["x.tmp", "./x.tmp", "run/x.tmp", "{directory}/x.tmp"])
+def test_a_socket_that_was_renamed_after_it_was_bound(tmp_path: Path, given: str) -> None:
+    (tmp_path / "run").mkdir()
+    name = given.format(directory=tmp_path)
+    path = (tmp_path / name).with_name("x")
+    source = f"import os\ns = socket.socket(socket.AF_UNIX); s.bind({name!r}); os.rename({name!r}, {str(path)!r})"
+    with interpreted(tmp_path, f"{PRELUDE}{source}; s.listen(3)\nrest()") as program:
+        image = taken(program)
+        (tmp_path / name).write_text("of somebody else")
+        with pytest.raises(ResourceChanged, match="which was bound there and renamed"):
+            restarted(image)
+        (tmp_path / name).unlink()
+        restarted(image, program)
+        assert not (tmp_path / name).exists()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            assert client.getpeername() == name
+
+
 def test_a_restart_that_fails_leaves_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with interpreted(tmp_path, f"{PRELUDE}{LISTENER}\nrest()") as program:
         image = taken(program)

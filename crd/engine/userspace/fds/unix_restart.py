@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,12 +69,27 @@ def _inherits_its_name(plan: Plan, record: UnixSocket) -> bool:
 
 
 def _check_path(record: UnixSocket) -> None:
-    path = Path(record.path)
-    if not path.parent.is_dir():
-        raise ResourceChanged(f"there is no directory for the socket {path}", path=record.path,
-                              hint="Make the directory again.")
+    path, bound = Path(record.path), _bound_path(record)
+    for parent in (path.parent, bound.parent):
+        if not parent.is_dir():
+            raise ResourceChanged(f"there is no directory {parent} for the socket {path}", path=record.path,
+                                  hint="Make the directory again.")
     if path.exists() and (record.deleted or not path.is_socket()):
         raise ResourceChanged(f"{path} is in the way of a socket", path=record.path, hint="Move it away.")
+    if bound.exists() and not (path.exists() and bound.samefile(path)):
+        raise ResourceChanged(f"{bound} is in the way of the socket {path}, which was bound there and renamed",
+                              path=str(bound), hint="Move it away.")
+
+
+def _beginning(record: UnixSocket) -> Path:
+    """Return the directory from where a relative name of a socket leads to its file."""
+    given, directory = Path(os.fsdecode(record.name)).parent, Path(record.path).parent
+    return Path(str(directory).removesuffix(str(given))) if given.name else directory
+
+
+def _bound_path(record: UnixSocket) -> Path:
+    """Return where the file of a socket is made; the program may have renamed it since."""
+    return Path(_beginning(record), os.fsdecode(record.name))
 
 
 def make(making: Making) -> None:
@@ -121,8 +137,7 @@ def _bind(fd: int, record: UnixSocket, making: Making) -> None:
         with making.broker.as_the_task(), socket.socket(fileno=os.dup(fd)) as sock:
             if record.path:
                 _remove_left_over(record)
-                if not record.name.startswith(b"/"):
-                    os.chdir(record.path.removesuffix(os.fsdecode(record.name)) or "/")
+                os.chdir(_beginning(record))
             sock.bind(name)
             if record.path:
                 _dress(record, making)
@@ -142,20 +157,23 @@ def _remove_left_over(record: UnixSocket) -> None:
 
 
 def _dress(record: UnixSocket, making: Making) -> None:
-    """Give the file its mode, and take it away again if the restart fails, or at once if it was deleted."""
-    path = Path(record.path)
-    found = path.lstat()
-    if record.deleted:
-        path.unlink()
-        return
-    path.chmod(record.mode)
+    """Give the file its place and mode, and take it away again if the restart fails, or at once if it was deleted."""
+    path, bound = Path(record.path), _bound_path(record)
+    found = bound.lstat()
 
     def undo() -> None:
-        now = path.lstat()
-        if (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino):
-            path.unlink()
+        for place in (bound, path):
+            with suppress(FileNotFoundError):
+                now = place.lstat()
+                if (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino):
+                    place.unlink()
 
     making.broker.undo(undo)
+    bound.rename(path)
+    if record.deleted:
+        path.unlink()
+    else:
+        path.chmod(record.mode)
 
 
 def _connect(one: UnixConnection, making: Making) -> None:
