@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crd.image.codec import Record
-    from crd.image.objects import SocketOption
+    from crd.image.sockets import SocketOption
 
 PIPE_DATA_BYTES_MAX = 64 << 10
 EVENT_COUNT_MAX = 2**64 - 2
@@ -248,7 +248,7 @@ def _check_unix_socket(record: UnixSocket, image: ImageState) -> None:
     need_flag(record.deleted, "deleted")
     need(record.backlog <= BACKLOG_MAX, f"has the backlog {record.backlog}")
     need(record.shutdown <= 3, f"has the shutdown {record.shutdown}")
-    _need_options(record.options)
+    need_options(record.options)
     image.sockets[record.objref] = record.state
 
 
@@ -297,7 +297,7 @@ def _check_inet_socket(record: InetSocket, image: ImageState) -> None:
         image.streams[record.objref] = record
     for address, port in ((record.local_address, record.local_port), (record.remote_address, record.remote_port)):
         _need_address(address if port else "", port, record.family)
-    _need_options(record.options)
+    need_options(record.options)
 
 
 def _is_at(address: str, port: int, other_address: str, other_port: int) -> bool:
@@ -340,8 +340,7 @@ def _check_inet_message(record: InetMessage, image: ImageState) -> None:
 def _check_seccomp_filter(record: SeccompFilter, image: ImageState) -> None:
     declare(image, record)
     need(record.flags in {0, FILTER_FLAG_LOG}, f"has the flags {record.flags:#x}")
-    length, rest = divmod(len(record.program), FILTER_INSTRUCTION_BYTES)
-    need(1 <= length <= FILTER_INSTRUCTIONS_MAX and not rest, f"has a program of {len(record.program)} bytes")
+    need_program(record.program)
 
 
 @check.register(Terminal)
@@ -382,6 +381,13 @@ def _need_address(address: str, port: int, family: int) -> None:
              "has an address that is none of its family")
 
 
-def _need_options(options: Sequence[SocketOption]) -> None:
+def need_program(program: bytes) -> None:
+    """Refuse what is no program of classic BPF by its length."""
+    length, rest = divmod(len(program), FILTER_INSTRUCTION_BYTES)
+    need(1 <= length <= FILTER_INSTRUCTIONS_MAX and not rest, f"has a program of {len(program)} bytes")
+
+
+def need_options(options: Sequence[SocketOption]) -> None:
+    """Refuse more options, or longer ones, than sockets have."""
     need(len(options) <= OPTIONS_MAX and all(option.bytes <= 16 for option in options),
          f"has {len(options)} options, or one of more than 16 bytes")

@@ -5,11 +5,12 @@ An objref numbers each object and each description of it.  What is in an object 
 
 from __future__ import annotations
 
-from crd.image.codec import Record, Struct
+from crd.image.codec import Record
 from crd.image.fields import S32, S64, U8, U16, U32, U64, Bytes, Items, Text  # noqa: TC001  # evaluated when the classes are made
 from crd.image.journal import JournalConnection
 from crd.image.owner import Owner  # noqa: TC001
 from crd.image.posix_queue import PosixQueue, PosixQueueMessage, PosixQueueOpen
+from crd.image.sockets import NetlinkSocket, SocketFilter, SocketOption
 from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 
 
@@ -168,16 +169,6 @@ class UnnamedOpen(Record, type=0x43520048):
     flags: U32  # F_GETFL
     owner: Owner
     position: U64
-
-
-class SocketOption(Struct):
-    """setsockopt(2), if it is not as in a new socket; the value as a number, little-endian."""
-
-    level: U32
-    name: U32
-    bytes: U32
-    low: U64
-    high: U64
 
 
 UNIX_IDLE = 0
@@ -382,8 +373,8 @@ class FileContent(Record, type=0x43520070):
 
 OBJECTS: tuple[type[Record], ...] = (
     RegularFile, Pipe, PipeEnd, SharedMemory, EventFd, TimerFd, SignalFd, Epoll, Inotify, PidFd, UnnamedFile,
-    UnnamedOpen, UnixSocket, InetSocket, Terminal, OutsideTerminal, TerminalEnd, SeccompFilter, PosixQueue,
-    PosixQueueOpen, FileContent)
+    UnnamedOpen, UnixSocket, InetSocket, NetlinkSocket, Terminal, OutsideTerminal, TerminalEnd, SeccompFilter,
+    PosixQueue, PosixQueueOpen, FileContent)
 """What has an objref."""
 
 DESCRIPTIONS = tuple(kind for kind in OBJECTS if "owner" in kind.fields)
@@ -394,5 +385,6 @@ PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify
 """What stands behind the object that it is in, and the kind of that."""
 
 BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, OutsideConnection, InetMessage,
-                                     InetSending, JournalConnection, SysvSemaphores, SysvQueue, SysvMessage)
+                                     InetSending, SocketFilter, JournalConnection, SysvSemaphores, SysvQueue,
+                                     SysvMessage)
 """What has no objref of its own, and refers to objects before it."""

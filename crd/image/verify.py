@@ -12,6 +12,7 @@ from crd.image import (  # register their checks
     memory_checks,  # noqa: F401
     object_checks,  # noqa: F401
     posix_queue_checks,  # noqa: F401
+    socket_checks,  # noqa: F401
     sysv_checks,  # noqa: F401
 )
 from crd.image.checks import ImageState, MisfitError, check, need

@@ -36,6 +36,7 @@ class NR:
     CONNECT = 42
     LISTEN = 50
     SOCKETPAIR = 53
+    GETSOCKOPT = 55
     CLONE = 56
     WAIT4 = 61
     MBIND = 237
@@ -116,6 +117,11 @@ def syscall(number: int, *arguments: int | bytearray | bytes) -> int:
     result = ffi.new("int64_t *")
     call(lib.crd_syscall, number, words + [0] * (6 - len(words)), result)
     return int(result[0])
+
+
+def address(buffer: bytes | bytearray) -> int:
+    """Return where a buffer is in memory, for a struct that points to it; the caller keeps it meanwhile."""
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

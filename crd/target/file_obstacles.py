@@ -11,6 +11,7 @@ from crd.target import inet_obstacles, message_queues, nameless, procfs, termina
 from crd.target.descriptors import open_descriptors
 from crd.target.holders import pipe_inode
 from crd.target.paths import Reach, name_left, reach
+from crd.target.sock_diag import socket_inode
 from crd.target.wording import printable, process_names
 
 if TYPE_CHECKING:
@@ -31,12 +32,10 @@ _ANONYMOUS_INODES = {
     "anon_inode:[fanotify]": ("fd.fanotify", "a fanotify group"),
 }
 _NAMELESS_PREFIXES = {
-    "socket:[": ("fd.socket", "a socket"),
     "anon_inode:": ("fd.special", "a special kernel object"),
 }
 _REMEDIES = {
     "fd.terminal": "Start it with its input and output redirected, such as: setsid PROGRAM </dev/null >LOG 2>&1.",
-    "fd.socket": "Checkpoint it while it has no connection and does not listen; log to a file, not to a socket.",
     "fd.device": "Close the device before the checkpoint.",
 }
 _NOT_YET = "Close it before the checkpoint; this version of crd cannot save it."
@@ -56,9 +55,9 @@ def descriptors(pid: int, inside: Family, holders: Mapping[int, list[int]],
     table = [entry for entry in open_descriptors(pid) if (pid, entry.fd) != left_out]
     look = nameless.Look(pid, inside, table, kcmp)
     unix = unix_obstacles.unix_sockets(look)
-    inet = inet_obstacles.inet_sockets(look)
+    network = inet_obstacles.network_sockets(look)
     for entry in table:
-        if entry.fd not in unix and entry.fd not in inet and not terminals.is_terminal(entry.file):
+        if entry.fd not in unix and entry.fd not in network and not terminals.is_terminal(entry.file):
             yield from _kind(entry, look)
     for entry in table:
         yield from _locks(entry)
@@ -67,7 +66,7 @@ def descriptors(pid: int, inside: Family, holders: Mapping[int, list[int]],
     yield from unnamed.shared(look)
     yield from terminals.obstacles(look)
     yield from unix_obstacles.obstacles(look, unix)
-    yield from inet_obstacles.obstacles(look, inet)
+    yield from inet_obstacles.obstacles(look, network)
 
 
 def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
@@ -80,7 +79,10 @@ def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
     if rule := nameless.RULES.get(nameless.kind(entry.link)):
         yield from rule(entry, look)
         return
-    if found := _nameless(entry.link):
+    if socket_inode(entry.link):
+        protocol = inet_obstacles.protocol(look.pid, entry.fd)
+        code, noun = "fd.socket", f"a socket of {protocol}" if protocol else "a socket"
+    elif found := _nameless(entry.link):
         code, noun = found
     elif stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.info.flags & os.O_PATH:
         yield from _regular(entry, look)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from crd.errors import Obstacle
 from crd.target import procfs
 from crd.target.holders import description_holders, links_inside
+from crd.target.netlink import SAVED, netlink_sockets
 from crd.target.sock_diag import LISTENING, socket_inode
 from crd.target.wording import process_names
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _CONNECTED = ("is a TCP connection to a process outside, which cannot be looked at without CAP_NET_ADMIN",
               "Run crd as root, or close the connection before the checkpoint.")
 _CAP_NET_ADMIN = 12
-_SAVED = {b"TCP", b"TCPv6", b"UDP", b"UDPv6"}
+_SAVED = {"TCP", "TCPv6", "UDP", "UDPv6", "NETLINK"}
 _TABLES = {socket.SOCK_STREAM: ("tcp", "tcp6"), socket.SOCK_DGRAM: ("udp", "udp6")}
 
 
@@ -36,16 +37,20 @@ def unread(sock: socket.socket) -> int:
     return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), "little")
 
 
-def inet_sockets(look: Look) -> set[int]:
-    """Return the descriptors that are sockets of TCP and UDP."""
-    return {entry.fd for entry in look.table if socket_inode(entry.link) and _protocol(look.pid, entry.fd) in _SAVED}
+def network_sockets(look: Look) -> set[int]:
+    """Return the descriptors that are sockets of TCP, UDP and the protocols of netlink that crd saves."""
+    inodes = {entry.fd: inode for entry in look.table if (inode := socket_inode(entry.link))}
+    protocols = {fd: protocol(look.pid, fd) for fd in inodes}
+    others = {inode for inode, info in netlink_sockets().items() if info.protocol not in SAVED}
+    return {fd for fd, inode in inodes.items() if protocols[fd] in _SAVED and inode not in others}
 
 
-def _protocol(pid: int, fd: int) -> bytes:
+def protocol(pid: int, fd: int) -> str:
+    """Return the protocol of a socket as /proc/net/protocols has it."""
     try:
-        return os.getxattr(procfs.PROC / str(pid) / "fd" / str(fd), "system.sockprotoname").rstrip(b"\0")
-    except OSError:  # closed meanwhile, or not of that kind
-        return b""
+        return os.getxattr(procfs.PROC / str(pid) / "fd" / str(fd), "system.sockprotoname").rstrip(b"\0").decode()
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def _lines(kind: int) -> Iterator[list[str]]:

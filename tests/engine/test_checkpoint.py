@@ -138,7 +138,8 @@ def test_a_reader_that_goes_away_and_a_full_device(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_restarted_is_refused_before_the_stop(tmp_path: Path) -> None:
-    script = "import socket, time; s = socket.socket(socket.AF_NETLINK, 3); open('ready', 'w').close(); time.sleep(60)"
+    script = ("import socket, time; s = socket.socket(socket.AF_NETLINK, 3, 12); s.bind((0, 0))\n"
+              "open('ready', 'w').close(); time.sleep(60)")
     with python_script(tmp_path, script) as program:
         until("ready", (tmp_path / "ready").exists)
         with pytest.raises(TargetUnsupported) as refused:

@@ -33,7 +33,6 @@ from crd.image.objects import (
     SeccompFilter,
     SharedMemory,
     SignalFd,
-    SocketOption,
     Terminal,
     TerminalEnd,
     TimerFd,
@@ -78,6 +77,7 @@ from crd.image.profile import (
     Zombie,
 )
 from crd.image.records import HeadArch, Task, comm_string
+from crd.image.sockets import NetlinkSocket, SocketFilter, SocketOption
 from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 from crd.image.writer import ImageWriter
 
@@ -171,6 +171,9 @@ def make_special_files() -> list[Record]:
         make_stream(24, 5000, 80), make_stream(25, 80, 5000), InetConnection(one=24, other=25),
         make_stream(26, 5001, 80), make_outside_connection(26), InetSending(socket=26, data=b"on its way"),
         InetMessage(socket=21, address="127.0.0.2", port=53, data=b"hello"),
+        NetlinkSocket(objref=43, **common, kind=3, protocol=0, port=PID, groups=[1, 35], peer_port=0, peer_groups=0,
+                      options=[]),
+        SocketFilter(socket=43, locked=1, program=bytes(16)),
         Terminal(objref=22, index=3, settings=bytes(TERMIOS_BYTES), rows=24, columns=80, width=0, height=0, locked=0,
                  packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5, session=PID, foreground=PID),
         TerminalEnd(objref=23, terminal=22, master=1, **common),

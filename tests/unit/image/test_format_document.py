@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import crd.image
-from crd.image import journal, objects, owner, posix_queue, profile, records, since, sysv
+from crd.image import journal, objects, owner, posix_queue, profile, records, since, sockets, sysv
 from crd.image.codec import Record, Struct
 from crd.image.framing import FRAME, FrameReader
 from crd.image.header import read_header
@@ -20,7 +20,7 @@ SECTIONS = re.split(r"^### ", DOCUMENT, flags=re.MULTILINE)[1:]
 
 def declared() -> dict[str, dict[str, str]]:
     """Title of every record and group, and its fields."""
-    modules = records, objects, owner, journal, posix_queue, profile, sysv
+    modules = records, objects, owner, journal, posix_queue, profile, sockets, sysv
     kinds = [kind for module in modules for kind in vars(module).values()
              if isinstance(kind, type) and issubclass(kind, Record | Struct) and kind.__module__ == module.__name__]
     return {_title(kind): kind.fields for kind in kinds}
@@ -42,7 +42,8 @@ def test_the_tables_are_the_declared_records():
 
 
 def test_every_record_has_a_number_of_its_own():
-    kinds = {kind for module in (records, profile, objects, posix_queue, since, sysv) for kind in vars(module).values()
+    modules = records, profile, objects, posix_queue, since, sockets, sysv
+    kinds = {kind for module in modules for kind in vars(module).values()
              if isinstance(kind, type) and issubclass(kind, Record) and kind is not Record}
     numbers = [kind.record_type for kind in kinds]
     assert len(set(numbers)) == len(numbers)

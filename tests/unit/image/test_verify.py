@@ -29,7 +29,6 @@ from crd.image.objects import (
     RegularFile,
     SeccompFilter,
     SharedMemory,
-    SocketOption,
     Terminal,
     TerminalEnd,
     TimerFd,
@@ -67,6 +66,7 @@ from crd.image.profile import (
 )
 from crd.image.reader import ImageReader
 from crd.image.records import HeadArch, String, Tail, Task
+from crd.image.sockets import NetlinkSocket, SocketFilter, SocketOption
 from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 from crd.image.verify import verified
 from tests.support.builders import (
@@ -227,6 +227,13 @@ RULES = [
     (InetMessage, 0, {"socket": 5}, "no INET_SOCKET"),
     (InetMessage, 0, {"address": "localhost"}, "address"),
     (InetMessage, 0, {"data": bytes(65536)}, "65536 bytes"),
+    (NetlinkSocket, 0, {"kind": 1}, "unknown kind"),
+    (NetlinkSocket, 0, {"protocol": 32}, "protocol 32"),
+    (NetlinkSocket, 0, {"groups": [0]}, "group"),
+    (NetlinkSocket, 0, {"groups": [8193]}, "group"),
+    (SocketFilter, 0, {"socket": 10}, "object 10"),
+    (SocketFilter, 0, {"locked": 2}, "locked 2"),
+    (SocketFilter, 0, {"program": b""}, "0 bytes"),
     (PosixQueue, 0, {"name": "jobs"}, "no name"),
     (PosixQueue, 0, {"name": "/a/b"}, "no name"),
     (PosixQueue, 0, {"message_bytes": 0}, "room for"),

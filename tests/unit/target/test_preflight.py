@@ -75,7 +75,7 @@ def found(pid: int) -> dict[str, Obstacle]:
 @pytest.mark.parametrize(("name", "arguments"), [
     ("idle", [1]), ("idle-musl", []), ("counter", [64]), ("blocked", []), ("memory", []), ("files", []), ("pipes", []),
     ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
-    ("events", []), ("epolls", []), ("watches", []), ("unnamed", []), ("named", []),
+    ("events", []), ("epolls", []), ("watches", []), ("netlinks", []), ("unnamed", []), ("named", []),
     ("fifos", []), ("locks", []), ("unixes", []),
     ("inets", []), ("terminals", []), ("connections", []), ("confined", []),
     ("segments", []), ("queues", []), ("mqueues", [])])
@@ -102,7 +102,7 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("code", "source"), [
     ("fd.terminal", "master, slave = os.openpty(); os.close(master)"),
-    ("fd.socket", "netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)"),
+    ("fd.socket", "s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12); s.bind((0, 0))"),
     ("fd.pidfd", "fd = os.pidfd_open(os.getppid())"),
     ("fd.io-uring", "fd = call(425, 4, ctypes.create_string_buffer(120))"),
     ("fd.userfaultfd", "fd = call(323, 1)"),

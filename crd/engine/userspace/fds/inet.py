@@ -10,7 +10,16 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.clash import clash
-from crd.engine.userspace.fds import lingering, socket_options, socket_queue, tcp, tcp_outside, tcp_repair, tcp_state
+from crd.engine.userspace.fds import (
+    lingering,
+    socket_filter,
+    socket_options,
+    socket_queue,
+    tcp,
+    tcp_outside,
+    tcp_repair,
+    tcp_state,
+)
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
 from crd.engine.userspace.fds.unix import domain, opened
 from crd.errors import Obstacle, ResourceChanged, RestartUnsupported
@@ -67,6 +76,7 @@ class InetSockets(Kind):
         for one in found:
             with opened(one) as sock:
                 records[one.objref], states[one.objref] = _dump(one, sock)
+                table.late_records += socket_filter.dump(one, sock)
         pairs, outside = tcp.paired(records.values())
         yield from records.values()
         arriving = _arriving(pairs, by_objref)

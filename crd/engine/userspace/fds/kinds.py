@@ -9,10 +9,12 @@ from crd.engine.userspace.fds.eventfd import EventFds
 from crd.engine.userspace.fds.inet import InetSockets
 from crd.engine.userspace.fds.inotify import Inotifies
 from crd.engine.userspace.fds.mqueue import MessageQueues
+from crd.engine.userspace.fds.netlink import NetlinkSockets
 from crd.engine.userspace.fds.pidfd import PidFds
 from crd.engine.userspace.fds.pipe import Pipes
 from crd.engine.userspace.fds.regular import RegularFiles
 from crd.engine.userspace.fds.signalfd import SignalFds
+from crd.engine.userspace.fds.socket_filter import SocketFilters
 from crd.engine.userspace.fds.terminal import Terminals
 from crd.engine.userspace.fds.timerfd import TimerFds
 from crd.engine.userspace.fds.unix import UnixSockets
@@ -22,5 +24,6 @@ if TYPE_CHECKING:
     from crd.engine.userspace.fds.kind import Kind
 
 KINDS: tuple[Kind, ...] = (Pipes(), MessageQueues(), UnnamedFiles(), Terminals(), RegularFiles(), EventFds(),
-                           TimerFds(), SignalFds(), Inotifies(), PidFds(), UnixSockets(), InetSockets(), EpollSets())
+                           TimerFds(), SignalFds(), Inotifies(), PidFds(), UnixSockets(), InetSockets(),
+                           NetlinkSockets(), EpollSets(), SocketFilters())
 """In the order in which their records stand in an image: what refers to others comes behind them."""

@@ -1,4 +1,4 @@
-"""Options of sockets: those that differ from a new socket's, read and set again (socket(7), tcp(7), ip(7), ipv6(7))."""
+"""Options of sockets that are not as in a new one (socket(7), tcp(7), ip(7), ipv6(7), netlink(7))."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from crd.errors import RestartError
-from crd.image.objects import SocketOption
+from crd.image.sockets import SocketOption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 SO_PEEK_OFF = 42
+SOL_NETLINK = 270
 _SO_BUF_LOCK = 72
 _SNDBUF, _RCVBUF, _SNDBUFFORCE, _RCVBUFFORCE = 7, 8, 32, 33
 _FORCED = {(socket.SOL_SOCKET, _SNDBUF): _SNDBUFFORCE, (socket.SOL_SOCKET, _RCVBUF): _RCVBUFFORCE}
@@ -24,6 +25,7 @@ _IP_MULTICAST = (32, 33, 34)
 _IPV6_MULTICAST = (17, 18, 19)
 _IPV6 = (16, 23, 25, 26, 49, 51, 66, 67, 75, 78)
 _TCP = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 18, 23, 25, 36)
+_NETLINK = (3, 4, 5, 8, 10, 11, 12)
 _BYTES_MAX = 16
 
 
@@ -34,6 +36,8 @@ def _wanted(family: int, kind: int) -> Iterator[tuple[int, int]]:
         yield from ((socket.IPPROTO_IP, name) for name in (_IP if streams else _IP + _IP_MULTICAST))
     if family == socket.AF_INET6:
         yield from ((socket.IPPROTO_IPV6, name) for name in (_IPV6 if streams else _IPV6 + _IPV6_MULTICAST))
+    if family == socket.AF_NETLINK:
+        yield from ((SOL_NETLINK, name) for name in _NETLINK)
     if family in {socket.AF_INET, socket.AF_INET6} and streams:
         yield from ((socket.IPPROTO_TCP, name) for name in _TCP)
 

@@ -13,7 +13,8 @@ from crd.errors import RestartError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crd.image.objects import InetSocket, SocketOption
+    from crd.image.objects import InetSocket
+    from crd.image.sockets import SocketOption
 
 ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING = 1, 4, 5, 7, 8, 9, 11
 """TCP_* of include/net/tcp_states.h."""

@@ -11,7 +11,7 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import journal, socket_options, socket_queue, unix_restart
+from crd.engine.userspace.fds import journal, socket_filter, socket_options, socket_queue, unix_restart
 from crd.engine.userspace.fds.description import Description
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
 from crd.errors import Obstacle, TargetUnsupported
@@ -138,6 +138,7 @@ def _dump(one: Description, info: UnixSocketInfo, inodes: dict[int, Description]
             target = _raw(sock.getpeername())
             if not target and state != UNIX_CONNECTED:
                 raise _unsupported(one, "sends to a socket without a name, which is another process's")
+        table.late_records += socket_filter.dump(one, sock)
         path, file = _bound_file(one, sock) if name and name[0] else ("", None)
         pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         return UnixSocket(
