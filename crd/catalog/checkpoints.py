@@ -1,4 +1,7 @@
-"""Checkpoints: every attempt, whatever came of it."""
+"""Checkpoints: every attempt, whatever came of it.
+
+They need not outlive a power cut: what counts are the images.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ class Checkpoints:
         its = (checkpoints.c.host == self._host, checkpoints.c.target == target)  # None becomes IS NULL
         oldest = select(checkpoints.c.number).where(*its).order_by(checkpoints.c.number.desc()).offset(
             ATTEMPTS_KEPT - 1).limit(1).scalar_subquery()
-        async with self._database.begin() as connection:
+        async with self._database.begin(is_durable=False) as connection:
             await connection.execute(delete(checkpoints).where(
                 *its, checkpoints.c.number <= oldest, checkpoints.c.state != "running"))
             done = await connection.execute(insert(checkpoints).values(
@@ -53,12 +56,12 @@ class Checkpoints:
                   "message": error.message if error else None}
         if pid is not None:
             values["pid"] = pid
-        async with self._database.begin() as connection:
+        async with self._database.begin(is_durable=False) as connection:
             await connection.execute(update(checkpoints).where(checkpoints.c.number == number).values(values))
 
     async def skip(self, target: str, now: datetime, message: str) -> None:
         """Enter an attempt that was due but not made."""
-        async with self._database.begin() as connection:
+        async with self._database.begin(is_durable=False) as connection:
             await connection.execute(insert(checkpoints).values(
                 host=self._host, target=target, state="skipped", started_at=now, ended_at=now, message=message))
 

@@ -64,9 +64,11 @@ class Images:
     async def finish(self, crid: Crid, stored_bytes: int) -> Image:
         """Count an image whose object is durable, and return its row."""
         async with self._database.begin() as connection:
-            await connection.execute(update(images).where(self._own, images.c.crid == crid)
-                                     .values(state="ok", stored_bytes=stored_bytes))
-        return await self.get(crid)
+            row = (await connection.execute(update(images).where(self._own, images.c.crid == crid).values(
+                state="ok", stored_bytes=stored_bytes).returning(*_FIELDS))).first()
+        if row is None:
+            raise _not_found(crid)
+        return _image(row)
 
     async def drop(self, crid: Crid) -> None:
         """Take back an image whose object did not become durable."""
@@ -95,7 +97,7 @@ class Images:
 
     async def bury(self, crid: Crid) -> None:
         """Remove the row of a forgotten image whose object is gone, unless a request or the largest crid needs it."""
-        async with self._database.begin() as connection:
+        async with self._database.begin(is_durable=False) as connection:
             await connection.execute(_burial(self._host, crid))
 
     async def pin(self, crid: Crid, *, pinned: bool) -> Image:

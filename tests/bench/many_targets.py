@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -101,7 +100,6 @@ def many_targets(row: Callable[[str, int, str, str, str], None], *, targets: int
                  rounds: int = _ROUNDS) -> None:
     """Measure a daemon at rest, and at work."""
     every = targets / PER_SECOND
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with tempfile.TemporaryDirectory(prefix="crd-bench-") as name, resting(targets) as pids, RunningDaemon(
             Path(name), config(pids, 'every = "1d"')) as daemon:
         assert daemon.process
