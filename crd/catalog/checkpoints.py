@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, func, insert, select, update
 
 from crd.catalog.rows import Checkpoint
-from crd.catalog.schema import checkpoints
+from crd.catalog.schema import checkpoints, each_target
 from crd.catalog.whole import whole
 
 if TYPE_CHECKING:
@@ -76,8 +76,10 @@ class Checkpoints:
 
     async def last(self) -> dict[str, Checkpoint]:
         """Return the last attempt of each target."""
+        names = each_target(checkpoints, self._host)
         newest = select(func.max(checkpoints.c.number)).where(
-            checkpoints.c.host == self._host, checkpoints.c.target.is_not(None)).group_by(checkpoints.c.target)
+            checkpoints.c.host == self._host, checkpoints.c.target == names.c.target).scalar_subquery()
+        numbers = select(newest).where(names.c.target.is_not(None))
         async with self._database.read() as connection:
-            rows = await connection.execute(select(*_FIELDS).where(checkpoints.c.number.in_(newest)))
+            rows = await connection.execute(select(*_FIELDS).where(checkpoints.c.number.in_(numbers)))
             return {row.target: Checkpoint(**row._mapping) for row in rows}

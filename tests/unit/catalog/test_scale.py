@@ -35,6 +35,7 @@ QUESTIONS: dict[str, Callable[[Catalog], Awaitable[object]]] = {
     "checked last": lambda catalog: catalog.images.last_verified(),
     "being stored": lambda catalog: catalog.images.storing(),
     "largest crid": lambda catalog: catalog.images.max_crid(),
+    "last attempt of each target": lambda catalog: catalog.checkpoints.last(),
     "an attempt": lambda catalog: catalog.checkpoints.start(WEB, 1, NOW),
     "requests": lambda catalog: catalog.requests.list(limit=10, below=100),
     "requests of a user": lambda catalog: catalog.requests.list(limit=10, uid=1000),
