@@ -72,7 +72,7 @@ class Tracks:
     """Of all targets, by name.  A context manager."""
 
     def __init__(self, keeper: Keeper | None = None, *, enabled: bool, fds_max: int = sys.maxsize) -> None:
-        """Have no notes yet; never have any unless ``enabled``, and at no time more than so many descriptors of them."""
+        """Have no notes yet; never have any unless ``enabled``, and never more than ``fds_max`` descriptors of them."""
         self._keeper = keeper
         self.enabled = enabled
         self._fds_max = fds_max

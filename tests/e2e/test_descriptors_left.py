@@ -42,12 +42,16 @@ def test_clients_too_many_are_told_so_and_checkpoints_go_on(tmp_path: Path) -> N
         config = "".join(f'[targets.t{number}]\npid = {pid}\nevery = "{2 if number else 1}s"\nkeep = "last=1"\n'
                          for number, pid in enumerate(pids))
         daemon = stack.enter_context(RunningDaemon(tmp_path, config, through))
-        held = []
-        with pytest.raises(Busy, match="connections to the daemon already"):
-            for _ in range(DESCRIPTORS):
+        held: list[Client] = []
+
+        def hold_more() -> None:
+            while len(held) < DESCRIPTORS:
                 client = stack.enter_context(Client(daemon.socket))
                 client.call("GetStatus")
                 held.append(client)
+
+        with pytest.raises(Busy, match="connections to the daemon already"):
+            hold_more()
         assert len(held) >= DESCRIPTORS // 16
 
         def newest() -> int:

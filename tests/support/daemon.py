@@ -83,8 +83,8 @@ class RunningDaemon:
     def start(self) -> Self:
         """Start it and wait until it answers."""
         with (self.home / "daemon.log").open("ab") as log:
-            self.process = subprocess.Popen([*self._through, BIN / "crd", "run", "--config", self.config], env=self.environment,
-                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*self._through, BIN / "crd", "run", "--config", self.config],
+                                            env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         eventually("the daemon to answer", self._answers)
         return self
 
