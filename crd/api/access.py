@@ -14,6 +14,8 @@ import struct
 from collections import Counter
 from dataclasses import dataclass
 
+from crd.errors import Busy
+
 GROUP = "crd"
 ROOT_UID = 0
 
@@ -78,8 +80,9 @@ class Limits:
 
     Attributes:
         connections: at a time.
-        connections_kept: how many of them are kept for root and the group.
+        connections_kept: how many of them are kept for root and the group, and from any single one of these.
         connections_per_uid: of one user who is neither.
+        connections_per_process: whoever's it is: a program that leaks them shuts nobody else out.
         calls_pending: of one connection, sent before the earlier ones are answered.
         idle_seconds: between an answer and the next call.
         message_seconds: from the first byte of a call to its last.
@@ -89,6 +92,7 @@ class Limits:
     connections: int = 256
     connections_kept: int = 32
     connections_per_uid: int = 32
+    connections_per_process: int = 128
     calls_pending: int = 64
     idle_seconds: float = 600.0
     message_seconds: float = 10.0
@@ -99,7 +103,8 @@ class Limits:
         """Return what leaves most of a process's descriptors to its work: a connection takes up to two of them."""
         connections = min(cls().connections, descriptors // 4)
         few = max(1, connections // 8)
-        return cls(connections=connections, connections_kept=few, connections_per_uid=few)
+        return cls(connections=connections, connections_kept=few, connections_per_uid=few,
+                   connections_per_process=max(1, connections // 2))
 
 
 class Admission:
@@ -108,21 +113,32 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._by_uid: Counter[int] = Counter()
+        self._by_pid: Counter[int] = Counter()
 
-    def admit(self, peer: Peer) -> bool:
-        """Let a peer in if there is room for it; ``leave`` must follow if there was."""
-        room = self._limits.connections
-        if not peer.is_admin:
-            room -= self._limits.connections_kept
-            if self._by_uid[peer.uid] >= self._limits.connections_per_uid:
-                return False
-        if self._by_uid.total() >= room:
-            return False
+    def admit(self, peer: Peer) -> None:
+        """Let a peer in if there is room for it; then ``leave`` must follow.
+
+        Raises:
+            Busy: there is none.
+        """
+        limits, everybody = self._limits, self._by_uid.total()
+        for_others = limits.connections - limits.connections_kept
+        if peer.pid and self._by_pid[peer.pid] >= limits.connections_per_process:
+            raise _too_many(f"process {peer.pid} has {self._by_pid[peer.pid]} connections")
+        if self._by_uid[peer.uid] >= (for_others if peer.is_admin else limits.connections_per_uid):
+            raise _too_many(f"user {peer.uid} has {self._by_uid[peer.uid]} connections")
+        if everybody >= (limits.connections if peer.is_admin else for_others):
+            raise _too_many(f"there are {everybody} connections")
         self._by_uid[peer.uid] += 1
-        return True
+        self._by_pid[peer.pid] += 1
 
     def leave(self, peer: Peer) -> None:
         """Count a peer that was let in as gone."""
-        self._by_uid[peer.uid] -= 1
-        if not self._by_uid[peer.uid]:
-            del self._by_uid[peer.uid]
+        for counts, key in ((self._by_uid, peer.uid), (self._by_pid, peer.pid)):
+            counts[key] -= 1
+            if not counts[key]:
+                del counts[key]
+
+
+def _too_many(what: str) -> Busy:
+    return Busy(f"{what} to the daemon already", hint="Close some, or try again in a while.")

@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,8 @@ class Client:
 
     def _send(self, call: Call) -> None:
         try:
-            self._socket.sendall(encode(call))
+            with suppress(BrokenPipeError, ConnectionResetError):  # why it hung up is still there to be read
+                self._socket.sendall(encode(call))
         except OSError as error:
             raise self._lost(error) from error
 
@@ -158,7 +160,7 @@ class Client:
             return DaemonUnavailable(f"the daemon at {self._path} does not answer",
                                      hint="Its log says what it is doing: journalctl -u crd.")
         return DaemonUnavailable(f"the daemon at {self._path} hung up before it had answered",
-                                 hint="It was stopped, or it has too many connections; its log says which.")
+                                 hint="It was stopped, or failed; its log says which.")
 
 
 def _timeval(seconds: float) -> bytes:

@@ -51,12 +51,12 @@ class Dispatch:
         except ServiceError as error:
             reply, outcome = Reply(error.parameters, error=error.name), error.name
         except CrdError as error:
-            reply, outcome = _failed(error), error.code
+            reply, outcome = failed(error), error.code
         except PeerLost:
             raise
         except Exception:
             logger.exception("%s of uid %d, pid %d", call.method, peer.uid, peer.pid)
-            reply, outcome = _failed(CrdError("the daemon failed; its log says why")), CrdError.code
+            reply, outcome = failed(CrdError("the daemon failed; its log says why")), CrdError.code
         finally:
             self._audit.record(peer, call, outcome)
         return encode(reply)
@@ -84,7 +84,8 @@ class Dispatch:
         return {"description": self._interfaces[name].text}
 
 
-def _failed(error: CrdError) -> Reply:
+def failed(error: CrdError) -> Reply:
+    """Return the reply to a call that ended so."""
     details = error.to_json()
     code, message, hint = (details.pop(name) for name in ("error", "message", "hint"))
     return Reply({"code": code, "message": message, "hint": hint, "exit_status": error.exit_status,

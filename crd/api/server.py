@@ -1,7 +1,7 @@
 """The Varlink server: connections, calls, replies, and what each may cost the daemon.
 
 A message that is malformed or too long, a flood of calls or a reader that does not read ends the connection it came by,
-and nothing else.
+and nothing else.  A connection too many is told so, in the place of the reply to its first call.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from crd.api.access import GROUP, Admission, Limits, group_id, peer_of
 from crd.api.connection import Connection
-from crd.api.dispatch import Dispatch
+from crd.api.dispatch import Dispatch, failed
 from crd.api.listener import listen
+from crd.api.protocol import encode
+from crd.errors import Busy
 
 if TYPE_CHECKING:
     from crd.api.access import Peer
@@ -114,9 +116,12 @@ class Server:
         except OSError:
             connected.close()
             return
-        if not self._admission.admit(peer):
-            logger.debug("uid %d, pid %d: too many connections", peer.uid, peer.pid)
-            connected.close()
+        try:
+            self._admission.admit(peer)
+        except Busy as error:
+            logger.debug("uid %d, pid %d: %s", peer.uid, peer.pid, error.message)
+            with connected, suppress(OSError):  # there is room for so little in every new socket
+                connected.send(encode(failed(error)))
             return
 
         def gone(task: asyncio.Task[None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from crd.archive.stores.store import Store
 
 logger = logging.getLogger(__name__)
+
+_THREADS_MAX = 8192
+"""More than images under way ever have: one that waits for its stream must not keep others waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Archive:
         self._threads = threads
         self._references = References(store, away=away)
         self._heads = Heads()
+        self._executor = ThreadPoolExecutor(_THREADS_MAX, "crd-compress")
 
     async def __aenter__(self) -> Self:
         await self._store.clear_torn()
@@ -61,7 +66,8 @@ class Archive:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
-        """Nothing is held open."""
+        """End the threads."""
+        self._executor.shutdown()
 
     async def arrive(self) -> None:
         """Find out what is there; raises ArchiveUnavailable: the store cannot be read."""
@@ -99,8 +105,8 @@ class Archive:
             await asyncio.shield(self._references.release(packs))
         try:
             upload = await self._store.create(pack_key(known.packs[0]))
-            return ImageSink(self._store, self._references, upload, known, self._heads, level=self._level,
-                             threads=self._threads)
+            return ImageSink(self._store, self._references, upload, known, self._heads, self._executor,
+                             level=self._level, threads=self._threads)
         except BaseException:
             await asyncio.shield(self._references.release(known.packs))
             raise

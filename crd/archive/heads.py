@@ -83,13 +83,15 @@ class Heads:
         """Keep up to so many bytes."""
         self._bytes_max = bytes_max
         self._heads: OrderedDict[int, Head] = OrderedDict()
+        self._bytes = 0
 
     def put(self, crid: int, head: Head) -> None:
         """Keep one, and let go of those that were used longest ago."""
         self.drop(crid)
         self._heads[crid] = head
-        while sum(kept.bytes for kept in self._heads.values()) > self._bytes_max:
-            self._heads.popitem(last=False)
+        self._bytes += head.bytes
+        while self._bytes > self._bytes_max:
+            self.drop(next(iter(self._heads)))
 
     def get(self, crid: int) -> Head | None:
         """Return one that is kept."""
@@ -99,7 +101,8 @@ class Heads:
 
     def drop(self, crid: int) -> None:
         """Let go of one."""
-        self._heads.pop(crid, None)
+        if head := self._heads.pop(crid, None):
+            self._bytes -= head.bytes
 
 
 async def read_head(store: Store, references: References, crid: int, digest: str) -> Head | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from crd.native.pages import HASH_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
 
     from crd.archive.base import Known
     from crd.archive.cutter import Cut
@@ -55,8 +55,8 @@ class ImageSink:
         front: the first bytes of the stream, enough to tell the header.
     """
 
-    def __init__(self, store: Store, references: References, upload: Upload, known: Known, heads: Heads, *,
-                 level: int, threads: int) -> None:
+    def __init__(self, store: Store, references: References, upload: Upload, known: Known, heads: Heads,
+                 executor: Executor, *, level: int, threads: int) -> None:
         """Write an image; ``Archive.sink`` makes these.
 
         Args:
@@ -65,6 +65,7 @@ class ImageSink:
             upload: for its pack.
             known: the pages that there are.
             heads: remember the image, for those that follow it.
+            executor: runs the threads that compress.
             level: of zstd.
             threads: that compress.
         """
@@ -73,6 +74,7 @@ class ImageSink:
         self._upload = upload
         self._known = known
         self._heads = heads
+        self._executor = executor
         self._level = level
         self._threads = threads
         self._entries = bytearray()
@@ -103,8 +105,8 @@ class ImageSink:
         batches: asyncio.Queue[list[Batch]] = asyncio.Queue()
         cutter = StreamCutter(fd, self._known, lambda some: loop.call_soon_threadsafe(batches.put_nowait, some),
                               level=self._level, threads=self._threads)
-        with ThreadPoolExecutor(self._threads, "crd-compress") as executor, closing(cutter):
-            cutting = asyncio.gather(*(loop.run_in_executor(executor, cutter.work) for _ in range(self._threads)),
+        with closing(cutter):
+            cutting = asyncio.gather(*(loop.run_in_executor(self._executor, cutter.work) for _ in range(self._threads)),
                                      return_exceptions=True)
             cutting.add_done_callback(lambda _: batches.put_nowait([]))
             try:

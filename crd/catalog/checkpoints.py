@@ -1,4 +1,7 @@
-"""Checkpoints: every attempt, whatever came of it."""
+"""Checkpoints: every attempt, whatever came of it.
+
+They need not outlive a power cut: what counts are the images.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, func, insert, select, update
 
 from crd.catalog.rows import Checkpoint
-from crd.catalog.schema import checkpoints
+from crd.catalog.schema import checkpoints, each_target
 from crd.catalog.whole import whole
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ class Checkpoints:
         its = (checkpoints.c.host == self._host, checkpoints.c.target == target)  # None becomes IS NULL
         oldest = select(checkpoints.c.number).where(*its).order_by(checkpoints.c.number.desc()).offset(
             ATTEMPTS_KEPT - 1).limit(1).scalar_subquery()
-        async with self._database.begin() as connection:
+        async with self._database.begin(is_durable=False) as connection:
             await connection.execute(delete(checkpoints).where(
                 *its, checkpoints.c.number <= oldest, checkpoints.c.state != "running"))
             done = await connection.execute(insert(checkpoints).values(
@@ -53,12 +56,12 @@ class Checkpoints:
                   "message": error.message if error else None}
         if pid is not None:
             values["pid"] = pid
-        async with self._database.begin() as connection:
+        async with self._database.begin(is_durable=False) as connection:
             await connection.execute(update(checkpoints).where(checkpoints.c.number == number).values(values))
 
     async def skip(self, target: str, now: datetime, message: str) -> None:
         """Enter an attempt that was due but not made."""
-        async with self._database.begin() as connection:
+        async with self._database.begin(is_durable=False) as connection:
             await connection.execute(insert(checkpoints).values(
                 host=self._host, target=target, state="skipped", started_at=now, ended_at=now, message=message))
 
@@ -73,8 +76,10 @@ class Checkpoints:
 
     async def last(self) -> dict[str, Checkpoint]:
         """Return the last attempt of each target."""
+        names = each_target(checkpoints, self._host)
         newest = select(func.max(checkpoints.c.number)).where(
-            checkpoints.c.host == self._host, checkpoints.c.target.is_not(None)).group_by(checkpoints.c.target)
+            checkpoints.c.host == self._host, checkpoints.c.target == names.c.target).scalar_subquery()
+        numbers = select(newest).where(names.c.target.is_not(None))
         async with self._database.read() as connection:
-            rows = await connection.execute(select(*_FIELDS).where(checkpoints.c.number.in_(newest)))
+            rows = await connection.execute(select(*_FIELDS).where(checkpoints.c.number.in_(numbers)))
             return {row.target: Checkpoint(**row._mapping) for row in rows}

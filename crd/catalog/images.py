@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, exists, func, insert, select, tuple_, update
 
 from crd.catalog.rows import Choice, Image, Settled
-from crd.catalog.schema import UNUSUAL, images, requests
+from crd.catalog.schema import UNUSUAL, each_target, images, requests
 from crd.catalog.settling import compare
 from crd.catalog.whole import whole
 from crd.errors import ImageInUse, ImageNotFound
@@ -64,9 +64,11 @@ class Images:
     async def finish(self, crid: Crid, stored_bytes: int) -> Image:
         """Count an image whose object is durable, and return its row."""
         async with self._database.begin() as connection:
-            await connection.execute(update(images).where(self._own, images.c.crid == crid)
-                                     .values(state="ok", stored_bytes=stored_bytes))
-        return await self.get(crid)
+            row = (await connection.execute(update(images).where(self._own, images.c.crid == crid).values(
+                state="ok", stored_bytes=stored_bytes).returning(*_FIELDS))).first()
+        if row is None:
+            raise _not_found(crid)
+        return _image(row)
 
     async def drop(self, crid: Crid) -> None:
         """Take back an image whose object did not become durable."""
@@ -95,7 +97,7 @@ class Images:
 
     async def bury(self, crid: Crid) -> None:
         """Remove the row of a forgotten image whose object is gone, unless a request or the largest crid needs it."""
-        async with self._database.begin() as connection:
+        async with self._database.begin(is_durable=False) as connection:
             await connection.execute(_burial(self._host, crid))
 
     async def pin(self, crid: Crid, *, pinned: bool) -> Image:
@@ -122,7 +124,8 @@ class Images:
     async def unchecked_since(self, when: datetime) -> Image | None:
         """Return the image that was not checked for longest, if it was not since then; no damaged one."""
         good = select(*_FIELDS).where(self._own, images.c.state == "ok").limit(1)
-        never = good.where(images.c.verified_at.is_(None), images.c.taken_at < when).order_by(images.c.taken_at)
+        never = good.where(images.c.verified_at.is_(None), images.c.taken_at < when).order_by(
+            images.c.verified_at, images.c.taken_at)  # all NULL: PostgreSQL sees the order of its index only so
         once = good.where(images.c.verified_at < when).order_by(images.c.verified_at)
         async with self._database.read() as connection:
             found = [_image(row) for query in (never, once) for row in await connection.execute(query)]
@@ -253,13 +256,8 @@ class Images:
         return max((Crid(crid) for crid in crids if crid is not None), default=None)
 
     async def last_taken(self) -> dict[str, datetime]:
-        """Return when the newest undamaged image of each target was taken.
-
-        It goes from one target to the next, past all but the newest image of each.
-        """
-        first = select(func.min(images.c.target).label("target")).where(self._own).cte("names", recursive=True)
-        following = select(func.min(images.c.target)).where(self._own, images.c.target > first.c.target)
-        names = first.union_all(select(following.scalar_subquery()).where(first.c.target.is_not(None)))
+        """Return when the newest undamaged image of each target was taken."""
+        names = each_target(images, self._host)
         newest = select(images.c.taken_at).where(
             self._own, images.c.target == names.c.target, images.c.state == "ok").order_by(
             images.c.crid.desc()).limit(1).scalar_subquery()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 READS = "crd_reads"
 """The execution option of a transaction that only reads."""
+HASTY = "crd_hasty"
+"""The execution option of one that outlives our death, and need not outlive a power cut; SQLite saves a flush."""
 _HINT = "Write sqlite+aiosqlite:///PATH or postgresql+asyncpg://USER@HOST/DATABASE."
 
 
@@ -31,10 +33,14 @@ class Database:
         """Use a database; ``open_database`` opens it."""
         self._backend = backend
         self._reader = backend.engine.execution_options(**{READS: True})
+        self._hasty = backend.engine.execution_options(**{HASTY: True})
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """Run a transaction: committed and durable when the context ends, undone if it raises.
+    async def begin(self, *, is_durable: bool = True) -> AsyncIterator[AsyncConnection]:
+        """Run a transaction: committed when the context ends, undone if it raises.
+
+        Args:
+            is_durable: whether it outlives a power cut once the context ends; else it does when a later one does.
 
         Raises:
             CatalogBusy: another program holds the lock.
@@ -43,7 +49,8 @@ class Database:
             CatalogError: anything else, such as a full disk.
         """
         try:
-            async with self._backend.writing, self._backend.engine.begin() as connection:
+            engine = self._backend.engine if is_durable else self._hasty
+            async with self._backend.writing, engine.begin() as connection:
                 yield connection
         except (SQLAlchemyError, OSError) as error:
             raise self._backend.translated(error) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import socket
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -37,6 +36,7 @@ from crd.engine.api import KERNEL, USERSPACE, After, CheckpointOptions, serving
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
 from crd.engine.kernel import freezer
+from crd.engine.userspace.limits import raise_our_own
 from crd.errors import BlobCorrupt, BlobMissing, CrdError
 from crd.ids import Crid
 from crd.metrics.exporter import Exporter
@@ -99,7 +99,7 @@ class App:
         Raises:
             CrdError: it cannot start.
         """
-        settings = self.settings
+        settings, descriptors = self.settings, raise_our_own()
         async with AsyncExitStack() as stack:
             stack.enter_context(held_state(settings.daemon.state_dir))
             # First: without its keys nothing is touched, not even the catalog.
@@ -119,7 +119,7 @@ class App:
                 freezer.sweep(freezer.mounted())
             notes_writes = settings.engine.note_writes and self.engine == USERSPACE
             kept_notes = KeptNotes(settings.daemon.state_dir / "notes") if keeps() else None
-            self.tracks = stack.enter_context(Tracks(kept_notes, enabled=notes_writes))
+            self.tracks = stack.enter_context(Tracks(kept_notes, enabled=notes_writes, fds_max=descriptors // 4))
             self._assemble(workers)
             async with workers.lease() as worker:
                 self._offer(await worker.features())
@@ -135,7 +135,7 @@ class App:
                 self._apply_rules()
             server = Server(passed.get("api", settings.api.socket), Handlers(self).handle,
                             public=settings.api.public, group=settings.api.group,
-                            limits=Limits.within(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+                            limits=Limits.within(descriptors))
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),

@@ -73,14 +73,15 @@ class Checkpoints:
         await self._turns_of_users.resize(max(1, workers - 1))
 
     async def take(self, options: CheckpointOptions, *, pid: int | None = None, target: ScheduledTarget | None = None,
-                   tags: tuple[str, ...] = (), progress: Callable[[int], None] | None = None) -> Image:
-        """Take an image of a process or of a target.
+                   tags: tuple[str, ...] = (), progress: Callable[[int], None] | None = None,
+                   began: Callable[[], object] | None = None) -> Image:
+        """Take an image of a process or of a target; ``began`` is called when its turn has come.
 
         Raises:
             CrdError: there is none.
         """
         async with self._admitted(options.only_uid, is_scheduled=target is not None):
-            return await self._take(options, pid, target, tags, progress)
+            return await self._take(options, pid, target, tags, progress, began)
 
     @asynccontextmanager
     async def _admitted(self, uid: int | None, *, is_scheduled: bool) -> AsyncIterator[None]:
@@ -105,13 +106,16 @@ class Checkpoints:
             self._of_user += Counter()  # those that have any
 
     async def _take(self, options: CheckpointOptions, pid: int | None, target: ScheduledTarget | None,
-                    tags: tuple[str, ...], progress: Callable[[int], None] | None) -> Image:
+                    tags: tuple[str, ...], progress: Callable[[int], None] | None,
+                    began: Callable[[], object] | None) -> Image:
         name = target.name if target else None
         number = None
         self._count_running(1)
         try:
             number = await self._catalog.checkpoints.start(name, pid, self._clock.now())
             async with self._turns:
+                if began:
+                    began()
                 if target is not None:
                     pid = resolve(target.settings).pid
                 assert pid is not None  # noqa: S101
@@ -142,10 +146,11 @@ class Checkpoints:
 
     async def take_due(self, target: ScheduledTarget, options: CheckpointOptions, late_seconds: float) -> None:
         """Take an image of a target that is due; an error is entered, counted and logged, not raised."""
-        self._metrics.schedule_lag.observe(max(0.0, late_seconds))
+        due = self._clock.monotonic() - max(0.0, late_seconds)
         self._due(target.name)
         try:
-            await self.take(options, target=target)
+            await self.take(options, target=target, began=lambda: self._metrics.schedule_lag.observe(
+                self._clock.monotonic() - due))
         except CrdError:
             pass
         except Exception:

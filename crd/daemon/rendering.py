@@ -29,18 +29,17 @@ def time_json(when: datetime | None) -> str | None:
 
 def image_json(image: Image) -> dict[str, Any]:
     """Return a value of type Image."""
-    return _with_times(asdict(image))
+    return _with_times(_named(image))
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
     """Return a value of type Verdict."""
-    return _with_times(asdict(verdict)) | {"reasons": list(verdict.reasons)}
+    return _with_times(_named(verdict)) | {"reasons": list(verdict.reasons)}
 
 
 def request_json(request: Request) -> dict[str, Any]:
     """Return a value of type Request."""
-    values = asdict(request)
-    return _with_times({name: values[name] for name in _REQUEST_FIELDS})
+    return _with_times({name: getattr(request, name) for name in _REQUEST_FIELDS})
 
 
 def problem_json(problem: Problem) -> dict[str, Any]:
@@ -60,8 +59,13 @@ def target_json(target: ScheduledTarget, last: Checkpoint | None) -> dict[str, A
     """Return a value of type Target."""
     written = definition(target.settings)
     return {**{key: written.get(key) for key in TARGET_KEYS}, "name": target.name, "held": target.held,
-            "source": target.source, "last": _with_times(asdict(last)) if last else None,
+            "source": target.source, "last": _with_times(_named(last)) if last else None,
             "next_at": time_json(target.next_at)}
+
+
+def _named(value: Image | Verdict | Checkpoint) -> dict[str, Any]:
+    """Return the fields by name; ``asdict`` would copy each, which takes longer than all the rest."""
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def _with_times(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from crd.ids import Crid
 
 _REST = 10
-"""Images of a target that wrote too much for notes to be of use, before they are tried again."""
+"""Images of a target that wrote too much for notes to be of use, or had no room, before they are tried again."""
 
 
 @dataclass(slots=True)
@@ -70,10 +71,11 @@ class Keeper(Protocol):
 class Tracks:
     """Of all targets, by name.  A context manager."""
 
-    def __init__(self, keeper: Keeper | None = None, *, enabled: bool) -> None:
-        """Have no notes yet; never have any unless ``enabled``."""
+    def __init__(self, keeper: Keeper | None = None, *, enabled: bool, fds_max: int = sys.maxsize) -> None:
+        """Have no notes yet; never have any unless ``enabled``, and never more than ``fds_max`` descriptors of them."""
         self._keeper = keeper
         self.enabled = enabled
+        self._fds_max = fds_max
         self._tracks: dict[str, Track] = {}
         self._lent: set[str] = set()
 
@@ -109,6 +111,9 @@ class Tracks:
         finally:
             if track.base == base:
                 track.base = None
+            if len(track.fds) + sum(len(other.fds) for other in self._tracks.values()) > self._fds_max:
+                track.close()
+                track.rest = _REST
             if target not in self._lent or target in self._tracks:  # it was dropped, or there was another one
                 track.close()
             else:

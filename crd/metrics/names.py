@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-_LAG_BUCKETS = (0.01, 0.1, 0.5, 1, 5, 10, 60, 300)
+_LAG_BUCKETS = (0.01, 0.05, 0.1, 0.2, 0.5, 1, 5, 10, 60, 300)
 _NO_TARGET = ""
 REQUEST_RESULTS = ("done", "failed", "cancelled")
 SERVED_RESULTS = ("done", "failed")
@@ -37,8 +37,9 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.running = Gauge("crd_checkpoints_running", "Checkpoints under way or waiting for a worker",
                              registry=registry)
-        self.schedule_lag = Histogram("crd_schedule_lag_seconds", "How late checkpoints began", buckets=_LAG_BUCKETS,
-                                      registry=registry)
+        self.schedule_lag = Histogram("crd_schedule_lag_seconds",
+                                      "From when checkpoints were due until their turn had come",
+                                      buckets=_LAG_BUCKETS, registry=registry)
         self.archive_bytes = Gauge("crd_archive_bytes", "What the archive holds", ("store",), registry=registry)
         self.archive_images = Gauge("crd_archive_images", "Images in the archive", ("store",), registry=registry)
         self.archive_free = Gauge("crd_archive_free_bytes", "What the archive, or the spool before it, has room for",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from crd.native.check import call
 from crd.native.ffi import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class NR:
@@ -129,11 +134,31 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
     return syscall(NR.PIDFD_GETFD, pidfd, fd, 0)
 
 
-def kcmp(pid1: int, pid2: int, kind: int, index1: int = 0, index2: int | bytes = 0) -> int:
-    """Compare kernel objects of two processes (kcmp(2)): 0 = the same, 1 and 2 = an order, 3 = neither.
+class Kcmp:
+    """kcmp(2): compares kernel objects of processes."""
 
-    ``index2`` may be a struct that the kind asks for.
-    """
-    return syscall(NR.KCMP, pid1, pid2, kind, index1, index2)
+    def __call__(self, pid1: int, pid2: int, kind: int, index1: int = 0, index2: int | bytes = 0) -> int:
+        """Compare those of two: 0 = the same, 1 and 2 = an order, 3 = neither.
+
+        ``index2`` may be a struct that the kind asks for.
+
+        Raises:
+            NativeError: one of them has ended, or is not ours to look at.
+        """
+        return syscall(NR.KCMP, pid1, pid2, kind, index1, index2)
+
+    def places(self, kind: int, groups: Sequence[int], pids: Sequence[int]) -> list[int]:
+        """Return the place among ``groups`` of the process that has its object in common with each of ``pids``, or -1.
+
+        Args:
+            kind: of object.
+            groups: processes in the kernel's order of their objects, no two with the same.
+            pids: any processes.
+        """
+        found = ffi.new("int32_t[]", len(pids))
+        lib.crd_kcmp_places(kind, ffi.new("int32_t[]", list(groups)), len(groups), ffi.new("int32_t[]", list(pids)),
+                            len(pids), found)
+        return list(found)
 
 
+kcmp = Kcmp()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle, TargetError, TargetGone
 from crd.target import procfs
-from crd.target.paths import DELETED, Reach, is_memory_with_a_name, name_left, reach
+from crd.target.paths import DELETED, Reach, is_shared_memory, name_left, reach
 from crd.target.unnamed import is_unnamed
 from crd.target.wording import printable, process_names
 
@@ -64,7 +64,7 @@ def mappings(pid: int, holders: Mapping[tuple[int, int], list[int]]) -> Iterator
             files.setdefault((entry.device, entry.inode), entry)
     for entry in files.values():
         yield from _file(pid, entry)
-        if entry.shared and (entry.deleted or is_memory_with_a_name(entry.path)):
+        if is_shared_memory(entry):
             shared[entry.device, entry.inode] = entry
     yield from _shared(shared, holders)
     yield from _program(pid)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from os import stat_result
 
+    from crd.target.model import MapEntry
+
 DELETED = " (deleted)"
 
 SHARED_MEMORY = "/dev/shm/"  # noqa: S108  (shm_overview(7), sem_overview(7))
@@ -60,6 +62,12 @@ def name_left(link: str, inode: int) -> str:
 def is_memory_with_a_name(link: str) -> bool:
     """Whether a file is in the directory of POSIX shared memory and semaphores: mapped shared it is memory."""
     return link.startswith(SHARED_MEMORY)
+
+
+def is_shared_memory(entry: MapEntry) -> bool:
+    """Whether a mapping is memory that processes may share, other than through a file that has a name for it."""
+    return entry.shared and entry.is_file and (entry.deleted or entry.path.startswith("[anon_shmem:")
+                                               or is_memory_with_a_name(entry.path))
 
 
 def _lstat(path: str) -> stat_result | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import time
-from bisect import bisect_left
 from contextlib import suppress
 from functools import cmp_to_key
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +16,7 @@ from crd.target.model import SECCOMP_FILTER, SECCOMP_STRICT
 from crd.target.wording import printable, process_name, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from crd.target.model import Status
     from crd.target.tree import Family
@@ -31,10 +30,14 @@ _CAP_SYS_ADMIN = 21
 
 
 class Kcmp(Protocol):
-    """kcmp(2): 0 if two tasks share the object; raises NativeError (``crd.native.syscall.kcmp``)."""
+    """kcmp(2), as ``crd.native.syscall.Kcmp`` makes it."""
 
     def __call__(self, pid1: int, pid2: int, kind: int, index1: int = 0, index2: int | bytes = 0, /) -> int:
-        """Compare."""
+        """Compare: 0 if two tasks share the object; raises NativeError."""
+        ...
+
+    def places(self, kind: int, groups: Sequence[int], pids: Sequence[int], /) -> Sequence[int]:
+        """Find which of some processes, in the kernel's order, each of many others shares the object with."""
         ...
 
 
@@ -199,27 +202,25 @@ def sharing(members: Family, kcmp: Kcmp) -> Iterator[tuple[int, Obstacle]]:
                     "Checkpoint it when the other process has ended; crd cannot save this yet.")
 
 
-def _same(members: Sequence[int], others: Iterable[int], kind: int, kcmp: Kcmp) -> Iterator[list[int]]:
+def _same(members: Sequence[int], others: Sequence[int], kind: int, kcmp: Kcmp) -> Iterator[list[int]]:
     """Find members that share an object, and others that share it with them: each time a member is the first.
 
     The kernel has an order of the objects (kcmp(2)), so that members that have the same are neighbours, and another
-    process finds its place among them quickly.  Who ends meanwhile has no place in that order.
+    process finds its place among them quickly: there may be very many.  Who ends meanwhile has no place in that order.
     """
     def by_kernel(one: int, other: int) -> int:
         return (0, -1, 1, 0)[_compared(kcmp, one, other, kind)]
 
-    order = cmp_to_key(by_kernel)
-    visible = sorted((pid for pid in members if _compared(kcmp, pid, pid, kind) == 0), key=order)
+    visible = sorted((pid for pid in members if _compared(kcmp, pid, pid, kind) == 0), key=cmp_to_key(by_kernel))
     groups: list[list[int]] = []
     for pid in visible:
         if groups and _compared(kcmp, groups[-1][0], pid, kind) == 0:
             groups[-1].append(pid)
         else:
             groups.append([pid])
-    for pid in others:
-        at = bisect_left(groups, order(pid), key=lambda group: order(group[0]))
-        if at < len(groups) and _compared(kcmp, groups[at][0], pid, kind) == 0:
-            groups[at].append(pid)
+    for pid, place in zip(others, kcmp.places(kind, [group[0] for group in groups], others), strict=True):
+        if place >= 0:
+            groups[place].append(pid)
     rank = {pid: index for index, pid in enumerate(members)}
     for group in groups:
         if len(group) > 1:

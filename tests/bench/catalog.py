@@ -53,7 +53,7 @@ async def _compare(row: Callable[[str, int, str, str, str], None], n: int, kind:
         filled = []
         for url, size in ((few_url, FEW), (many_url, many)):
             opened = await stack.enter_async_context(await Catalog.open(url, "here"))
-            await _fill(opened, size, kind.lower())
+            await fill(opened, size, kind.lower())
             filled.append((opened, _questions(opened, size)))
         (_, of_few), (_, of_many) = filled
         for what in of_many:
@@ -78,7 +78,7 @@ def _image(crid: int, **values: Any) -> Image:
         **values})
 
 
-async def _fill(opened: Catalog, size: int, kind: str) -> None:
+async def fill(opened: Catalog, size: int, kind: str) -> None:
     """Have so many images, a thousand of each target, and as many attempts as stay of these targets."""
     await opened.images.begin(_image(1))
     await opened.images.finish(Crid(1), 1 << 20)
@@ -102,6 +102,7 @@ async def _fill(opened: Catalog, size: int, kind: str) -> None:
         if kind == "postgresql":
             await connection.execute(text(
                 f"SELECT setval(pg_get_serial_sequence('checkpoints', 'number'), {attempts})"))
+            await connection.execute(text("ANALYZE"))  # as autovacuum does within a minute
 
 
 def _questions(opened: Catalog, size: int) -> dict[str, Callable[[], Awaitable[object]]]:

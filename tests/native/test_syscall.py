@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from functools import cmp_to_key
 
 import pytest
 
@@ -37,6 +39,22 @@ def test_kcmp_knows_the_same_file() -> None:
     assert kcmp(os.getpid(), os.getpid(), KCMP_VM) == 0
     for fd in (reading, writing, other):
         os.close(fd)
+
+
+def test_kcmp_finds_among_many_who_has_the_same() -> None:
+    children = [subprocess.Popen(["sleep", "infinity"]) for _ in range(6)]
+    try:
+        pids = [child.pid for child in children]
+        in_order = sorted(pids[:4], key=cmp_to_key(lambda one, other: (0, -1, 1)[kcmp(one, other, KCMP_VM)]))
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        asked = [*reversed(in_order), *pids[4:], ended.pid]
+        assert kcmp.places(KCMP_VM, in_order, asked) == [3, 2, 1, 0, -1, -1, -1]
+        assert kcmp.places(KCMP_VM, [], asked) == [-1] * len(asked)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
 
 
 def test_a_descriptor_of_another_process() -> None:

@@ -57,8 +57,10 @@ class Refused(Exception):  # noqa: N818  it states the fact
 class RunningDaemon:
     """``crd run`` with its state under ``home``; can be killed and started again."""
 
-    def __init__(self, home: Path, config: str = "") -> None:
+    def __init__(self, home: Path, config: str = "", through: tuple[str, ...] = ()) -> None:
+        """Have it run by ``through``: a command that executes the one that follows."""
         self.home = home
+        self._through = through
         self.state = home / "state"
         self.socket = home / "crd.sock"
         self.config = home / "crd.toml"
@@ -81,8 +83,8 @@ class RunningDaemon:
     def start(self) -> Self:
         """Start it and wait until it answers."""
         with (self.home / "daemon.log").open("ab") as log:
-            self.process = subprocess.Popen([BIN / "crd", "run", "--config", self.config], env=self.environment,
-                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*self._through, BIN / "crd", "run", "--config", self.config],
+                                            env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         eventually("the daemon to answer", self._answers)
         return self
 

@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from crd.api.access import Admission, Limits, Peer, group_id, peer_of
+from crd.errors import Busy
 from tests.support.api import connect, encoded, receive, serving
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ class TestWhoMayConnect:
                                       stdout=subprocess.PIPE)
             with holder:
                 assert holder.stdout.readline() == b"full\n"
-                assert ask_as(path, NOBODY, NOBODY, [])["error"] == "api.daemon-unavailable"
+                assert ask_as(path, NOBODY, NOBODY, [])["error"] == "api.busy"
                 assert ask_as(path, NOBODY - 1, NOBODY, [])["uid"] == NOBODY - 1
                 with connect(path) as client:
                     client.sendall(encoded("io.crd.GetStatus"))
@@ -134,14 +136,37 @@ def test_connections_leave_most_descriptors_to_the_work() -> None:
     assert Limits.within(8).connections_per_uid == 1
 
 
+def admits(admission: Admission, one: Peer) -> bool:
+    try:
+        admission.admit(one)
+    except Busy:
+        return False
+    return True
+
+
 def test_admission_counts_by_user_and_keeps_room_for_admins() -> None:
     admission = Admission(Limits(connections=6, connections_kept=2, connections_per_uid=3))
-    assert [admission.admit(peer(1)) for _ in range(4)] == [True, True, True, False]
-    assert [admission.admit(peer(2)) for _ in range(2)] == [True, False]
-    assert [admission.admit(peer(0, is_admin=True)) for _ in range(3)] == [True, True, False]
+    assert [admits(admission, peer(1)) for _ in range(4)] == [True, True, True, False]
+    assert [admits(admission, peer(2)) for _ in range(2)] == [True, False]
+    assert [admits(admission, peer(0, is_admin=True)) for _ in range(3)] == [True, True, False]
     admission.leave(peer(1))
     admission.leave(peer(2))
-    assert not admission.admit(peer(1))
+    assert not admits(admission, peer(1))
     admission.leave(peer(0, is_admin=True))
-    assert admission.admit(peer(1))
-    assert not admission.admit(peer(1))
+    assert admits(admission, peer(1))
+    assert not admits(admission, peer(1))
+
+
+def test_no_admin_and_no_process_takes_all() -> None:
+    admission = Admission(Limits(connections=6, connections_kept=2, connections_per_process=3))
+    root, leaking = peer(0, is_admin=True), replace(peer(0, is_admin=True), pid=7)
+    for _ in range(3):
+        admission.admit(leaking)
+    with pytest.raises(Busy, match="process 7 has 3 connections"):
+        admission.admit(leaking)
+    admission.admit(root)
+    with pytest.raises(Busy, match="user 0 has 4 connections"):
+        admission.admit(root)
+    admission.admit(peer(5, is_admin=True))
+    admission.leave(leaking)
+    assert admits(admission, leaking)

@@ -182,8 +182,8 @@ class TestAbuse:
                 client.sendall(STATUS[:length])
         assert answers(path)
 
-    def test_two_hundred_connections_at_once(self, path: Path) -> None:
-        clients = [connect(path) for _ in range(200)]
+    def test_a_hundred_connections_at_once(self, path: Path) -> None:
+        clients = [connect(path) for _ in range(100)]
         for client in clients:
             client.sendall(STATUS)
         for client in clients:
@@ -192,14 +192,14 @@ class TestAbuse:
 
 
 class TestLimits:
-    def test_connections_beyond_the_limit_are_closed(self, path: Path, handler: Handler) -> None:
+    def test_connections_beyond_the_limit_are_told_so_and_closed(self, path: Path, handler: Handler) -> None:
         with serving(path, handler, limits=Limits(connections=3, connections_kept=0)):
             clients = [connect(path) for _ in range(3)]
             for client in clients:
                 client.sendall(STATUS)
                 assert receive(client)
             with connect(path) as one_too_many:
-                assert hung_up(one_too_many) == b""
+                assert b"3 connections to the daemon already" in hung_up(one_too_many)
             for client in clients:
                 client.sendall(STATUS)
                 assert receive(client)
@@ -208,7 +208,7 @@ class TestLimits:
             while not served:  # until the server has seen that one is gone
                 with connect(path) as newcomer, suppress(BrokenPipeError, ConnectionResetError):
                     newcomer.sendall(STATUS)
-                    served = bool(newcomer.recv(1 << 16))
+                    served = b"api.busy" not in newcomer.recv(1 << 16)
             for client in clients:
                 client.close()
 

@@ -148,3 +148,15 @@ def test_a_file_that_says_nothing_is_none(tmp_path: Path, store: Store) -> None:
         assert track
         assert track.fds == {}
     assert store.names() == set()
+
+
+def test_notes_for_which_there_is_no_room_are_not_kept() -> None:
+    with Tracks(enabled=True, fds_max=2) as tracks:
+        image(tracks, 5, ONE)
+        image(tracks, 6, ONE, TWO, target="db")
+        with tracks.of("db") as track:
+            assert track
+            assert (track.fds, track.base, track.notes(since=False)) == ({}, None, None)
+        with tracks.of("web") as track:
+            assert track
+            assert (len(track.fds), track.base) == (1, 5)

@@ -76,7 +76,7 @@ class PagePump:
     def __init__(self, writer: ImageWriter) -> None:
         """Pump into an image."""
         self.writer = writer
-        self._buffers = [memoryview(bytearray(_RECORD_BYTES)) for _ in range(_BUFFERS)]
+        self._buffers = [room(_RECORD_BYTES) for _ in range(_BUFFERS)]
         self._turn = 0
         self.memory_bytes = 0
 
