@@ -33,10 +33,9 @@ from crd.daemon.served import SERVED, ServedPrograms
 from crd.daemon.stores import open_store
 from crd.daemon.targets import wanted_targets
 from crd.daemon.tracking import Tracks
-from crd.engine.api import KERNEL, USERSPACE, After, CheckpointOptions, serving
+from crd.engine.api import USERSPACE, After, CheckpointOptions
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
-from crd.engine.kernel import freezer
 from crd.errors import BlobCorrupt, BlobMissing, CrdError
 from crd.ids import Crid
 from crd.metrics.exporter import Exporter
@@ -114,9 +113,8 @@ class App:
                         away=not opened.ours.is_set()))
             arrival = Arrival(opened, self.archive, await self._recover(), self._apply_rules)
             await arrival.begin()
-            self.engine = serving(self.checkpoint_options())
-            if self.engine == KERNEL:
-                freezer.sweep(freezer.mounted())
+            async with workers.lease() as worker:
+                self.engine = await worker.serving(self.checkpoint_options())
             notes_writes = settings.engine.note_writes and self.engine == USERSPACE
             kept_notes = KeptNotes(settings.daemon.state_dir / "notes") if keeps() else None
             self.tracks = stack.enter_context(Tracks(kept_notes, enabled=notes_writes))

@@ -156,6 +156,20 @@ def test_it_runs_with_one_capability_and_offers_all_that_root_can_have(machine: 
         "660 root crd\n600 root root\n700 root root")
 
 
+def test_the_engine_has_what_the_daemon_is_kept_from(machine: Machine) -> None:
+    """A Linux-CR kernel is known by its symbols, and freezes by the freezer cgroup."""
+    engine = machine.show("crd-engine@*.service", "MainPID").split()[0]
+
+    def reaches(pid: int | str) -> tuple[bool, bool]:
+        mounts = {line.split()[4]: line.split()[5].split(",")
+                  for line in machine.say("cat", f"/proc/{pid}/mountinfo").split("\n")}
+        inside = "nsenter", f"--target={pid}", "--mount"
+        return "rw" in mounts["/sys/fs/cgroup"], bool(machine.say(*inside, "head", "-c1", "/proc/kallsyms"))
+
+    assert reaches(daemon_pid(machine)) == (False, False)
+    assert reaches(engine) == (True, True)
+
+
 def test_the_socket_starts_it(machine: Machine) -> None:
     machine.say("systemctl", "stop", CRD)
     assert machine.show(CRD, "ActiveState") == "inactive"
