@@ -86,7 +86,7 @@ PYTHON := python3
 DESTDIR :=
 
 HOME_DIR := $(PREFIX)/lib/crd
-UNITS := crd.service crd.socket crd-engine.socket crd-engine@.service
+UNITS := crd.service crd.socket crd-engine.socket crd-engine@.service crd-shutdown@.service
 PROGRAMS := crd crctl
 INSTALLED := $(PROGRAMS:%=$(PREFIX)/bin/%) $(UNITS:%=$(PREFIX)/lib/systemd/system/%) \
 	$(PREFIX)/lib/sysusers.d/crd.conf $(PREFIX)/lib/tmpfiles.d/crd.conf \

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 CRD = "crd.service"
-UNITS = ("crd.service", "crd.socket", "crd-engine.socket", "crd-engine@.service")
+UNITS = ("crd.service", "crd.socket", "crd-engine.socket", "crd-engine@.service", "crd-shutdown@web.service.service")
 EXPOSURE_MAX = "40"
 """In tenths."""
 CAP_DAC_READ_SEARCH = 1 << 2
@@ -98,6 +98,10 @@ def started(machine: Machine, name: str, unit: str, program: str) -> int:
     python, program = Path(sys._base_executable).resolve(), json.dumps(program).replace("%", "%%")  # type: ignore[attr-defined]
     (machine.root / f"etc/systemd/system/{name}.service").write_text(unit.format(python=python, program=program))
     machine.say("systemctl", "daemon-reload")
+    return start(machine, name)
+
+
+def start(machine: Machine, name: str) -> int:
     machine.say("systemctl", "start", name)
     return int(machine.show(name, "MainPID"))
 
@@ -385,6 +389,70 @@ def test_an_upgrade_harms_no_restarted_program(machine: Machine, counting: Count
     assert daemon_pid(machine) != before
     assert crctl(machine, "images") == images
     counting.assert_counts_on()
+
+
+def guards(machine: Machine) -> set[str]:
+    lines = machine.say("systemctl", "list-units", "--plain", "--no-legend", "--state=active", "crd-shutdown@*")
+    return {line.split()[0] for line in lines.splitlines()}
+
+
+def test_a_target_goes_on_over_a_reboot_and_once(machine: Machine, counting: Counting) -> None:
+    machine.say("systemctl", "start", CRD)
+    refused = machine.run("crctl", "target", "add", "pid", "--pid", str(counting.pid), "--every", "1h", "--at-shutdown")
+    assert (refused.returncode, "at_shutdown" in refused.stderr) == (2, True)
+    machine.say("crctl", "target", "add", "counting", "--unit", "counting", "--on-calendar", "2100-01-01",
+                "--at-shutdown", "--at-boot", "any")
+    unit, number = "counting.service", 0
+    for turn in range(2):
+        eventually("the guard", lambda unit=unit: f"crd-shutdown@{unit}.service" in guards(machine))
+        machine.say("systemctl", "restart", CRD)
+        assert machine.say("crctl", "save-for-shutdown", unit) == "", "the host is not going down"
+        counting.assert_counts_on()
+        machine.shut_down()
+        lines = len(counting.counts())
+        machine.boot()
+        [request] = [request for request in crctl(machine, "requests") if request["number"] > number]
+        number = request["number"]
+        ended = eventually("its end", lambda number=number: _ended(machine, number))
+        assert (ended["state"], ended["pids"]) == ("done", "any"), ended
+        assert crctl(machine, "show", str(ended["crid"]))["tags"] == ["shutdown"]
+        counting.pid = ended["root_pid"]
+        counting.assert_counts_on()
+        counts = counting.counts()
+        assert counts[:lines + 1] == [*range(1, lines + 2)], f"turn {turn}: each number once, over the shutdown too"
+        unit = f"crd-{ended['crid']}-{number}.scope"
+        assert counting.cgroup() == unit
+        assert crctl(machine, "checkpoint", "counting")["pid"] == counting.pid, "it is the target yet"
+    counting.kill()
+    for end in (lambda: machine.say("systemctl", "restart", CRD), lambda: killed(machine)):
+        end()
+        assert crctl(machine, "status")["queue"]["queued"] == 0
+        assert crctl(machine, "requests")[0]["number"] == number
+        assert not counting.is_there()
+    machine.say("crctl", "target", "remove", "counting")
+    eventually("the guards to go", lambda: not guards(machine))
+
+
+def _ended(machine: Machine, number: int) -> Any:
+    request = crctl(machine, "request", "show", str(number))
+    return request if request["state"] in {"done", "failed"} else None
+
+
+def test_what_others_have_started_after_a_boot_is_not_restarted_too(machine: Machine, counting: Counting) -> None:
+    machine.say("crctl", "target", "add", "counting", "--unit", "counting", "--on-calendar", "2100-01-01",
+                "--at-shutdown", "--at-boot", "any")
+    eventually("the guard", lambda: guards(machine))
+    machine.shut_down()
+    machine.boot()
+    machine.say("systemctl", "mask", "--runtime", "crd.socket", CRD)
+    counting.pid = start(machine, "counting")
+    machine.say("systemctl", "unmask", "--runtime", "crd.socket", CRD)
+    machine.say("systemctl", "restart", "crd.socket")
+    number = crctl(machine, "requests")[0]["number"]
+    ended = eventually("its end", lambda: _ended(machine, number))
+    assert (ended["state"], ended["error"]) == ("failed", "target.runs-already")
+    counting.assert_counts_on()
+    machine.say("crctl", "target", "remove", "counting")
 
 
 def test_manual_pages_and_completion(machine: Machine) -> None:
