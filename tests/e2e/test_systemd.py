@@ -464,11 +464,36 @@ def test_manual_pages_and_completion(machine: Machine) -> None:
     assert machine.say("bash", "-c", script) == "targets target"
 
 
-def test_an_uninstall_leaves_nothing_but_what_was_taken(machine: Machine, counting: Counting) -> None:
-    restarted(machine, counting)
-    machine.say("make", "-C", str(CHECKOUT), "uninstall", "PREFIX=/usr")
+def assert_nothing_is_left_but_what_was_taken(machine: Machine) -> None:
     assert machine.say("find", "/usr", "/etc/systemd", "-xdev", "(", "-name", "crd*", "-o", "-name", "_crd", "-o",
                        "-name", "*crctl*", ")", "-not", "-path", "/usr/src/*", "-not", "-name", "*.h") == ""
     assert machine.run("systemctl", "cat", CRD).returncode != 0
     assert machine.run("test", "-e", "/var/lib/crd/catalog.db").returncode == 0
+
+
+def test_an_uninstall_leaves_nothing_but_what_was_taken(machine: Machine, counting: Counting) -> None:
+    restarted(machine, counting)
+    machine.say("make", "-C", str(CHECKOUT), "uninstall", "PREFIX=/usr")
+    assert_nothing_is_left_but_what_was_taken(machine)
+    counting.assert_counts_on()
+
+
+def test_a_debian_package_puts_all_in_place_and_takes_it_away(machine: Machine, counting: Counting) -> None:
+    machine.make("deb")
+    [package] = (CHECKOUT / "build").glob("crd_*.deb")
+    shutil.copy(package, machine.root / "srv/crd.deb")
+    install = "dpkg", "--force-confold", "--install", "/srv/crd.deb"
+    machine.say(*install)
+    assert machine.show(CRD, "ActiveState") == "inactive"
+    machine.say("systemctl", "enable", "--now", CRD)
+    restarted(machine, counting)
+    before = daemon_pid(machine)
+    machine.say(*install)
+    assert daemon_pid(machine) not in {0, before}
+    counting.assert_counts_on()
+    machine.say("dpkg", "--remove", "crd")
+    assert machine.run("test", "-e", "/etc/crd/crd.toml").returncode == 0
+    machine.say("dpkg", "--purge", "crd")
+    assert machine.run("test", "-e", "/etc/crd/crd.toml").returncode != 0
+    assert_nothing_is_left_but_what_was_taken(machine)
     counting.assert_counts_on()
