@@ -86,7 +86,7 @@ PYTHON := python3
 DESTDIR :=
 
 HOME_DIR := $(PREFIX)/lib/crd
-UNITS := crd.service crd.socket crd-engine.socket crd-engine@.service
+UNITS := crd.service crd.socket crd-engine.socket crd-engine@.service crd-shutdown@.service
 PROGRAMS := crd crctl
 INSTALLED := $(PROGRAMS:%=$(PREFIX)/bin/%) $(UNITS:%=$(PREFIX)/lib/systemd/system/%) \
 	$(PREFIX)/lib/sysusers.d/crd.conf $(PREFIX)/lib/tmpfiles.d/crd.conf \
@@ -141,8 +141,29 @@ install-documents: setup
 # What was configured (/etc/crd) and taken (/var/lib/crd) stays.
 uninstall:
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
-		systemctl disable --now crd.service crd.socket crd-engine.socket; fi
+		systemctl disable --now crd.service crd.socket crd-engine.socket; \
+		systemctl stop 'crd-shutdown@*.service'; fi
 	rm -f $(INSTALLED:%=$(DESTDIR)%)
 	rm -rf $(DESTDIR)$(HOME_DIR) $(SHARED_DIRS:%=$(DESTDIR)%)
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "Uninstalled.  /etc/crd and /var/lib/crd are still there."
+
+# `make deb` writes build/crd_VERSION_ARCHITECTURE.deb: what `make install` puts in place, for this release of Debian.
+DEB_ROOT := build/deb
+DEB_PYTHON := /usr/bin/python3
+
+.PHONY: deb
+
+deb: setup
+	rm -rf $(DEB_ROOT) build/crd_*.deb
+	@$(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/$(DEB_ROOT) PREFIX=/usr PYTHON=$(DEB_PYTHON)
+	install -d $(DEB_ROOT)/DEBIAN
+	install -m 0755 config/debian/{postinst,prerm,postrm} $(DEB_ROOT)/DEBIAN/
+	echo /etc/crd/crd.toml >$(DEB_ROOT)/DEBIAN/conffiles
+	version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("crd"))') && \
+	architecture=$$(dpkg --print-architecture) && \
+	python=$$($(DEB_PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))') && \
+	sed "s/@VERSION@/$$version/; s/@ARCHITECTURE@/$$architecture/; s/@PYTHON@/$$python/; \
+		s/@NEXT_PYTHON@/$${python%.*}.$$(($${python#*.} + 1))/" config/debian/control >$(DEB_ROOT)/DEBIAN/control && \
+	dpkg-deb --root-owner-group -Zgzip --build $(DEB_ROOT) build/crd_$${version}_$$architecture.deb
+	rm -rf $(DEB_ROOT)

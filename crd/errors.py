@@ -127,6 +127,13 @@ class Obstacle:
     remedy: str = ""
 
 
+class TargetRuns(TargetError):
+    """The target runs already."""
+
+    code = "target.runs-already"
+    exit_status = EXIT_CONFLICT
+
+
 class TargetBusy(TargetError):
     """The target is in use in a way that keeps it from being checkpointed just now."""
 
@@ -534,6 +541,12 @@ class DaemonUnavailable(ApiError):
     code = "api.daemon-unavailable"
     retryable = True
     exit_status = EXIT_UNAVAILABLE
+
+
+class SystemdUnavailable(ApiError):
+    """Systemd does not do what it was asked for."""
+
+    code = "api.systemd-unavailable"
 
 
 class Busy(ApiError):

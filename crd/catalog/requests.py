@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 QUEUED_MAX = 20_000
 QUEUED_MAX_OF_USER = 100
+_ROOTS_MAX = 10_000
 _UNENDED = ("queued", "running", "releasing")
 _INTERRUPTED = "restart.interrupted"
 _MESSAGES = {"running": "the daemon ended before a task of it ran",
@@ -46,7 +47,7 @@ class Requests:
         self._host = host
 
     async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime, tcp: str = "auto",
-                  gids: Collection[int] | None = None, host: str = "") -> Request:
+                  gids: Collection[int] | None = None, host: str = "", boot_id: str | None = None) -> Request:
         """Queue a request for an image of this host, or of another; it is durable when this returns.
 
         Args:
@@ -58,6 +59,7 @@ class Requests:
             now: the time.
             gids: see ``Request``.
             host: of the image; this one's if it is empty.
+            boot_id: the boot that has to be over before it is carried out.
 
         Raises:
             ImageNotFound: the image was forgotten meanwhile.
@@ -71,7 +73,7 @@ class Requests:
                 raise ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
             done = await connection.execute(insert(requests).values(
                 host=host or self._host, crid=crid, state="queued", pids=pids, files=files, tcp=tcp, uid=uid,
-                requested_at=now, gids=None if gids is None else sorted(gids)))
+                requested_at=now, gids=None if gids is None else sorted(gids), boot_id=boot_id))
             await self._database.announce(connection)
             return await _get(connection, int(done.inserted_primary_key[0]))  # type: ignore[index]
 
@@ -101,11 +103,12 @@ class Requests:
         async with self._database.read() as connection:
             return [Request(**row._mapping) for row in await connection.execute(query)]
 
-    async def claim(self, now: datetime) -> Request | None:
-        """Take the oldest queued request of this host, or None."""
+    async def claim(self, now: datetime, boot_id: str = "") -> Request | None:
+        """Take the oldest queued request of this host that has not to wait for the end of this boot, or None."""
         async with self._database.begin() as connection:
             row = (await connection.execute(
-                select(requests).where(requests.c.host == self._host, requests.c.state == "queued")
+                select(requests).where(requests.c.host == self._host, requests.c.state == "queued",
+                                       requests.c.boot_id.is_(None) | (requests.c.boot_id != boot_id))
                 .order_by(requests.c.number).limit(1).with_for_update(skip_locked=True))).first()
             if row is None:
                 return None
@@ -154,6 +157,17 @@ class Requests:
         if not done.rowcount:
             raise RequestNotCancellable(f"request {number} is {request.state}", number=number)
         return request
+
+    async def roots(self, boot_id: str) -> dict[str, tuple[int, int]]:
+        """Return pid and start time of what each target was restarted as last in this boot."""
+        query = (select(images.c.target, requests.c.root_pid, requests.c.root_start_time)
+                 .join(images, (images.c.host == requests.c.host) & (images.c.crid == requests.c.crid))
+                 .where(requests.c.host == self._host, requests.c.state == "done", requests.c.boot_id == boot_id,
+                        images.c.target.is_not(None))
+                 .order_by(requests.c.number.desc()).limit(_ROOTS_MAX))
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return {row.target: (row.root_pid, row.root_start_time) for row in reversed(rows)}
 
     async def recover(self, now: datetime, boot_id: str, runs: Callable[[int, int], bool]) -> Sequence[str]:
         """Settle what was under way when the daemon ended; return the state that each has now.

@@ -108,6 +108,7 @@ class Request:
 
     Attributes:
         gids: None: an administrator asked; else all the groups that the tasks, which must be of the uid, may have.
+        boot_id: the boot in which it was carried out; until then, the one that has to be over before it is.
     """
 
     number: int

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @image_argument
 @click.option("--new-pids", "pids", flag_value="new", help="Whatever pids are free, instead of the original ones.")
 @click.option("--pidns", "pids", flag_value="namespace", help="The original pids, in a pid namespace of their own.")
+@click.option("--any-pids", "pids", flag_value="any", help="The original pids, or if one is taken whatever is free.")
 @click.option("--files", type=click.Choice(["keep", "rollback", "fail"]),
               help="What is done about open files that have changed since: take them as they are; cut off what they "
                    "have grown by, or put their saved content back, and keep the newer one beside it; or fail.  "

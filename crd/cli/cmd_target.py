@@ -44,6 +44,9 @@ _name_argument = click.argument("name", callback=_name)
               "(16MiB), with each image.")
 @click.option("--files", type=click.Choice(["keep", "rollback", "fail"]), help="What a restart does about files that "
               "have changed, if its request does not say.")
+@click.option("--at-shutdown", is_flag=True, default=None, help="Save and end it when the host goes down.")
+@click.option("--at-boot", type=click.Choice(["original", "any"]), help="Restart it then when the host is up again, "
+              "under its pids, or (any) under others if one of them is taken.")
 @json_option
 @socket_option
 def add(name: TargetName, *, pidfile: Path | None, as_json: bool, **given: Any) -> None:

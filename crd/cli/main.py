@@ -28,6 +28,7 @@ COMMANDS = {
     "adopt": Lazy("crd.cli.cmd_adopt:adopt", "Take images in that the catalog has lost."),
     "requests": Lazy("crd.cli.cmd_requests:requests", "List restart requests."),
     "request": Lazy("crd.cli.cmd_request:request", "Show or cancel a restart request."),
+    "save-for-shutdown": Lazy("crd.cli.cmd_save_for_shutdown:save_for_shutdown", "What crd-shutdown@.service calls."),
     "check": Lazy("crd.cli.cmd_check:check", "Say what keeps a process from being checkpointed."),
 }
 

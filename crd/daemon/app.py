@@ -22,22 +22,22 @@ from crd.daemon.health import Health
 from crd.daemon.jobs import Checkpoints, Restarts
 from crd.daemon.kept_notes import KeptNotes
 from crd.daemon.meter import Meter
-from crd.daemon.notify import keep, keeps, notify, passed_fds
+from crd.daemon.notify import is_booted, keep, keeps, notify, passed_fds
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.readers import Readers
 from crd.daemon.retention import Retention
 from crd.daemon.scheduler import ScheduledTarget, Scheduler
 from crd.daemon.scrub import Scrub
 from crd.daemon.served import SERVED, ServedPrograms
+from crd.daemon.shutdown import Guards, Shutdown
 from crd.daemon.stores import open_store
-from crd.daemon.targets import wanted_targets
+from crd.daemon.targets import Whereabouts, wanted_targets
 from crd.daemon.tracking import Tracks
-from crd.engine.api import KERNEL, USERSPACE, After, CheckpointOptions, serving
+from crd.engine.api import USERSPACE, After, CheckpointOptions
 from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
-from crd.engine.kernel import freezer
 from crd.engine.userspace.limits import raise_our_own
-from crd.errors import BlobCorrupt, BlobMissing, CrdError
+from crd.errors import BlobCorrupt, BlobMissing, CrdError, TargetNotFound, TargetRuns
 from crd.ids import Crid
 from crd.metrics.exporter import Exporter
 from crd.metrics.names import Metrics
@@ -74,6 +74,7 @@ class App:
         self.metrics_url = ""
         self.features: dict[str, bool] = {}
         self.readers = Readers()
+        self.whereabouts = Whereabouts()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._requests_changed = asyncio.Event()
         self.catalog: Catalog
@@ -92,6 +93,8 @@ class App:
         self.served: ServedPrograms
         self.retention: Retention
         self.scrub: Scrub
+        self.guards: Guards
+        self.shutdown: Shutdown
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Start everything, say that we are ready, and end everything when ``stop`` is set.
@@ -114,9 +117,8 @@ class App:
                         away=not opened.ours.is_set()))
             arrival = Arrival(opened, self.archive, await self._recover(), self._apply_rules)
             await arrival.begin()
-            self.engine = serving(self.checkpoint_options())
-            if self.engine == KERNEL:
-                freezer.sweep(freezer.mounted())
+            async with workers.lease() as worker:
+                self.engine = await worker.serving(self.checkpoint_options())
             notes_writes = settings.engine.note_writes and self.engine == USERSPACE
             kept_notes = KeptNotes(settings.daemon.state_dir / "notes") if keeps() else None
             self.tracks = stack.enter_context(Tracks(kept_notes, enabled=notes_writes, fds_max=descriptors // 4))
@@ -140,6 +142,7 @@ class App:
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),
                 ("scrub", self.scrub.run()), ("hearing", self._hear()),
+                *((("guards", self.guards.run()),) if keeps() and is_booted() else ()),
                 *((("spool", arrival.run(stop)),) if self.spool else ()))]
             background.append(asyncio.create_task(self.health.run(tuple(background)), name="health"))
             notify("READY=1", f"STATUS={self._status()}")
@@ -195,11 +198,13 @@ class App:
                    held: bool) -> ScheduledTarget:
         """Begin with a target, of which there may be images from before."""
         self.metrics.add_target(name, last_taken)
+        self.guards.changed.set()
         return self.scheduler.add(name, settings, source=source, held=held)
 
     def remove_target(self, name: str, *, keep_metrics: bool = False) -> None:
         """End with a target; a checkpoint under way goes on."""
         self.scheduler.remove(name)
+        self.guards.changed.set()
         self.tracks.drop(name)
         self.checkpoints.failing.pop(name, None)
         if not keep_metrics:
@@ -227,9 +232,14 @@ class App:
         self.meter = Meter(self.archive, self.spool, self.metrics)
         self.checkpoints = Checkpoints(self.pipeline, self.catalog, self.metrics, self.clock, self.meter,
                                        settings.engine.workers,
-                                       lambda target: self.start(self.retention.apply_quietly(target)))
-        self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock, self.served.add)
+                                       lambda target: self.start(self.retention.apply_quietly(target)),
+                                       self.whereabouts)
+        self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock, self.served.add,
+                                 self._need_absence, self._restarted)
         self.scheduler = Scheduler(self.clock, self._due, self.checkpoints.skip)
+        self.guards = Guards(self.scheduler.targets, self.whereabouts)
+        self.shutdown = Shutdown(self.scheduler.targets, self.whereabouts, self.checkpoints, self.catalog, self.clock,
+                                 self.checkpoint_options, self.restarts.boot_id)
         self.retention = Retention(self.catalog, self.archive, self.clock, self.readers,
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
@@ -297,6 +307,17 @@ class App:
 
     async def _due(self, target: ScheduledTarget, late_seconds: float) -> None:
         await self.checkpoints.take_due(target, self.checkpoint_options(target), late_seconds)
+
+    def _restarted(self, target: str, pid: int, start_time: int) -> None:
+        self.whereabouts.restarted(target, pid, start_time)
+        self.guards.changed.set()
+
+    def _need_absence(self, name: str) -> None:
+        """Let only what does not run be restarted after a boot: its unit may have been started anew."""
+        with suppress(TargetNotFound, KeyError):
+            found = self.whereabouts.find(self.scheduler.targets[name])
+            raise TargetRuns(f"target {name} runs already, as process {found.pid}",
+                             hint="What crd restarts after a boot must not be started by others: systemctl disable.")
 
     async def _hear(self) -> None:
         """Hear of requests that daemons of other hosts have made or changed."""

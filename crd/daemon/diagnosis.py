@@ -98,6 +98,9 @@ def _of_daemon(app: App) -> Iterator[Problem]:
     for fault in app.health.faults:
         yield Problem(level=ERROR, code="daemon.unwell", object="daemon", message=fault, since=app.health.faults_since,
                       hint="Its log says more: journalctl -u crd.")
+    if app.guards.fault:
+        yield Problem(level=WARNING, code="daemon.no-guard", object="daemon", message=app.guards.fault,
+                      hint="Targets may not be saved when the host goes down: does systemd run, and dbus.service?")
 
 
 def _of_archive(app: App) -> Iterator[Problem]:

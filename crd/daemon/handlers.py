@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from crd.daemon import pages
 from crd.daemon.diagnosis import diagnose, look
+from crd.daemon.jobs import Order, pids_tried
 from crd.daemon.pipeline import usable
 from crd.daemon.rendering import TARGET_KEYS, image_json, plan_json, problem_json, request_json, target_json, time_json
 from crd.daemon.targets import definition
 from crd.daemon.upkeep import UpkeepHandlers, need_admin
-from crd.engine.api import After, CheckpointOptions, Files, Pids, RestartOptions, Tcp
+from crd.engine.api import After, CheckpointOptions, Files, RestartOptions, Tcp
 from crd.errors import (
     AccessDenied,
     BadRequest,
     Busy,
+    PidInUse,
     RequestNotFound,
     TargetExists,
     TargetGone,
@@ -120,6 +122,7 @@ class Handlers(UpkeepHandlers):
         target = self._known(name)
         await self._app.catalog.targets.hold(name, held=held)
         target.held = held
+        self._app.guards.changed.set()
         with self._app.metrics.of(name) as metrics:
             metrics.due_since = 0.0
         return {}
@@ -161,12 +164,12 @@ class Handlers(UpkeepHandlers):
     async def _take(self, target: ScheduledTarget | None, pid: int | None, options: CheckpointOptions,
                     tags: tuple[str, ...], progress: Callable[[int], None]) -> Image:
         if target is None:
-            return await self._app.checkpoints.take(options, pid=pid, tags=tags, progress=progress)
+            return await self._app.checkpoints.take(options, Order(pid=pid, tags=tags, progress=progress))
         if target.running:
             raise Busy(f"a checkpoint of {target.name} is under way", hint="Wait for it, then try again.")
         target.running = True
         try:
-            return await self._app.checkpoints.take(options, target=target, tags=tags, progress=progress)
+            return await self._app.checkpoints.take(options, Order(target=target, tags=tags, progress=progress))
         finally:
             target.running = False
 
@@ -193,11 +196,14 @@ class Handlers(UpkeepHandlers):
     async def _on_PlanRestart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                               pids: str | None, files: str | None, tcp: str | None) -> dict[str, Any]:
         image = await self._here(peer, reference)
-        options = RestartOptions(pids=Pids(pids or "original"), files=Files(files or self._files(image)),
-                                 tcp=Tcp(tcp or Tcp.AUTO),
+        options = RestartOptions(files=Files(files or self._files(image)), tcp=Tcp(tcp or Tcp.AUTO),
                                  only_uid=None if peer.is_admin else peer.uid, only_gids=tuple(peer.groups))
         with self._app.readers.reading(image.crid):
-            return plan_json(image, await self._app.pipeline.plan(image.crid, options))
+            for tried in pids_tried(pids or "original"):
+                plan = await self._app.pipeline.plan(image.crid, replace(options, pids=tried))
+                if all(clash["error"] != PidInUse.code for clash in plan.clashes):
+                    break
+        return plan_json(image, plan)
 
     def _files(self, image: Image) -> str:
         """Return what is done about files of an image if nobody says: the targets of other hosts are not known here."""
@@ -231,6 +237,11 @@ class Handlers(UpkeepHandlers):
         request = await self._app.catalog.requests.cancel(number, self._app.clock.now())
         await self._app.restarts.cancelled()
         return {"request": request_json(request)}
+
+    async def _on_SaveForShutdown(self, *, peer: Peer, more: More | None, unit: str) -> dict[str, Any]:  # noqa: ARG002, N802
+        need_admin(peer)
+        return {"targets": [{"target": target, "crid": image and image.crid, "message": error and error.message}
+                            for target, image, error in await self._app.shutdown.save(unit)]}
 
     async def _on_Check(self, *, peer: Peer, more: More | None, pid: int) -> dict[str, Any]:  # noqa: ARG002, N802
         await self._need_owner(peer, pid)

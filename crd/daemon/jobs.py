@@ -7,17 +7,17 @@ import logging
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from crd.daemon.scopes import Scope
-from crd.daemon.targets import resolve
 from crd.daemon.turns import Turns
 from crd.engine.api import CheckpointOptions, Files, Pids, RestartOptions, Tcp
-from crd.errors import Busy, CatalogError, CrdError, RequestMoved, TargetUnsupported
+from crd.errors import Busy, CatalogError, CrdError, PidInUse, RequestMoved, TargetUnsupported
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from datetime import datetime
 
     from crd.catalog.catalog import Catalog
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from crd.daemon.meter import Meter
     from crd.daemon.pipeline import Pipeline
     from crd.daemon.scheduler import ScheduledTarget
+    from crd.daemon.targets import Whereabouts
     from crd.engine.api import RestartResult
     from crd.metrics.names import Metrics
     from crd.metrics.target import TargetMetrics
@@ -46,6 +47,25 @@ class Failure(NamedTuple):
     since: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What an image is to be taken of, and who hears of it meanwhile.
+
+    Attributes:
+        pid, target: one of them.
+        tags: of the image.
+        began: is called when its turn has come.
+        progress, kept: as of ``Pipeline.checkpoint``.
+    """
+
+    pid: int | None = None
+    target: ScheduledTarget | None = None
+    tags: tuple[str, ...] = ()
+    began: Callable[[], object] = lambda: None
+    progress: Callable[[int], None] | None = None
+    kept: Callable[[Image], Awaitable[None]] | None = None
+
+
 class Checkpoints:
     """Takes images, a bounded number at once.
 
@@ -54,8 +74,9 @@ class Checkpoints:
     """
 
     def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock, meter: Meter, workers: int,
-                 taken: Callable[[str], object]) -> None:
+                 taken: Callable[[str], object], whereabouts: Whereabouts) -> None:
         """Take images through a pipeline; ``taken`` is told of each target that has a new one."""
+        self._whereabouts = whereabouts
         self._pipeline = pipeline
         self._catalog = catalog
         self._metrics = metrics
@@ -72,16 +93,14 @@ class Checkpoints:
         await self._turns.resize(workers)
         await self._turns_of_users.resize(max(1, workers - 1))
 
-    async def take(self, options: CheckpointOptions, *, pid: int | None = None, target: ScheduledTarget | None = None,
-                   tags: tuple[str, ...] = (), progress: Callable[[int], None] | None = None,
-                   began: Callable[[], object] | None = None) -> Image:
-        """Take an image of a process or of a target; ``began`` is called when its turn has come.
+    async def take(self, options: CheckpointOptions, order: Order) -> Image:
+        """Take an image.
 
         Raises:
             CrdError: there is none.
         """
-        async with self._admitted(options.only_uid, is_scheduled=target is not None):
-            return await self._take(options, pid, target, tags, progress, began)
+        async with self._admitted(options.only_uid, is_scheduled=order.target is not None):
+            return await self._take(options, order)
 
     @asynccontextmanager
     async def _admitted(self, uid: int | None, *, is_scheduled: bool) -> AsyncIterator[None]:
@@ -105,21 +124,18 @@ class Checkpoints:
             self._of_user[uid] -= 1
             self._of_user += Counter()  # those that have any
 
-    async def _take(self, options: CheckpointOptions, pid: int | None, target: ScheduledTarget | None,
-                    tags: tuple[str, ...], progress: Callable[[int], None] | None,
-                    began: Callable[[], object] | None) -> Image:
-        name = target.name if target else None
-        number = None
+    async def _take(self, options: CheckpointOptions, order: Order) -> Image:
+        pid, name, number = order.pid, order.target.name if order.target else None, None
         self._count_running(1)
         try:
             number = await self._catalog.checkpoints.start(name, pid, self._clock.now())
             async with self._turns:
-                if began:
-                    began()
-                if target is not None:
-                    pid = resolve(target.settings).pid
+                order.began()
+                if order.target is not None:
+                    pid = self._whereabouts.find(order.target).pid
                 assert pid is not None  # noqa: S101
-                image = await self._pipeline.checkpoint(pid, options, target=name, tags=tags, progress=progress)
+                image = await self._pipeline.checkpoint(pid, options, target=name, tags=order.tags,
+                                                        progress=order.progress, kept=order.kept)
         except CrdError as error:
             state = "refused" if isinstance(error, TargetUnsupported) else "failed"
             await self._ended(number, state, name, pid, error=error)
@@ -149,8 +165,8 @@ class Checkpoints:
         due = self._clock.monotonic() - max(0.0, late_seconds)
         self._due(target.name)
         try:
-            await self.take(options, target=target, began=lambda: self._metrics.schedule_lag.observe(
-                self._clock.monotonic() - due))
+            await self.take(options, Order(target=target, began=lambda: self._metrics.schedule_lag.observe(
+                self._clock.monotonic() - due)))
         except CrdError:
             pass
         except Exception:
@@ -213,8 +229,21 @@ class Restarts:
     """Carries out queued requests, one after the other."""
 
     def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock,
-                 serve: Callable[[int], None]) -> None:
-        """Restart through a pipeline; ``serve`` is as of ``Pipeline.restart``."""
+                 serve: Callable[[int], None], need_absence: Callable[[str], None],
+                 restarted: Callable[[str, int, int], None]) -> None:
+        """Restart through a pipeline.
+
+        Args:
+            pipeline: which images flow through.
+            catalog: which has the requests.
+            metrics: which count them.
+            clock: which times them.
+            serve: as of ``Pipeline.restart``.
+            need_absence: raises if a target, whose name is given, runs.
+            restarted: is told the name of a target, and as which process it runs now (pid and start time).
+        """
+        self._need_absence = need_absence
+        self._restarted = restarted
         self._serve = serve
         self._pipeline = pipeline
         self._catalog = catalog
@@ -222,7 +251,7 @@ class Restarts:
         self._clock = clock
         self._asked = asyncio.Event()
         self.changed = asyncio.Condition()
-        self.boot_id = procfs.read("sys", "kernel/random/boot_id").strip()
+        self.boot_id = procfs.boot_id()
 
     def wake(self) -> None:
         """Say that there is a new request."""
@@ -233,6 +262,8 @@ class Restarts:
         """Settle, and count, what a daemon before us left under way."""
         for state in await self._catalog.requests.recover(self._clock.now(), self.boot_id, _runs):
             self._metrics.requests.labels(state).inc()
+        for target, (pid, start_time) in (await self._catalog.requests.roots(self.boot_id)).items():
+            self._restarted(target, pid, start_time)
         await self.measure()
 
     async def run(self) -> None:
@@ -240,7 +271,7 @@ class Restarts:
         while True:
             self._asked.clear()
             try:
-                while request := await self._catalog.requests.claim(self._clock.now()):
+                while request := await self._catalog.requests.claim(self._clock.now(), self.boot_id):
                     await self._tell()
                     await asyncio.shield(self._carry_out(request))
             except CatalogError as error:  # whatever is queued stays queued
@@ -258,13 +289,11 @@ class Restarts:
             await self._catalog.requests.releasing(request.number, result.root_pid, result.start_time, self.boot_id)
             made.append(result)
 
-        options = RestartOptions(pids=Pids(request.pids), files=Files(request.files),
-                                 tcp=Tcp(request.tcp), served=True,
-                                 only_uid=None if request.gids is None else request.uid,
-                                 only_gids=tuple(request.gids or ()))
-        scope = Scope(f"crd-{request.crid}-{request.number}.scope", f"Restarted by crd from image {request.crid}")
         try:
-            await self._pipeline.restart(request.crid, options, note, self._serve, scope)
+            target = (await self._catalog.images.get(request.crid)).target
+            if request.boot_id and target:
+                self._need_absence(target)
+            await self._restart(request, note)
         except CrdError as error:
             if made and _runs(made[0].root_pid, made[0].start_time):
                 await self._done(request, made[0])  # the worker died after the last step
@@ -275,7 +304,22 @@ class Restarts:
             await self._failed(request, CrdError("the daemon failed; its log says why"))
         else:
             await self._done(request, made[0])
+            if target:
+                self._restarted(target, made[0].root_pid, made[0].start_time)
         await self._tell()
+
+    async def _restart(self, request: Request, note: Callable[[RestartResult], Awaitable[None]]) -> None:
+        options = RestartOptions(files=Files(request.files), tcp=Tcp(request.tcp), served=True,
+                                 only_uid=None if request.gids is None else request.uid,
+                                 only_gids=tuple(request.gids or ()))
+        scope = Scope(f"crd-{request.crid}-{request.number}.scope", f"Restarted by crd from image {request.crid}")
+        first, *others = pids_tried(request.pids)
+        try:
+            await self._pipeline.restart(request.crid, replace(options, pids=first), note, self._serve, scope)
+        except PidInUse:
+            if not others:
+                raise
+            await self._pipeline.restart(request.crid, replace(options, pids=others[0]), note, self._serve, scope)
 
     async def _done(self, request: Request, result: RestartResult) -> None:
         await self._entered(lambda: self._catalog.requests.done(request.number, self._clock.now()))
@@ -325,6 +369,11 @@ class Restarts:
         """Count a request that was cancelled."""
         self._metrics.requests.labels("cancelled").inc()
         await self._tell()
+
+
+def pids_tried(wanted: str) -> Sequence[Pids]:
+    """Return which numbers are tried for what a request wants; the later ones if the first are taken."""
+    return (Pids.ORIGINAL, Pids.NEW) if wanted == "any" else (Pids(wanted),)
 
 
 def _runs(pid: int, start_time: int) -> bool:

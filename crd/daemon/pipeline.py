@@ -63,8 +63,11 @@ class Pipeline:
     linux_cr: str = ""
 
     async def checkpoint(self, pid: int, options: CheckpointOptions, *, target: str | None = None,
-                         tags: tuple[str, ...] = (), progress: Callable[[int], None] | None = None) -> Image:
+                         tags: tuple[str, ...] = (), progress: Callable[[int], None] | None = None,
+                         kept: Callable[[Image], Awaitable[None]] | None = None) -> Image:
         """Take an image of a process, and return it once it is durable and in the catalog.
+
+        ``kept`` is called then, before the process is ended if it is to be.
 
         Raises:
             CrdError: there is no image, nothing is half-written, and the target runs on.
@@ -87,6 +90,8 @@ class Pipeline:
                 image = await self.keep(sink, image)
                 if track:
                     track.follow(worker.take_notes(), image.crid, image.digest)
+                if kept:
+                    await kept(image)
                 await worker.commit()
                 return image
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _REQUEST_FIELDS = ("number", "host", "crid", "state", "pids", "files", "tcp", "uid", "requested_at",
                    "started_at", "ended_at", "root_pid", "error", "message", "hint")
 TARGET_KEYS = ("pid", "pidfile", "comm", "unit", "cgroup", "every", "on_calendar", "cron", "jitter", "keep",
-               "save_files", "files")
+               "save_files", "files", "at_shutdown", "at_boot")
 
 
 def time_json(when: datetime | None) -> str | None:

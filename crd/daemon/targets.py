@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crd.errors import SettingsError
+from crd.errors import SettingsError, TargetNotFound
 from crd.settings.load import check_target
 from crd.target import select
 
 if TYPE_CHECKING:
+    from crd.daemon.scheduler import ScheduledTarget
     from crd.settings.models import Settings, TargetSettings
     from crd.target.model import Process
 
@@ -31,6 +33,35 @@ def resolve(settings: TargetSettings) -> Process:
     if settings.cgroup is not None:
         return select.by_cgroup(settings.cgroup)
     return select.by_comm(settings.comm or "")
+
+
+class Whereabouts:
+    """Which process a target means now: that of its settings, or else what it was restarted as.
+
+    A restarted program is in neither the unit nor the control group in which it was started, and may have another pid.
+    """
+
+    def __init__(self) -> None:
+        """Know of no restart."""
+        self._restarted: dict[str, tuple[int, int]] = {}
+
+    def restarted(self, target: str, pid: int, start_time: int) -> None:
+        """Note that a target was restarted as this process."""
+        self._restarted[target] = pid, start_time
+
+    def find(self, target: ScheduledTarget) -> Process:
+        """Return the process that a target means now.
+
+        Raises:
+            TargetNotFound, TargetAmbiguous: none or several fit.
+        """
+        try:
+            return resolve(target.settings)
+        except TargetNotFound:
+            if key := self._restarted.get(target.name):
+                with suppress(TargetNotFound):
+                    return select.by_key(*key)
+            raise
 
 
 def definition(settings: TargetSettings) -> dict[str, Any]:

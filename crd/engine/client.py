@@ -134,6 +134,20 @@ class Worker:
         found, _ = await self._receive("")
         return {feature["name"]: feature["available"] for feature in found}
 
+    async def serving(self, options: CheckpointOptions) -> str:
+        """Return which engine would take an image; what its killed workers left frozen is thawed.
+
+        It is for a worker to say: the daemon's sandbox hides the kernel's symbols, and lets no cgroup be written to.
+
+        Raises:
+            FeatureMissing: the kernel is to take it, and nothing proves that it can.
+            SettingsError: no such release of Linux-CR was made for this machine.
+            WorkerDied: the worker ended.
+        """
+        await self._send({"call": "serving", "options": asdict(options)})
+        found, _ = await self._receive("")
+        return str(found)
+
     def take_listeners(self) -> list[int]:
         """Return the descriptors that tell of the calls of the tasks; they are the caller's."""
         listeners, self._listeners = self._listeners, []

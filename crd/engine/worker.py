@@ -18,6 +18,9 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
     -> {"call": "features"}                         what there is, tried out
     <- {"result": [...]}
 
+    -> {"call": "serving", "options": {...}}        which engine would take images; what it left frozen is thawed
+    <- {"result": "userspace"}
+
     -> {"call": "fetch", "pid": 42, "fd": 3}        of a listener that another process holds
     <- {"event": "fetched"} + listener, -> {"commit": true}
     <- {"result": null}
@@ -50,6 +53,7 @@ import msgspec
 
 from crd.engine import api, served
 from crd.engine.crid import CridCounter
+from crd.engine.kernel import freezer
 from crd.engine.rehearsal import rehearse
 from crd.engine.userspace.features import features
 from crd.engine.userspace.notes import WriteNotes
@@ -115,6 +119,13 @@ def _features(_message: dict[str, Any], _fds: Sequence[int], _channel: Channel) 
     return features()
 
 
+def _serving(message: dict[str, Any], _fds: Sequence[int], _channel: Channel) -> Any:
+    engine = api.serving(msgspec.convert(message["options"], api.CheckpointOptions))
+    if engine == api.KERNEL:
+        freezer.sweep(freezer.mounted())
+    return engine
+
+
 def _plan(message: dict[str, Any], fds: Sequence[int], _channel: Channel) -> Any:
     [fd] = fds
     return api.plan(fd, options=msgspec.convert(message["options"], api.RestartOptions))
@@ -126,7 +137,7 @@ def _rehearse(_message: dict[str, Any], fds: Sequence[int], _channel: Channel) -
 
 
 CALLS = {"checkpoint": _checkpoint, "restart": _restart, "plan": _plan, "rehearse": _rehearse, "fetch": _fetch,
-         "serve": _serve, "check": _check, "features": _features}
+         "serve": _serve, "check": _check, "features": _features, "serving": _serving}
 
 
 def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:

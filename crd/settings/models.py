@@ -164,7 +164,8 @@ class TargetSettings(Section):
     """What is checkpointed and when: exactly one of each kind; without ``keep`` the rules of ``[retention]``.
 
     ``save_files``: files that it can write to and that are not larger than this are saved with each image.  ``files``:
-    what a restart does about files that have changed, unless its request says that.
+    what a restart does about files that have changed, unless its request says that.  ``at_boot``: which pids it is
+    restarted with after the shutdown that it was saved at.
     """
 
     pid: Annotated[int, Field(gt=0)] | None = None
@@ -179,7 +180,18 @@ class TargetSettings(Section):
     keep: KeepRules | None = None
     save_files: Annotated[Bytes, Field(ge=0), PlainSerializer(str)] | None = None
     files: Literal["keep", "rollback", "fail"] | None = None
+    at_shutdown: bool = False
+    at_boot: Literal["original", "any"] | None = None
     held: bool = False
+
+    @model_validator(mode="after")
+    def _over_a_reboot(self) -> Self:
+        if self.at_boot and not self.at_shutdown:
+            raise ValueError("at_boot restarts what at_shutdown = true has saved: give both")
+        if self.at_shutdown and self.pid is not None:
+            raise ValueError("at_shutdown ends the target, and after a boot its pid may be another's: "
+                             "name it by unit, cgroup, pidfile or comm")
+        return self
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:

@@ -14,6 +14,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID, uuid5
 
 from crd.errors import TargetError, TargetGone
 from crd.target.model import END_OF_FILE, FdInfo, Lock, MapEntry, PosixTimerEntry, Stat, Status
@@ -174,6 +175,11 @@ def _namespace(link: Path) -> int:
             raise
         return 0
     return int(text[text.index("[") + 1:-1])
+
+
+def boot_id() -> str:
+    """Return what names this boot, of a container too, which may have the boot id of its host."""
+    return str(uuid5(UUID(read("sys", "kernel/random/boot_id").strip()), str(stat(1).start_time)))
 
 
 def cgroups(pid: int | str) -> dict[str, str]:

@@ -35,6 +35,18 @@ def by_pid(pid: int) -> Process:
     return found
 
 
+def by_key(pid: int, start_time: int) -> Process:
+    """Return the process of that number that was started at that time (field 22 of its stat, proc(5)).
+
+    Raises:
+        TargetNotFound: it is no more.
+    """
+    found = by_pid(pid)
+    if found.start_time != start_time:
+        raise TargetNotFound(f"process {pid} is another one by now", pid=pid)
+    return found
+
+
 def by_comm(expression: str) -> Process:
     """Return the only user process whose whole name (comm, at most 15 bytes) matches a regular expression.
 
@@ -97,6 +109,15 @@ def _is_in_unit(path: str, name: str) -> bool:
     """Whether a control group belongs to a unit: those of the system's manager lie in slices and nothing else."""
     before, found, _ = f"{path}/".partition(f"/{name}/")
     return bool(found) and all(part.endswith(".slice") for part in before.split("/")[1:])
+
+
+def unit_of(pid: int) -> str:
+    """Return the unit of the system's manager that a process belongs to, "" if it is in none; raises TargetGone."""
+    for path in procfs.cgroups(pid).values():
+        unit = next((part for part in path.split("/")[1:] if not part.endswith(".slice")), "")
+        if unit.endswith((".service", ".scope")):
+            return unit
+    return ""
 
 
 def _first_process(belongs: Callable[[str], bool], where: str) -> Process | None:

@@ -63,7 +63,7 @@ def daemon(home: Path, roots: CountingProgram) -> Iterator[RunningDaemon]:
 
 
 TARGET: dict[str, Any] = dict.fromkeys(("pidfile", "comm", "unit", "cgroup", "on_calendar", "cron", "jitter", "keep",
-                                        "save_files", "files", "source", "last", "next_at"))
+                                        "save_files", "files", "at_shutdown", "at_boot", "source", "last", "next_at"))
 STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "Adopt": ({}, DENIED),
     "AddTarget": ({"target": {**TARGET, "name": "mine", "pid": 1, "every": "1d", "held": False}}, DENIED),
@@ -86,6 +86,7 @@ STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "RemoveTarget": ({"name": "counter"}, DENIED),
     "Restart": ({"reference": "1"}, NO_IMAGE),
     "ResumeTarget": ({"name": "counter"}, DENIED),
+    "SaveForShutdown": ({"unit": "counter.service"}, DENIED),
     "Scrub": ({}, DENIED),
     "Serve": ({"listener": 0}, "api.bad-request"),
     "Verify": ({"reference": "1", "restart": True}, NO_IMAGE),

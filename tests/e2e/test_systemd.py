@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 CRD = "crd.service"
-UNITS = ("crd.service", "crd.socket", "crd-engine.socket", "crd-engine@.service")
+UNITS = ("crd.service", "crd.socket", "crd-engine.socket", "crd-engine@.service", "crd-shutdown@web.service.service")
 EXPOSURE_MAX = "40"
 """In tenths."""
 CAP_DAC_READ_SEARCH = 1 << 2
@@ -98,6 +98,10 @@ def started(machine: Machine, name: str, unit: str, program: str) -> int:
     python, program = Path(sys._base_executable).resolve(), json.dumps(program).replace("%", "%%")  # type: ignore[attr-defined]
     (machine.root / f"etc/systemd/system/{name}.service").write_text(unit.format(python=python, program=program))
     machine.say("systemctl", "daemon-reload")
+    return start(machine, name)
+
+
+def start(machine: Machine, name: str) -> int:
     machine.say("systemctl", "start", name)
     return int(machine.show(name, "MainPID"))
 
@@ -154,6 +158,20 @@ def test_it_runs_with_one_capability_and_offers_all_that_root_can_have(machine: 
     assert machine.show(CRD, "StatusText").startswith("0 targets")
     assert machine.say("stat", "-c", "%a %U %G", "/run/crd/crd.sock", "/run/crd/engine.sock", "/var/lib/crd") == (
         "660 root crd\n600 root root\n700 root root")
+
+
+def test_the_engine_has_what_the_daemon_is_kept_from(machine: Machine) -> None:
+    """A Linux-CR kernel is known by its symbols, and freezes by the freezer cgroup."""
+    engine = machine.show("crd-engine@*.service", "MainPID").split()[0]
+
+    def reaches(pid: int | str) -> tuple[bool, bool]:
+        mounts = {line.split()[4]: line.split()[5].split(",")
+                  for line in machine.say("cat", f"/proc/{pid}/mountinfo").split("\n")}
+        inside = "nsenter", f"--target={pid}", "--mount"
+        return "rw" in mounts["/sys/fs/cgroup"], bool(machine.say(*inside, "head", "-c1", "/proc/kallsyms"))
+
+    assert reaches(daemon_pid(machine)) == (False, False)
+    assert reaches(engine) == (True, True)
 
 
 def test_the_socket_starts_it(machine: Machine) -> None:
@@ -373,6 +391,70 @@ def test_an_upgrade_harms_no_restarted_program(machine: Machine, counting: Count
     counting.assert_counts_on()
 
 
+def guards(machine: Machine) -> set[str]:
+    lines = machine.say("systemctl", "list-units", "--plain", "--no-legend", "--state=active", "crd-shutdown@*")
+    return {line.split()[0] for line in lines.splitlines()}
+
+
+def test_a_target_goes_on_over_a_reboot_and_once(machine: Machine, counting: Counting) -> None:
+    machine.say("systemctl", "start", CRD)
+    refused = machine.run("crctl", "target", "add", "pid", "--pid", str(counting.pid), "--every", "1h", "--at-shutdown")
+    assert (refused.returncode, "at_shutdown" in refused.stderr) == (2, True)
+    machine.say("crctl", "target", "add", "counting", "--unit", "counting", "--on-calendar", "2100-01-01",
+                "--at-shutdown", "--at-boot", "any")
+    unit, number = "counting.service", 0
+    for turn in range(2):
+        eventually("the guard", lambda unit=unit: f"crd-shutdown@{unit}.service" in guards(machine))
+        machine.say("systemctl", "restart", CRD)
+        assert machine.say("crctl", "save-for-shutdown", unit) == "", "the host is not going down"
+        counting.assert_counts_on()
+        machine.shut_down()
+        lines = len(counting.counts())
+        machine.boot()
+        [request] = [request for request in crctl(machine, "requests") if request["number"] > number]
+        number = request["number"]
+        ended = eventually("its end", lambda number=number: _ended(machine, number))
+        assert (ended["state"], ended["pids"]) == ("done", "any"), ended
+        assert crctl(machine, "show", str(ended["crid"]))["tags"] == ["shutdown"]
+        counting.pid = ended["root_pid"]
+        counting.assert_counts_on()
+        counts = counting.counts()
+        assert counts[:lines + 1] == [*range(1, lines + 2)], f"turn {turn}: each number once, over the shutdown too"
+        unit = f"crd-{ended['crid']}-{number}.scope"
+        assert counting.cgroup() == unit
+        assert crctl(machine, "checkpoint", "counting")["pid"] == counting.pid, "it is the target yet"
+    counting.kill()
+    for end in (lambda: machine.say("systemctl", "restart", CRD), lambda: killed(machine)):
+        end()
+        assert crctl(machine, "status")["queue"]["queued"] == 0
+        assert crctl(machine, "requests")[0]["number"] == number
+        assert not counting.is_there()
+    machine.say("crctl", "target", "remove", "counting")
+    eventually("the guards to go", lambda: not guards(machine))
+
+
+def _ended(machine: Machine, number: int) -> Any:
+    request = crctl(machine, "request", "show", str(number))
+    return request if request["state"] in {"done", "failed"} else None
+
+
+def test_what_others_have_started_after_a_boot_is_not_restarted_too(machine: Machine, counting: Counting) -> None:
+    machine.say("crctl", "target", "add", "counting", "--unit", "counting", "--on-calendar", "2100-01-01",
+                "--at-shutdown", "--at-boot", "any")
+    eventually("the guard", lambda: guards(machine))
+    machine.shut_down()
+    machine.boot()
+    machine.say("systemctl", "mask", "--runtime", "crd.socket", CRD)
+    counting.pid = start(machine, "counting")
+    machine.say("systemctl", "unmask", "--runtime", "crd.socket", CRD)
+    machine.say("systemctl", "restart", "crd.socket")
+    number = crctl(machine, "requests")[0]["number"]
+    ended = eventually("its end", lambda: _ended(machine, number))
+    assert (ended["state"], ended["error"]) == ("failed", "target.runs-already")
+    counting.assert_counts_on()
+    machine.say("crctl", "target", "remove", "counting")
+
+
 def test_manual_pages_and_completion(machine: Machine) -> None:
     for section, page in (("8", "crd"), ("1", "crctl"), ("5", "crd.toml")):
         shown = machine.run("man", "--warnings", section, page)
@@ -382,11 +464,36 @@ def test_manual_pages_and_completion(machine: Machine) -> None:
     assert machine.say("bash", "-c", script) == "targets target"
 
 
-def test_an_uninstall_leaves_nothing_but_what_was_taken(machine: Machine, counting: Counting) -> None:
-    restarted(machine, counting)
-    machine.say("make", "-C", str(CHECKOUT), "uninstall", "PREFIX=/usr")
+def assert_nothing_is_left_but_what_was_taken(machine: Machine) -> None:
     assert machine.say("find", "/usr", "/etc/systemd", "-xdev", "(", "-name", "crd*", "-o", "-name", "_crd", "-o",
                        "-name", "*crctl*", ")", "-not", "-path", "/usr/src/*", "-not", "-name", "*.h") == ""
     assert machine.run("systemctl", "cat", CRD).returncode != 0
     assert machine.run("test", "-e", "/var/lib/crd/catalog.db").returncode == 0
+
+
+def test_an_uninstall_leaves_nothing_but_what_was_taken(machine: Machine, counting: Counting) -> None:
+    restarted(machine, counting)
+    machine.say("make", "-C", str(CHECKOUT), "uninstall", "PREFIX=/usr")
+    assert_nothing_is_left_but_what_was_taken(machine)
+    counting.assert_counts_on()
+
+
+def test_a_debian_package_puts_all_in_place_and_takes_it_away(machine: Machine, counting: Counting) -> None:
+    machine.make("deb")
+    [package] = (CHECKOUT / "build").glob("crd_*.deb")
+    shutil.copy(package, machine.root / "srv/crd.deb")
+    install = "dpkg", "--force-confold", "--install", "/srv/crd.deb"
+    machine.say(*install)
+    assert machine.show(CRD, "ActiveState") == "inactive"
+    machine.say("systemctl", "enable", "--now", CRD)
+    restarted(machine, counting)
+    before = daemon_pid(machine)
+    machine.say(*install)
+    assert daemon_pid(machine) not in {0, before}
+    counting.assert_counts_on()
+    machine.say("dpkg", "--remove", "crd")
+    assert machine.run("test", "-e", "/etc/crd/crd.toml").returncode == 0
+    machine.say("dpkg", "--purge", "crd")
+    assert machine.run("test", "-e", "/etc/crd/crd.toml").returncode != 0
+    assert_nothing_is_left_but_what_was_taken(machine)
     counting.assert_counts_on()

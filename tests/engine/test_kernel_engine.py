@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crd.engine import api
+from crd.engine.api import CheckpointOptions
+from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
 from crd.engine.kernel import freezer
 from crd.engine.kernel.calls import KernelCalls
@@ -186,6 +188,19 @@ class TestFreezer:
         (group / "freezer.state").write_text("FROZEN")
         freezer.sweep(ROOT)
         assert no_group_is_left()
+        program.assert_unharmed()
+
+    async def test_a_daemon_that_begins_has_a_worker_thaw_it(self, program: Program) -> None:
+        """It could not do so itself: ProtectControlGroups= of crd.service."""
+        group = ROOT / "crd-1-1"
+        group.mkdir()
+        (group / "tasks").write_text(str(program.pid))
+        (group / "freezer.state").write_text("FROZEN")
+        async with WorkerPool() as pool, pool.lease() as worker:
+            assert await worker.serving(CheckpointOptions(linux_cr="387/388/3")) == "kernel"
+        assert no_group_is_left()
+        async with WorkerPool() as pool, pool.lease() as worker:
+            assert await worker.serving(CheckpointOptions(engine="userspace")) == "userspace"
         program.assert_unharmed()
 
     def test_tasks_come_back_into_their_own_groups(self, program: Program) -> None:

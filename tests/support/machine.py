@@ -53,7 +53,7 @@ class Machine:
             for unit in _MASKED:
                 (self.root / "etc/systemd/system" / unit).unlink(missing_ok=True)
                 (self.root / "etc/systemd/system" / unit).symlink_to("/dev/null")
-            self._boot()
+            self.boot()
         except BaseException:
             self._gone()
             raise
@@ -63,8 +63,9 @@ class Machine:
         """Have make do something to the machine's files."""
         _run("make", "-C", str(CHECKOUT), goal, f"DESTDIR={self.root}", "PREFIX=/usr")
 
-    def _boot(self) -> None:
-        with self._log.open("wb") as log:
+    def boot(self) -> None:
+        """Start the machine, as far as basic.target; again, after it was shut down."""
+        with self._log.open("ab") as log:
             self._nspawn = subprocess.Popen(
                 ["systemd-nspawn", "--quiet", "--boot", f"--directory={self.root}", "--register=no", "--keep-unit",
                  "--private-network", f"--machine={self._name}", "--capability=all", "--console=read-only",
@@ -120,18 +121,24 @@ class Machine:
             print(self._log.read_text(errors="replace"))
         self._gone()
 
+    def shut_down(self) -> None:
+        """Have systemd stop everything and end."""
+        assert self._nspawn
+        if self._init:
+            with suppress(ProcessLookupError):
+                os.kill(self._init, _POWER_OFF)
+        try:
+            self._nspawn.wait(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._nspawn.kill()
+            self._nspawn.wait()
+        for directory in self._cgroups():
+            _remove_cgroup(directory)
+        self._nspawn, self._init = None, 0
+
     def _gone(self) -> None:
         if self._nspawn:
-            if self._init:
-                with suppress(ProcessLookupError):
-                    os.kill(self._init, _POWER_OFF)
-            try:
-                self._nspawn.wait(timeout=PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._nspawn.kill()
-                self._nspawn.wait()
-            for directory in self._cgroups():
-                _remove_cgroup(directory)
+            self.shut_down()
         for mounted in (self.root, self._upper):
             subprocess.run(["umount", "--lazy", str(mounted)], check=False, stderr=subprocess.DEVNULL)
 

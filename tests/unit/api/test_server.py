@@ -103,7 +103,7 @@ class TestErrors:
         (encoded("io.crd.GetStatus", parameters={"verbose": True}), "InvalidParameter", {"parameter": "verbose"}),
         (encoded("io.crd.GetImage"), "InvalidParameter", {"parameter": "reference"}),
         (encoded("io.crd.GetImage", parameters={"reference": 7}), "InvalidParameter", {"parameter": "reference"}),
-        (encoded("io.crd.Restart", parameters={"reference": "7", "pids": "any"}), "InvalidParameter",
+        (encoded("io.crd.Restart", parameters={"reference": "7", "pids": "whatever"}), "InvalidParameter",
          {"parameter": "pids"}),
         (encoded("io.crd.AddTarget", parameters={"target": {"name": "a", "held": False, "colour": "b"}}),
          "InvalidParameter", {"parameter": "target.colour"}),

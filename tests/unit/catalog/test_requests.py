@@ -44,6 +44,28 @@ async def test_oldest_first_and_once(queue: Catalog) -> None:
     assert await queue.requests.claim(NOW) is None
 
 
+async def test_one_for_the_next_boot_waits_for_it_and_comes_once(queue: Catalog) -> None:
+    later = await queue.requests.add(Crid(1), pids="any", files="keep", uid=0, now=NOW, boot_id=BOOT)
+    now = await ask(queue)
+    claimed = [await queue.requests.claim(NOW, BOOT) for _ in range(2)]
+    assert [request and request.number for request in claimed] == [now.number, None]
+    assert (await queue.requests.queue())[0] == 1
+    found = await queue.requests.claim(NOW, "next")
+    assert found
+    assert (found.number, found.boot_id) == (later.number, BOOT)
+    assert await queue.requests.claim(NOW, "after that") is None
+
+
+async def test_what_targets_were_restarted_as_in_this_boot(queue: Catalog) -> None:
+    for pid, boot_id in ((41, BOOT), (42, BOOT), (43, "before")):
+        number = (await ask(queue)).number
+        await queue.requests.claim(NOW)
+        await queue.requests.releasing(number, pid, 7, boot_id)
+        await queue.requests.done(number, NOW)
+    assert await queue.requests.roots(BOOT) == {"web": (42, 7)}
+    assert await queue.requests.roots("next") == {}
+
+
 async def test_the_ways_of_a_request(queue: Catalog) -> None:
     done, failed, cancelled = [(await ask(queue)).number for _ in range(3)]
     assert (await queue.requests.cancel(cancelled, NOW)).state == "cancelled"

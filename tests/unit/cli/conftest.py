@@ -79,6 +79,7 @@ class Daemon:
                            {"request": {**REQUEST, "state": "done", "root_pid": 4242}}],
             "ListRequests": [{"requests": [REQUEST]}],
             "CancelRequest": [{"request": {**REQUEST, "state": "cancelled"}}],
+            "SaveForShutdown": [{"targets": [{"target": "web", "crid": 42}]}],
             "PlanRestart": [PLAN], "Check": [{"pid": 4242, "comm": "worker", "obstacles": []}]}
 
     async def __call__(self, method: str, parameters: dict[str, Any], _peer: Peer,

@@ -68,10 +68,13 @@ class TestTargets:
         assert daemon.calls == [("AddTarget", {"target": {
             "name": "web", "held": False, "pid": 7, "every": "30s", "jitter": "5s",
             **dict.fromkeys(("pidfile", "comm", "unit", "cgroup", "on_calendar", "cron", "keep", "save_files", "files",
-                             "source", "last", "next_at"))}})]
+                             "at_shutdown", "at_boot", "source", "last", "next_at"))}})]
         crctl("target", "add", "web", "--pid", "7", "--every", "30s", "--save-files", "16MiB", "--files", "rollback")
         assert daemon.parameters["target"]["save_files"] == "16MiB"
         assert daemon.parameters["target"]["files"] == "rollback"
+        crctl("target", "add", "web", "--unit", "web", "--every", "30s", "--at-shutdown", "--at-boot", "any")
+        assert daemon.parameters["target"]["at_shutdown"] is True
+        assert daemon.parameters["target"]["at_boot"] == "any"
 
     def test_pid_files_are_named_as_the_daemon_finds_them(self, crctl: Crctl, daemon: Daemon, tmp_path: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,6 +321,19 @@ class TestRequests:
     @pytest.mark.parametrize("number", ["0", "-1", "x"])
     def test_numbers(self, crctl: Crctl, number: str) -> None:
         crctl.error("request", "show", number, status=2)
+
+
+class TestShutdown:
+    def test_it_says_what_was_saved(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl("save-for-shutdown", "web.service") == "web: image 42\n"
+        assert daemon.parameters == {"unit": "web.service"}
+        assert crctl.json("save-for-shutdown", "web.service") == [{"target": "web", "crid": 42}]
+
+    def test_and_what_was_not(self, crctl: Crctl, daemon: Daemon) -> None:
+        daemon.replies["SaveForShutdown"] = [{"targets": [{"target": "web", "message": "it is \x1b busy"}]}]
+        said = crctl("save-for-shutdown", "web.service", status=3)
+        assert said.startswith("web: not saved: it is ")
+        assert "\x1b" not in said
 
 
 class TestCheck:

@@ -44,7 +44,8 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         engine="userspace", features={"note_writes": True},
         settings=Settings(daemon={"state_dir": tmp_path}), metrics=metrics,  # type: ignore[arg-type]
         spool=SimpleNamespace(waiting=SimpleNamespace(objects=0, stored_bytes=0, error="")),
-        health=SimpleNamespace(faults=[], faults_since=None), checkpoints=SimpleNamespace(failing={}),
+        health=SimpleNamespace(faults=[], faults_since=None), guards=SimpleNamespace(fault=""),
+        checkpoints=SimpleNamespace(failing={}),
         scheduler=SimpleNamespace(clock_set_back_at=None, targets={
             "web": SimpleNamespace(name="web", held=False, next_at=NOW)}))
 
@@ -75,6 +76,7 @@ FAULTS: dict[str, tuple[Callable[[Any], object], tuple[str, str, datetime | None
                   (WARNING, "target.never-due", None)),
     "unwell": (lambda app: vars(app.health).update(faults=["scrub has ended"], faults_since=SINCE),
                (ERROR, "daemon.unwell", SINCE)),
+    "no guard": (lambda app: setattr(app.guards, "fault", "no bus"), (WARNING, "daemon.no-guard", None)),
     "no row": (lambda app: setattr(app, "without_row", [Crid(7)]), (WARNING, "archive.without-row", NOW)),
     "clock": (lambda app: setattr(app.scheduler, "clock_set_back_at", NOW - timedelta(minutes=1)),
               (WARNING, "daemon.clock-set-back", NOW - timedelta(minutes=1))),

@@ -70,6 +70,8 @@ def test_the_example_loads_as_it_is() -> None:
     ('[targets.web]\nunit = "a/b"\nevery = "1s"\n', 2, "systemd.unit(5)"),
     ('[targets.web]\ncgroup = "/../b"\nevery = "1s"\n', 2, "cgroups(7)"),
     ('[targets.web]\ncgroup = "b"\nevery = "1s"\n', 2, "cgroups(7)"),
+    ('[targets.web]\nunit = "b"\nevery = "1s"\nat_boot = "any"\n', 1, "give both"),
+    ('[targets.web]\npid = 1\nevery = "1s"\nat_shutdown = true\n', 1, "may be another's"),
 ])
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:
     path = written(tmp_path, text)

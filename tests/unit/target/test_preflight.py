@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -275,7 +275,10 @@ def test_crd_itself_and_its_ancestors() -> None:
 
 
 def test_kernel_threads() -> None:
-    kernel_threads = [pid for pid in procfs.pids() if procfs.stat(pid).is_kernel_thread]
+    kernel_threads = []
+    for pid in procfs.pids():
+        with suppress(TargetGone):
+            kernel_threads += [pid] if procfs.stat(pid).is_kernel_thread else []
     if not kernel_threads:
         pytest.skip("no kernel threads in sight")
     assert list(found(kernel_threads[0])) == ["task.kernel-thread"]
