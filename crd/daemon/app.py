@@ -111,7 +111,7 @@ class App:
             lost = await stack.enter_async_context(self.catalog.present(self.clock, self._requests_changed.set))
             self.archive = await stack.enter_async_context(
                 Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads,
-                        away=not opened.ours.is_set()))
+                        away=not opened.ours.is_set(), needs=settings.daemon.state_dir / "needs.db"))
             arrival = Arrival(opened, self.archive, await self._recover(), self._apply_rules)
             await arrival.begin()
             self.engine = serving(self.checkpoint_options())
