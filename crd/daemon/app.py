@@ -139,7 +139,7 @@ class App:
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),
-                ("scrub", self.scrub.run()), ("hearing", self._hear()),
+                ("scrub", self.scrub.run()), ("retention", self.retention.run()), ("hearing", self._hear()),
                 *((("spool", arrival.run(stop)),) if self.spool else ()))]
             background.append(asyncio.create_task(self.health.run(tuple(background)), name="health"))
             notify("READY=1", f"STATUS={self._status()}")
