@@ -19,6 +19,7 @@ from crd.errors import ArchiveUnavailable, BlobCorrupt, BlobMissing
 from crd.ids import Crid
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -41,7 +42,8 @@ class ArchiveSize:
 class Archive:
     """Keeps image streams.  An async context manager."""
 
-    def __init__(self, store: Store, *, level: int = 1, threads: int = 2, away: bool = False) -> None:
+    def __init__(self, store: Store, *, level: int = 1, threads: int = 2, away: bool = False,
+                 needs: Path | None = None) -> None:
         """Keep images in a store.
 
         Args:
@@ -49,12 +51,16 @@ class Archive:
             level: of zstd, 1 to 19.
             threads: that compress, or decompress, one image.
             away: the store cannot be read yet: ``arrive`` when it can.
+            needs: the file that knows what images need (``crd.archive.needs``); None: they are all read at the start.
+
+        Raises:
+            ArchiveFull, ArchiveUnavailable: that file cannot be made.
         """
         self._store = store
         self._away = away
         self._level = level
         self._threads = threads
-        self._references = References(store, away=away)
+        self._references = References(store, needs, away=away)
         self._heads = Heads()
         self._executor = ThreadPoolExecutor(_THREADS_MAX, "crd-compress")
 
@@ -66,8 +72,9 @@ class Archive:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
-        """End the threads."""
+        """End the threads, and close what is known; nothing may be under way."""
         self._executor.shutdown()
+        self._references.close()
 
     async def arrive(self) -> None:
         """Find out what is there; raises ArchiveUnavailable: the store cannot be read."""
@@ -93,7 +100,7 @@ class Archive:
         Raises:
             ArchiveFull, ArchiveUnavailable: there is no room for it.
         """
-        needs = self._references.sound(base) if base is not None else []
+        needs = await self._references.sound(base) if base is not None else []
         packs = [pack for pack, _ in needs]
         self._references.hold(packs)
         try:
@@ -138,9 +145,9 @@ class Archive:
         source = await open_source(self._store, self._references, crid, threads=self._threads)
         return Stored(crid, source.manifest.digest.hex(), source.manifest.image_bytes, await source.own_bytes())
 
-    def sharing(self, crid: Crid) -> Sharing:
+    async def sharing(self, crid: Crid) -> Sharing:
         """Return what an image has in common with others."""
-        return self._references.sharing(crid)
+        return await self._references.sharing(crid)
 
     async def free_bytes(self) -> int | None:
         """Return how much it has room for, None if nobody knows."""
@@ -149,6 +156,6 @@ class Archive:
     async def size(self) -> ArchiveSize:
         """Return how much it holds, as far as that is known."""
         if not self.is_known:
-            return ArchiveSize(self._references.n_images, 0)
+            return ArchiveSize(await self._references.n_images(), 0)
         keys = await self._store.objects()
         return ArchiveSize(len(numbered(keys, "image")), sum(keys.values()))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from crd.archive.secret_files import read_secret_file, secret_path
+from crd.durable import flush_directory
 from crd.errors import KeyMissing, SettingsError
 
 if TYPE_CHECKING:
@@ -113,11 +114,7 @@ def make_key(path: Path) -> Key:
             file.write(secret.hex().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        flush_directory(path.parent)
     except OSError as error:
         raise SettingsError(f"key file {path}: {error.strerror}", path=str(path),
                             hint="Name a file that does not exist, in a directory that does.") from error

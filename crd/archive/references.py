@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from crd.archive.manifest import HEAD, NEED, NO_PACK, parse_head
-from crd.archive.names import image_key, numbered, pack_key
+from crd.archive.names import image_key, numbered, pack_key, token_key
+from crd.archive.needs import Needs
+from crd.archive.threads import in_thread
 from crd.errors import BlobCorrupt, BlobMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from crd.archive.manifest import Need
     from crd.archive.stores.store import Store
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _USUAL_PACKS = 64
 _READ_AT_ONCE = 16
+_ENTERED_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,71 +50,133 @@ class Sharing:
 
 
 class References:
-    """Counts who needs a pack: images, and checkpoints that are under way.
+    """Knows who needs a pack: images, which are in a file (``crd.archive.needs``), and checkpoints that are under way.
 
-    It is made anew from the store at each start, so nothing that was lost with a daemon can mislead it.  As long as an
-    image cannot be read, no one knows what it needs, and no pack is deleted.
+    An image is entered before anything of it can be seen, and leaves after its last object: a daemon that is killed
+    leaves too much in the file and nothing too little.  As long as an image cannot be read, no one knows what it needs,
+    and no pack is deleted.
     """
 
-    def __init__(self, store: Store, *, away: bool = False) -> None:
-        """Know of no image; ``load``, later if the store is away."""
+    def __init__(self, store: Store, path: Path | None = None, *, away: bool = False) -> None:
+        """Know what the file says; ``load``, later if the store is away.
+
+        Args:
+            store: of the images.
+            path: of the file; None: all is found out anew from the store each time.
+            away: the store cannot be read yet.
+
+        Raises:
+            ArchiveFull, ArchiveUnavailable: the file cannot be made.
+        """
         self._store = store
-        self._images: dict[int, list[Need]] = {}
-        self._counts: Counter[int] = Counter()
+        self._needs = Needs(path)
+        self._held: Counter[int] = Counter()
+        self._dying: Counter[int] = Counter()  # packs that are about to be deleted, if nobody needs them
         self._unreadable: set[int] = set()
         self._distrusted: set[int] = set()
+        self._since: set[int] = set()  # images that were entered, or have left, before all was known
+        self._damaged = False
         self.are_known = not away
 
+    def close(self) -> None:
+        """Close the file."""
+        self._needs.close()
+
     async def load(self) -> None:
-        """Read what each image of the store needs, and remove packs that none does: a commit was cut off.
+        """Bring the file together with the store, and remove packs that no image needs: a commit was cut off.
 
         Of a store that was away no pack is deleted until this is done; images may be entered before, and meanwhile.
 
         Raises:
-            ArchiveUnavailable: the store cannot be read.
+            ArchiveFull, ArchiveUnavailable: the store cannot be read, or the file not be written.
         """
         keys = await self._store.objects()
-        unread = (crid for crid in numbered(keys, "image") if crid not in self._images)
-        readers = [asyncio.create_task(self._enter_all(unread)) for _ in range(_READ_AT_ONCE)]  # it may be far away
+        images, packs, tokens = (numbered(keys, kind) for kind in ("image", "pack", "token"))
+        vouched = await in_thread(lambda: self._needs.token) in tokens
+        if not vouched:
+            await self._begin_anew()
+        await self._agree(images)
+        unknown = await in_thread(self._needs.unknown, packs)
+        if vouched and (self._damaged or (unknown and not self._unreadable)):
+            logger.warning("what is known of %s is not all: its images are read anew", self._store.describe(),
+                           extra={"event": "archive.read-anew"})
+            vouched = False
+            await self._begin_anew()
+            await self._agree(images)
+            unknown = await in_thread(self._needs.unknown, packs)
+        self.are_known = True
+        self._since.clear()
+        await self._remove(await in_thread(self._needs.dead))
+        if not vouched and not self._unreadable:
+            await self._delete(pack for pack in unknown if not self._held[pack])
+            await self._vouch(tokens)
+
+    async def _begin_anew(self) -> None:
+        self._damaged = False
+        await in_thread(self._needs.begin_anew, self._since)
+
+    async def _vouch(self, tokens: Iterable[int]) -> None:
+        """Note, here and in the store, that the file is the truth of it."""
+        if not self._needs.is_kept:
+            return
+        token = secrets.randbits(62) + 1
+        await (await self._store.create(token_key(token))).commit()
+        await in_thread(self._needs.vouch, token)
+        for other in tokens:
+            await self._store.delete(token_key(other))
+
+    async def _agree(self, images: Iterable[int]) -> None:
+        """Read what each image of the store needs that is not known, and forget of those that are not there."""
+        unread, gone = await in_thread(self._needs.differences, images)
+        for crid in gone:
+            if crid not in self._since:
+                await self._doubting(partial(self._needs.leave, crid))
+        left = (crid for crid in unread if crid not in self._since)
+        readers = [asyncio.create_task(self._enter_all(left)) for _ in range(_READ_AT_ONCE)]  # it may be far away
         try:
             await asyncio.gather(*readers)
         finally:
             for reader in readers:
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
-        self.are_known = True
-        await self._remove(numbered(keys, "pack"))
 
     async def _enter_all(self, unread: Iterator[int]) -> None:
+        found: list[tuple[int, list[Need]]] = []
         for crid in unread:
             try:
-                needs = await self._needed(crid)
-                if crid not in self._images:
-                    self.enter(crid, needs)
+                found.append((crid, await self._needed(crid)))
             except (BlobCorrupt, BlobMissing) as error:
                 self._unreadable.add(crid)
                 logger.warning("image %d cannot be read, so no pack will be removed until it is forgotten: %s", crid,
                                error.message, extra={"event": "archive.unreadable", "crid": crid})
+            if len(found) == _ENTERED_AT_ONCE:
+                await in_thread(self._needs.enter, found)
+                found = []
+        await in_thread(self._needs.enter, found)
 
     async def _needed(self, crid: int) -> list[Need]:
         key = image_key(crid)
         start = await self._store.read(key, 0, HEAD.size + NEED.size * _USUAL_PACKS)
         head = parse_head(start)
-        return head.packs(start if head.n_packs <= _USUAL_PACKS else await self._store.read(key, 0, head.packs_end))
+        needs = head.packs(start if head.n_packs <= _USUAL_PACKS else await self._store.read(key, 0, head.packs_end))
+        return [need for need in needs if need[0] != NO_PACK]
 
-    def sound(self, crid: int) -> list[Need]:
-        """Return what an image needs, without packs that were found damaged; nothing if it is unknown."""
-        return [need for need in self._images.get(crid, ()) if need[0] not in self._distrusted]
+    async def sound(self, crid: int) -> list[Need]:
+        """Return what an image needs, without packs that were found damaged; nothing if it is unknown.
 
-    @property
-    def n_images(self) -> int:
-        """How many images are known."""
-        return len(self._images)
+        What is returned is not deleted if it is held before anything else is awaited.
+        """
+        needs = await self._doubting(partial(self._needs.of, crid)) or []
+        return [need for need in needs if need[0] not in self._distrusted and not self._dying[need[0]]]
 
-    def sharing(self, crid: int) -> Sharing:
-        """Return what an image has in common with others, and with checkpoints that are under way."""
-        shared = [pages for pack, pages in self._images.get(crid, ()) if self._counts[pack] > 1]
-        own = [pages for pack, pages in self._images.get(crid, ()) if self._counts[pack] == 1]
+    async def n_images(self) -> int:
+        """Return how many images are known."""
+        return await in_thread(self._needs.n_images)
+
+    async def sharing(self, crid: int) -> Sharing:
+        """Return what an image has in common with others."""
+        found = await self._doubting(partial(self._needs.shared, crid)) or []
+        shared, own = ([pages for pages, by_others in found if by_others is which] for which in (True, False))
         return Sharing(sum(own), len(own), sum(shared), len(shared))
 
     def distrust(self, pack: int) -> None:
@@ -115,27 +185,64 @@ class References:
 
     def hold(self, packs: Iterable[int]) -> None:
         """Keep packs until they are released."""
-        self._counts.update(packs)
+        self._held.update(packs)
 
     async def release(self, packs: Iterable[int]) -> None:
         """Undo a ``hold``; what nobody needs any more is deleted."""
         packs = list(packs)
-        self._counts.subtract(packs)
+        self._held.subtract(packs)
+        self._held += Counter()  # only what is held
         await self._remove(packs)
 
-    def enter(self, crid: int, packs: Iterable[Need]) -> None:
-        """Take note of an image that is there."""
-        self._images[crid] = [need for need in packs if need[0] != NO_PACK]
-        self.hold(pack for pack, _ in self._images[crid])
+    async def enter(self, crid: int, packs: Iterable[Need]) -> None:
+        """Take note of an image that is about to be there; its packs are held.
+
+        Raises:
+            ArchiveError: there is one of that crid.
+            ArchiveFull, ArchiveUnavailable: it cannot be noted.
+        """
+        if not self.are_known:
+            self._since.add(crid)
+        await in_thread(self._needs.enter, [(crid, [need for need in packs if need[0] != NO_PACK])])
 
     async def forget(self, crid: int) -> None:
         """Take note that an image is gone from the store; what only it needed is deleted."""
+        if not self.are_known:
+            self._since.add(crid)
+        packs = {pack for pack, _ in await self._doubting(partial(self._needs.of, crid)) or []}
+        gone = await self._remove(packs, but_for=crid)  # first: there may be no room to note anything
+        await self._doubting(partial(self._needs.leave, crid))
+        await in_thread(self._needs.bury, gone)
+        await self._remove(packs.difference(gone))  # those that were held a moment ago
         self._unreadable.discard(crid)
-        await self.release([pack for pack, _ in self._images.pop(crid, ())])
 
-    async def _remove(self, packs: Iterable[int]) -> None:
+    async def _remove(self, packs: Iterable[int], but_for: int | None = None) -> list[int]:
+        """Delete, and return, those packs that no image needs, or none but that one; nobody holds them from now on."""
+        if not self.are_known or self._unreadable or self._damaged:
+            return []
+        dying = [pack for pack in packs if not self._held[pack]]
+        self._dying.update(dying)
+        try:
+            dead = await in_thread(self._needs.unneeded, dying, but_for)
+            await self._delete(dead)
+            await in_thread(self._needs.bury, dead)
+        finally:
+            self._dying.subtract(dying)
+            self._dying += Counter()
+        return dead
+
+    async def _delete(self, packs: Iterable[int]) -> None:
         for pack in packs:
-            if self._counts[pack] <= 0:
-                del self._counts[pack]
-                if self.are_known and not self._unreadable:
-                    await self._store.delete(pack_key(pack))
+            await self._store.delete(pack_key(pack))
+            self._distrusted.discard(pack)
+
+    async def _doubting(self, ask: Callable[[], T]) -> T | None:
+        """Ask the file; if it turns out to be damaged, delete nothing any more: the next start makes it anew."""
+        try:
+            return await in_thread(ask)
+        except BlobCorrupt as error:
+            self._damaged = True
+            logger.error("no pack will be removed until the next start: %s", error.message,  # noqa: TRY400
+                         extra={"event": "archive.unknown-needs"})
+            await in_thread(self._needs.vouch, None)
+            return None

@@ -162,20 +162,29 @@ class ImageSink:
         """
         if not self._manifest or not self.image_bytes:
             raise ArchiveError("the image is empty")
-        manifest, own = self._manifest, self._known.packs[0]
+        manifest = self._manifest
+        await self._references.enter(crid, manifest.packs)
+        try:
+            await self._commit_pack()
+            await self._commit_manifest(image_key(crid), await in_thread(manifest.encode))
+        except BaseException:
+            await asyncio.shield(self._take_back(crid))
+            raise
+        self._remember(crid, manifest)
+        return Stored(crid, self.digest, self.image_bytes, self.stored_bytes)
+
+    async def _take_back(self, crid: Crid) -> None:
+        try:
+            await self._store.delete(pack_key(self._known.packs[0]))
+        finally:
+            await self._references.forget(crid)
+
+    async def _commit_pack(self) -> None:
         if digest := self._known.digests[0]:
             await self._write(pack.trailer(digest, self._entries, self._hashes))
             await self._upload.commit()
         else:
             await self._upload.abort()
-        try:
-            await self._commit_manifest(image_key(crid), await in_thread(manifest.encode))
-        except BaseException:
-            await asyncio.shield(self._store.delete(pack_key(own)))
-            raise
-        self._references.enter(crid, manifest.packs)
-        self._remember(crid, manifest)
-        return Stored(crid, self.digest, self.image_bytes, self.stored_bytes)
 
     def _remember(self, crid: Crid, manifest: Manifest) -> None:
         known = self._known

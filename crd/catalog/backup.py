@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 
 from crd.catalog.sqlite import copy_database
 from crd.catalog.upgrade import known_revisions
+from crd.durable import flush_directory
 from crd.errors import CatalogError, CatalogOutOfDate
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def back_up(url: str, file: Path) -> None:
             copy_database(source, beside)
             _check(beside)
             beside.rename(file)
-            _synchronise(file.parent)
+            flush_directory(file.parent)
         finally:
             beside.unlink(missing_ok=True)
 
@@ -73,7 +74,7 @@ def restore(url: str, file: Path) -> Path | None:
                 os.fsync(copied.fileno())
             moved = _out_of_the_way(place)
             beside.rename(place)
-            _synchronise(place.parent)
+            flush_directory(place.parent)
         finally:
             beside.unlink(missing_ok=True)
     return moved
@@ -112,14 +113,6 @@ def _out_of_the_way(place: Path) -> Path | None:
         with suppress(FileNotFoundError):
             place.with_name(place.name + companion).rename(moved.with_name(moved.name + companion))
     return moved
-
-
-def _synchronise(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager

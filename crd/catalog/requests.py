@@ -3,19 +3,21 @@
 ``queued`` -> ``running`` (claimed) -> ``releasing`` (all is made, nothing runs yet; the root's pid and start time are
 known) -> ``done``; or ``failed``, or ``cancelled`` while queued.  A daemon that dies while a request is ``running``
 takes the half-made tasks with it, so the request has failed; one that dies in ``releasing`` leaves either nothing or
-the root task with that start time.  So no request is carried out twice, and none is lost.
+the root task with that start time.  So no request is carried out twice, and none is lost.  Those that ended long ago
+are dropped (``prune``).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, exists, func, insert, select, update
 
 from crd.catalog.rows import Request
 from crd.catalog.schema import images, requests
 from crd.catalog.whole import whole
 from crd.errors import ImageNotFound, QueueFull, RequestMoved, RequestNotCancellable, RequestNotFound
+from crd.ids import Crid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -25,12 +27,13 @@ if TYPE_CHECKING:
 
     from crd.catalog.session import Database
     from crd.errors import CrdError
-    from crd.ids import Crid
 
 QUEUED_MAX = 20_000
 QUEUED_MAX_OF_USER = 100
 _ROOTS_MAX = 10_000
 _UNENDED = ("queued", "running", "releasing")
+_ENDED = ("done", "failed", "cancelled")
+_PRUNED_AT_ONCE = 1000
 _INTERRUPTED = "restart.interrupted"
 _MESSAGES = {"running": "the daemon ended before a task of it ran",
              "releasing": "the daemon ended while the tasks were let go; none of them runs now"}
@@ -192,6 +195,26 @@ class Requests:
                 settled.append(values["state"])
             await self._database.announce(connection)
         return settled
+
+    async def prune(self, before: datetime) -> Sequence[Crid]:
+        """Drop requests of this host that ended before some time.
+
+        Returns:
+            The forgotten images whose rows were kept for these alone: what is left of them may go now.
+        """
+        freed: set[Crid] = set()
+        while True:
+            async with self._database.begin() as connection:
+                rows = (await connection.execute(select(requests.c.number, requests.c.crid).where(
+                    requests.c.host == self._host, requests.c.state.in_(_ENDED), requests.c.ended_at < before)
+                    .limit(_PRUNED_AT_ONCE))).all()
+                await connection.execute(delete(requests).where(requests.c.number.in_([row.number for row in rows])))
+                freed.update((await connection.execute(select(images.c.crid).where(
+                    images.c.host == self._host, images.c.state == "forgotten",
+                    images.c.crid.in_({row.crid for row in rows}),
+                    ~exists().where(requests.c.host == self._host, requests.c.crid == images.c.crid)))).scalars())
+            if len(rows) < _PRUNED_AT_ONCE:
+                return sorted(map(Crid, freed))
 
     async def queue(self) -> tuple[int, int, datetime | None]:
         """Return how many are queued and running, and when the oldest queued one was asked for."""

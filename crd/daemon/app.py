@@ -114,7 +114,7 @@ class App:
             lost = await stack.enter_async_context(self.catalog.present(self.clock, self._requests_changed.set))
             self.archive = await stack.enter_async_context(
                 Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads,
-                        away=not opened.ours.is_set()))
+                        away=not opened.ours.is_set(), needs=settings.daemon.state_dir / "needs.db"))
             arrival = Arrival(opened, self.archive, await self._recover(), self._apply_rules)
             await arrival.begin()
             async with workers.lease() as worker:
@@ -141,7 +141,7 @@ class App:
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),
-                ("scrub", self.scrub.run()), ("hearing", self._hear()),
+                ("scrub", self.scrub.run()), ("retention", self.retention.run()), ("hearing", self._hear()),
                 *((("guards", self.guards.run()),) if keeps() and is_booted() else ()),
                 *((("spool", arrival.run(stop)),) if self.spool else ()))]
             background.append(asyncio.create_task(self.health.run(tuple(background)), name="health"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from crd.errors import CrdError, ImageInUse
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 WANTED = "a restart of it is asked for"
 READ = "it is being read"
+_PRUNE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,31 @@ class Retention:
         if crid in self._readers:
             raise ImageInUse(f"image {crid} is being read", crid=crid, hint="Try again in a while.")
         await self._catalog.images.forget(crid)
+        await self._remove(crid)
+        logger.info("image forgotten", extra={"event": "image.forgotten", "crid": crid})
+
+    async def _remove(self, crid: Crid) -> None:
+        """Remove what is left of an image that counts no more."""
         await self._readers.gone(crid)
         await self._archive.forget(crid)
         await self._catalog.images.bury(crid)
-        logger.info("image forgotten", extra={"event": "image.forgotten", "crid": crid})
+
+    async def run(self) -> None:
+        """Drop restart requests that ended long ago, until cancelled."""
+        while True:
+            try:
+                await self.prune()
+            except CrdError as error:
+                logger.warning("old requests stay: %s", error.message,
+                               extra={"event": "retention.failed", "error": error.code})
+            await self._clock.sleep(_PRUNE_SECONDS)
+
+    async def prune(self) -> None:
+        """Drop restart requests that ended too long ago, and what was kept of forgotten images for them.
+
+        Raises:
+            CatalogError, ArchiveUnavailable: it cannot be done now.
+        """
+        if kept := self._settings().requests_for:
+            for crid in await self._catalog.requests.prune(self._clock.now() - timedelta(seconds=kept)):
+                await self._remove(crid)

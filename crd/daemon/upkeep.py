@@ -64,7 +64,7 @@ class UpkeepHandlers:
             verdict = next((verdict for verdict in await self._app.retention.verdicts(str(image.target))
                             if verdict.crid == image.crid), None)
         return {"image": image_json(image), "retention": verdict_json(verdict) if verdict else None,
-                "sharing": asdict(self._app.archive.sharing(image.crid)) if here else None}
+                "sharing": asdict(await self._app.archive.sharing(image.crid)) if here else None}
 
     async def _on_Pin(self, *, peer: Peer, more: More | None, reference: str, pinned: bool) -> dict[str, Any]:  # noqa: ARG002, N802
         image = await self._here(peer, reference)

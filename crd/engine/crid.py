@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crd.durable import flush_directory
 from crd.errors import EngineError
 from crd.ids import CRID_MAX, Crid
 
@@ -83,8 +84,4 @@ class CridCounter:
         finally:
             os.close(fd)
         beside.rename(self.path)
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        flush_directory(self.path.parent)

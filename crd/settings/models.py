@@ -152,12 +152,16 @@ def _check_cgroup(path: str | None) -> str | None:
 
 
 class RetentionSettings(Section):
-    """Which images stay, of targets that do not say so themselves, and how often what is stored is checked."""
+    """Which images stay, of targets that do not say so themselves, and how often what is stored is checked.
+
+    ``requests_for``: how long a restart request is listed after its end.
+    """
 
     keep: KeepRules = Keep()
     min_images: Annotated[int, Field(ge=1)] = 1
     scrub_every: Seconds = 7 * 86400.0
     scrub_rate: Annotated[Bytes, Field(ge=1 << 20)] = 32 << 20
+    requests_for: Seconds = 30 * 86400.0
 
 
 class TargetSettings(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from typing import TYPE_CHECKING
 
 from crd.image.header import Header
@@ -82,7 +83,7 @@ from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 from crd.image.writer import ImageWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from crd.image.codec import Record
 
@@ -308,6 +309,16 @@ def write_image(records: Iterable[Record], header: Header | None = None) -> byte
             writer.write(record)
     writer.finish()
     return sink.getvalue()
+
+
+def make_image_of_pages(numbers: Sequence[int]) -> bytes:
+    """Return a valid image of a process whose memory is these pages: noise that belongs to the number, zeros for 0."""
+    data = b"".join(random.Random(number).randbytes(PAGE_BYTES) if number else bytes(PAGE_BYTES) for number in numbers)
+    return write_image([
+        HeadArch(has_fxsr=1, has_xsave=1, xstate_bytes=832), make_profile(threads=1),
+        Task(state=0, exit_state=0, exit_code=0, exit_signal=17), comm_string("worker"), make_process(),
+        make_memory_layout(), make_vma(pages=len(numbers)), make_signal_actions(), make_thread(),
+        Pages(pid=PID, runs=[PageRun(address=MEMORY_START, pages=len(numbers))], data=memoryview(data))])
 
 
 def make_image() -> bytes:

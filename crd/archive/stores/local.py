@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import aiofiles
 
 from crd.archive.threads import in_thread
+from crd.durable import flush_directory
 from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobMissing
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class LocalUpload:
             raise ArchiveError(f"{final} exists already", path=str(final)) from error
         self._final = final
         self._discard()
-        _fsync_directory(final.parent)
+        flush_directory(final.parent)
 
     async def abort(self) -> None:
         """Remove the file."""
@@ -122,7 +123,7 @@ class LocalStore:
         with _translated(directory):
             if not os.path.lexists(directory):
                 directory.mkdir(mode=0o700, parents=True)
-                _fsync_directory(directory.parent)
+                flush_directory(directory.parent)
             found = directory.lstat()
         if not stat.S_ISDIR(found.st_mode):
             raise ArchiveUnavailable(f"{directory} is no directory", path=str(directory),
@@ -205,7 +206,7 @@ class LocalStore:
     def _delete(path: Path) -> None:
         with _translated(path):
             path.unlink(missing_ok=True)
-            _fsync_directory(path.parent)
+            flush_directory(path.parent)
 
     async def clear_torn(self) -> int:
         """Remove files with temporary names."""
@@ -249,11 +250,3 @@ def _write_all(fd: int, parts: Sequence[Part]) -> int:
         if written:
             views[0] = views[0][written:]
     return sum(map(len, parts))
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -29,12 +29,13 @@ async def test_only_new_pages_are_stored() -> None:
         same = await store_image(archive, 3, stream(range(1000)), base=2)
         assert same.stored_bytes < 5000, "pages of the base's base are known, too"
         assert len(packs(store)) == 2
-        assert archive.sharing(Crid(1)) == archive.sharing(Crid(3)) == Sharing(shared_pages=1000, shared_packs=1)
-        assert archive.sharing(Crid(2)) == Sharing(10, 1, 990, 1)
+        assert await archive.sharing(Crid(1)) == Sharing(shared_pages=1000, shared_packs=1)
+        assert await archive.sharing(Crid(3)) == Sharing(shared_pages=1000, shared_packs=1)
+        assert await archive.sharing(Crid(2)) == Sharing(10, 1, 990, 1)
         await archive.forget(Crid(2))
         await archive.forget(Crid(3))
-        assert archive.sharing(Crid(1)) == Sharing(1000, 1)
-        assert archive.sharing(Crid(3)) == Sharing()
+        assert await archive.sharing(Crid(1)) == Sharing(1000, 1)
+        assert await archive.sharing(Crid(3)) == Sharing()
 
 
 async def test_equal_pages_of_an_image_are_stored_once() -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -221,3 +221,32 @@ async def test_the_queue_has_an_end_for_a_user_and_for_all(queue: Catalog, monke
     await queue.requests.claim(NOW)
     assert (await ask_as(7, [7])).state == "queued", "what was claimed no longer counts"
     assert len(await queue.requests.list()) == 6
+
+
+async def test_what_ended_long_ago_is_dropped_and_nothing_else(queue: Catalog) -> None:
+    await enter(queue, 2)
+    for number, crid in enumerate((1, 1, 1, 2, 2), 1):
+        await queue.requests.add(Crid(crid), pids="original", files="keep", uid=0, now=NOW)
+        if number not in {3, 5}:
+            await queue.requests.cancel(number, NOW + timedelta(hours=number))
+    assert (await queue.requests.claim(NOW - timedelta(days=99))).number == 3  # type: ignore[union-attr]
+    assert await queue.requests.prune(NOW + timedelta(hours=2)) == []
+    assert [request.number for request in await queue.requests.list()] == [5, 4, 3, 2]
+    assert await queue.requests.prune(NOW + timedelta(days=1)) == []
+    assert [request.number for request in await queue.requests.list()] == [5, 3], "these have not ended"
+
+
+async def test_with_a_request_goes_what_was_kept_of_a_forgotten_image_for_it(queue: Catalog,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crd.catalog.requests._PRUNED_AT_ONCE", 2)
+    for crid in (2, 3, 4):
+        await enter(queue, crid)
+    for number, crid in enumerate((1, 1, 2, 2, 3), 1):
+        await queue.requests.add(Crid(crid), pids="original", files="keep", uid=0, now=NOW)
+        await queue.requests.cancel(number, NOW + timedelta(days=1 + (number == 4)))
+    for crid in (1, 2):
+        await queue.images.forget(Crid(crid))
+        await queue.images.bury(Crid(crid))
+    assert await queue.requests.prune(NOW + timedelta(days=1, hours=1)) == [1], "2 has another, 3 is not forgotten"
+    assert await queue.requests.prune(NOW + timedelta(days=9)) == [2]
+    assert await queue.requests.list() == []

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crd.archive.archive import Archive
+from crd.archive.names import image_key
 from crd.archive.stores.memory import MemoryStore
 from crd.catalog.catalog import Catalog
 from crd.daemon.readers import Readers
@@ -215,6 +216,27 @@ async def crash_in_apply(place: Place, after: int) -> None:
             patch.setattr(owner, name, dying(getattr(owner, name)), raising=True)
         with contextlib.suppress(CrashError):
             await place.retention.apply("web")
+
+
+async def test_requests_that_ended_long_ago_are_dropped_and_what_was_kept_for_them(place: Place) -> None:
+    place.clock.at = NOW
+    await place.store_images(3)
+    await place.catalog.requests.add(Crid(1), pids="new", files="keep", uid=0, now=NOW)
+    await place.catalog.requests.cancel(1, NOW)
+    place.store.stuck = frozenset({image_key(1)})
+    with pytest.raises(ArchiveUnavailable):
+        await place.retention.forget(Crid(1))
+    place.store.stuck = frozenset()
+    place.settings = RetentionSettings(requests_for="0s")
+    place.clock.at += timedelta(days=29)
+    await place.retention.prune()
+    place.settings = RetentionSettings()
+    await place.retention.prune()
+    assert len(await place.catalog.requests.list()) == 1
+    place.clock.at += timedelta(days=2)
+    await place.retention.prune()
+    assert await place.catalog.requests.list() == []
+    assert await place.crids() == [2, 3], "what could not be removed then is now"
 
 
 class Checker:
