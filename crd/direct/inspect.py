@@ -52,8 +52,9 @@ class _Table(NamedTuple):
 
 def _tables(inspection: Inspection, *, all_records: bool) -> Iterator[_Table]:
     yield _Table("Image", ("", ""), list(_summary(inspection)))
-    yield _Table("Tasks", ("pid", "parent", "process", "name", "state"),
-                 [(task.pid, task.parent_pid, task.thread_group, task.comm, task.state) for task in inspection.tasks])
+    yield _Table("Tasks", ("pid", "parent", "process", "group", "session", "name", "state"),
+                 [(task.pid, task.parent_pid, task.thread_group, task.process_group, task.session, task.comm,
+                   task.state) for task in inspection.tasks])
     yield _Table("Memory", ("pid", "range", "flags", "offset", "pages", "path"),
                  [(area.pid, f"{area.start:x}-{area.end:x}", area.flags, f"{area.offset:x}", area.pages, area.path)
                   for area in inspection.memory])

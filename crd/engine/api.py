@@ -187,7 +187,8 @@ class RestartResult:
         root_pid: of the first task, as seen from here.
         start_time: field 22 of its stat: with the pid it names the task for ever.
         pids: number of each thread in the image, and the one it has now (in its own namespace).
-        reaper_pid: first process of its pid namespace, 0 if it has none of its own.
+        reaper_pid: first process of its pid namespace, or who waits for the root otherwise, and ends as that does;
+            0: the root is a child of the caller.
         notes: what could not be as it was, a sentence each.
         listeners: descriptors that tell of the calls of tasks which ran under ``crctl run``; as long as ``confirm``
             runs, which keeps duplicates of them.

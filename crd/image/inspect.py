@@ -108,8 +108,10 @@ class _CrdWalk:
         assert task is not None  # noqa: S101
         assert process is not None  # noqa: S101
         if isinstance(record, Zombie):
-            return TaskEntry(record.pid, record.parent_pid, record.pid, self.comm, task.exit_state, record.exit_signal)
-        return TaskEntry(record.tid, process.parent_pid, process.pid, record.comm, task.state, process.exit_signal)
+            return TaskEntry(record.pid, record.parent_pid, record.pid, self.comm, task.exit_state, record.exit_signal,
+                             record.process_group, record.session)
+        return TaskEntry(record.tid, process.parent_pid, process.pid, record.comm, task.state, process.exit_signal,
+                         process.process_group, process.session)
 
     def description(self, record: Any) -> None:
         """Note an open file description."""

@@ -248,12 +248,6 @@ class TestTrees:
             pass
         until("end", lambda: not any(Path(f"/proc/{call.tid}").exists() for call in kernel.seen))
 
-    def test_trees_of_releases_with_a_coordinator_are_refused(self, tmp_path: Path) -> None:
-        kernel = standing_in("3.0")
-        with pytest.raises(RestartUnsupported, match="gen-D"), restarted(
-                kernel, kernel.image(100_000, 100_001), tmp_path / "image"):
-            pass
-
     def test_images_of_another_kernel_are_refused_before_any_call(self, tmp_path: Path) -> None:
         kernel = standing_in()
         image = (Path(__file__).parents[1] / "golden" / "images" / "v13-ext-frozen.img").read_bytes()

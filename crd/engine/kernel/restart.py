@@ -6,14 +6,18 @@ import os
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
 from crd.engine.api import Pids, RestartOptions, RestartResult
 from crd.engine.kernel.calls import KernelCalls
+from crd.engine.kernel.forest import Role
 from crd.engine.kernel.pid_array import pid_array
 from crd.engine.kernel.proof import RunningKernel, calls_of
+from crd.engine.kernel.table import TASK_SELF
 from crd.engine.kernel.tasks import Tasks
 from crd.errors import ERRORS_BY_CODE, ImageCorrupt, ImageVersionUnsupported, RestartUnsupported
+from crd.image.generations import Generation
 from crd.image.inspect import inspect
 from crd.target import procfs
 
@@ -58,11 +62,12 @@ class Restart:
         if options.pids == Pids.NAMESPACE:
             raise RestartUnsupported("a Linux-CR kernel restarts no image in a pid namespace of its own",
                                      hint="Start crd in one.")
+        if image.generation == Generation.D and not numbers.generation:  # given by hand
+            numbers = replace(numbers, restart_flags=TASK_SELF, coordinated=True)
         self._calls = KernelCalls(numbers)
         self._array = pid_array(image)
-        if numbers.coordinated and len(image.tasks) > 1:
-            raise RestartUnsupported(f"trees of {image.generation} need the restart program of their release: how it "
-                                     "and the kernel work together is not known to crd")
+        self._image_bytes = image.image_bytes
+        self._reap = options.reap
 
     def run(self, confirm: Callable[[RestartResult], None] | None) -> RestartResult:
         """Make the tasks and have the kernel restore them.
@@ -75,23 +80,23 @@ class Restart:
         """
         with ExitStack() as stack:
             file = stack.enter_context(self._file)
-            tasks = stack.enter_context(Tasks(self._array.children if self._array else {0: []}, file.fileno(),
-                                              self._calls))
-            self._renumber(file, tasks.numbers)
+            tasks = stack.enter_context(Tasks(self._array.root, file.fileno(), self._calls, reap=self._reap,
+                                              coordinated=self._calls.numbers.coordinated))
+            self._renumber(file, tasks.all_numbers)
             result = RestartResult(
                 root_pid=tasks.root_pid, start_time=procfs.stat(tasks.root_pid).start_time, pids=tasks.numbers,
-                tasks=len(tasks.numbers), threads=len(tasks.numbers), duration_seconds=time.monotonic() - self._began,
-                notes=(_NEW_PIDS,))
+                tasks=sum(node.role is Role.TASK for node in self._array.root.family()), threads=len(tasks.numbers),
+                duration_seconds=time.monotonic() - self._began, reaper_pid=tasks.stand_in_pid, notes=(_NEW_PIDS,))
             if confirm:
                 confirm(result)
-            tasks.go()
+            tasks.go(self._image_bytes)
         return result
 
     def _renumber(self, file: IO[bytes], numbers: dict[int, int]) -> None:
         """Put the new pids into the image, and stand at its beginning."""
-        if array := self._array:
-            n_bytes = array.entry_bytes * len(numbers)
-            old = os.pread(file.fileno(), n_bytes, array.offset)
+        array = self._array
+        if array.offset is not None:
+            old = os.pread(file.fileno(), array.n_bytes, array.offset)
             os.pwrite(file.fileno(), array.renumbered(old, numbers), array.offset)
         os.lseek(file.fileno(), 0, os.SEEK_SET)
 

@@ -11,6 +11,8 @@ SUBTREE = 0x1
 """CHECKPOINT_SUBTREE (v16): the target is no container of its own."""
 TASK_SELF = 0x1
 """RESTART_TASKSELF (v17): the caller alone becomes the task of the image."""
+GHOST = 0x4
+"""RESTART_GHOST (v18): the caller only keeps a pid in use, and ends when all tasks are restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class CallNumbers:
         arguments: 3, or 4 with a descriptor for messages, of which -1 is none (v19).
         checkpoint_flags: for a target that is a part of what runs.
         restart_flags: for a single task.
-        coordinated: a tree is restarted by a process outside of it (v17), not by its own tasks alone.
+        coordinated: the root's parent directs the restart of a tree (v17): it calls with the root's pid, and all others
+            with 0; before, they all call with the root's.
         kernels: the versions that the release was made for, where the specification tells.
     """
 

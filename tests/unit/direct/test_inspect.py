@@ -25,7 +25,7 @@ def test_a_whole_image(run):
     assert result.exit_code == 0
     assert "crd (v14-rc2 with crd's profile), little-endian" in result.output
     assert "6.18.0 #1 SMP x86_64" in result.output
-    for line in ("  4242  1       4242     worker  0",
+    for line in ("  4242  1       4242     4242   4242     worker  0",
                  "  4242  50004000-50008000  rw-p   0       1      /usr/bin/worker",
                  "  4242  7   0o1    -         pipe:[4]"):
         assert line in result.output
