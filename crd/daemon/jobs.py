@@ -254,7 +254,7 @@ class Restarts:
             made.append(result)
 
         options = RestartOptions(pids=Pids(request.pids), files=Files(request.files),
-                                 tcp=Tcp(request.tcp), served=True,
+                                 tcp=Tcp(request.tcp), force_version=request.force_version, served=True,
                                  only_uid=None if request.gids is None else request.uid,
                                  only_gids=tuple(request.gids or ()))
         scope = Scope(f"crd-{request.crid}-{request.number}.scope", f"Restarted by crd from image {request.crid}")

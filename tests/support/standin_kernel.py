@@ -29,6 +29,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import TYPE_CHECKING, Any
 
+from crd.engine.kernel.proof import RunningKernel
 from crd.engine.kernel.table import GHOST, TASK_SELF
 from crd.image.inspect import inspect
 from crd.native import tracee
@@ -99,6 +100,8 @@ class StandInKernel:
     Attributes:
         numbers: of its calls.
         seen: every call, in order.
+        image_read: what the last restart was given.
+        version: that its images tell.
         refuse: errno that every call gets, instead of an answer.
         restored: answer a checkpoint by 0, as in the copy that has just been restarted.
         names_only: restart as patch 04 alone does.
@@ -110,6 +113,8 @@ class StandInKernel:
 
     numbers: CallNumbers
     seen: list[Call] = field(default_factory=list)
+    image_read: bytes = b""
+    version: str = field(default_factory=lambda: RunningKernel().numbers)
     refuse: int = 0
     restored: bool = False
     names_only: bool = False
@@ -250,7 +255,8 @@ class StandInKernel:
     def image_of(self, *entries: tuple[int, ...], writer: GenB | None = None) -> bytes:
         """An image with a pid array."""
         writer = writer or (GenD if self.numbers.coordinated else GenB)()
-        writer.version = (*map(int, os.uname().release.split("-")[0].split(".")[:3]), 1)
+        writer.version = (*map(int, self.version.split(".")), writer.version[3])
+        writer.machine, writer.has_xsave, writer.word = b"x86_64", "xsave" in RunningKernel().processor_flags, "Q"
         first = Path(f"/proc/{entries[0][0]}/comm")
         comm = first.read_bytes().strip() if first.exists() else b"restored"
         tasks = b"".join(writer.task(entry[0], objects_known=bool(index)) for index, entry in enumerate(entries))
@@ -339,7 +345,8 @@ class StandInKernel:
     def _take_image(self, call: Call) -> tuple[bytes, int]:
         """Return what is left of the image, and a descriptor that shares the caller's position in it."""
         fd = self._fd(call, 1, os.O_RDONLY)
-        return os.pread(fd, os.fstat(fd).st_size, os.lseek(fd, 0, os.SEEK_CUR)), fd
+        self.image_read = os.pread(fd, os.fstat(fd).st_size, os.lseek(fd, 0, os.SEEK_CUR))
+        return self.image_read, fd
 
     def _become(self, listener: int, call: Call, comm: bytes, *, ends: bool = False) -> None:
         """Make a caller another program before it sees an answer (engine.md H: seize first, then answer)."""
