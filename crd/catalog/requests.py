@@ -50,7 +50,8 @@ class Requests:
         self._host = host
 
     async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime, tcp: str = "auto",
-                  gids: Collection[int] | None = None, host: str = "", boot_id: str | None = None) -> Request:
+                  force_version: bool = False, gids: Collection[int] | None = None, host: str = "",
+                  boot_id: str | None = None) -> Request:
         """Queue a request for an image of this host, or of another; it is durable when this returns.
 
         Args:
@@ -58,6 +59,7 @@ class Requests:
             pids: as of ``RestartOptions``.
             files: as of ``RestartOptions``.
             tcp: as of ``RestartOptions``.
+            force_version: as of ``RestartOptions``.
             uid: of who asks.
             now: the time.
             gids: see ``Request``.
@@ -76,7 +78,8 @@ class Requests:
                 raise ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
             done = await connection.execute(insert(requests).values(
                 host=host or self._host, crid=crid, state="queued", pids=pids, files=files, tcp=tcp, uid=uid,
-                requested_at=now, gids=None if gids is None else sorted(gids), boot_id=boot_id))
+                requested_at=now, force_version=force_version, gids=None if gids is None else sorted(gids),
+                boot_id=boot_id))
             await self._database.announce(connection)
             return await _get(connection, int(done.inserted_primary_key[0]))  # type: ignore[index]
 

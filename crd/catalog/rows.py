@@ -118,6 +118,7 @@ class Request:
     pids: str
     files: str
     tcp: str
+    force_version: bool
     uid: int
     gids: list[int] | None
     requested_at: datetime

@@ -11,7 +11,7 @@ from crd.cli.image_argument import image_argument
 from crd.console.plan import print_plan
 from crd.console.program import json_option, print_json
 from crd.console.progress import Progress
-from crd.console.restart_options import tcp_option
+from crd.console.restart_options import force_version_option, tcp_option
 from crd.errors import CrdError
 
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
                    "have grown by, or put their saved content back, and keep the newer one beside it; or fail.  "
                    "Without it: as the target says, else keep.")
 @tcp_option
+@force_version_option
 @click.option("--plan", is_flag=True, help="Only say what would be made and everything that stands in the way.")
 @click.option("--wait", is_flag=True, help="Come back when the tasks run, or with the reason why they do not.")
 @json_option
 @socket_option
 @click.pass_context
-def restart(context: click.Context, image: str, *, pids: str | None, files: str | None, tcp: str, plan: bool,
-            wait: bool, as_json: bool) -> None:
+def restart(context: click.Context, image: str, *, pids: str | None, files: str | None, tcp: str,
+            force_version: bool, plan: bool, wait: bool, as_json: bool) -> None:
     """Queue the restart of IMAGE, and print the number of the request.
 
     The request is on disk when its number is printed: it will be carried out exactly once, or fail.  With --plan
@@ -44,7 +45,8 @@ def restart(context: click.Context, image: str, *, pids: str | None, files: str 
     restart it, 14 conflicting (a pid is in use, a file has changed, several images fit).
     """
     with connect() as daemon:
-        options = {"reference": image, "pids": pids or "original", "files": files, "tcp": tcp}
+        options = {"reference": image, "pids": pids or "original", "files": files, "tcp": tcp,
+                   "force_version": force_version or None}
         if plan:
             context.exit(print_plan(daemon.call("PlanRestart", **options), as_json=as_json))
         request = daemon.call("Restart", **options)["request"]

@@ -183,20 +183,24 @@ class Handlers(UpkeepHandlers):
         return {"images": [image_json(image) for image in images], "cursor": following}
 
     async def _on_Restart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
-                          pids: str | None, files: str | None, tcp: str | None) -> dict[str, Any]:
+                          pids: str | None, files: str | None, tcp: str | None,
+                          force_version: bool | None) -> dict[str, Any]:
         image = usable(await self._find(peer, reference))
         if image.host != self._app.host:
             need_admin(peer)  # a uid need not be the same person's there
         request = await self._app.catalog.requests.add(
             image.crid, pids=pids or "original", files=files or self._files(image), tcp=tcp or Tcp.AUTO,
-            uid=peer.uid, now=self._app.clock.now(), gids=None if peer.is_admin else peer.groups, host=image.host)
+            force_version=bool(force_version), uid=peer.uid, now=self._app.clock.now(),
+            gids=None if peer.is_admin else peer.groups, host=image.host)
         self._app.restarts.wake()
         return {"request": request_json(request)}
 
     async def _on_PlanRestart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
-                              pids: str | None, files: str | None, tcp: str | None) -> dict[str, Any]:
+                              pids: str | None, files: str | None, tcp: str | None,
+                              force_version: bool | None) -> dict[str, Any]:
         image = await self._here(peer, reference)
         options = RestartOptions(files=Files(files or self._files(image)), tcp=Tcp(tcp or Tcp.AUTO),
+                                 force_version=bool(force_version),
                                  only_uid=None if peer.is_admin else peer.uid, only_gids=tuple(peer.groups))
         with self._app.readers.reading(image.crid):
             for tried in pids_tried(pids or "original"):

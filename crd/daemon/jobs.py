@@ -310,6 +310,7 @@ class Restarts:
 
     async def _restart(self, request: Request, note: Callable[[RestartResult], Awaitable[None]]) -> None:
         options = RestartOptions(files=Files(request.files), tcp=Tcp(request.tcp), served=True,
+                                 force_version=request.force_version,
                                  only_uid=None if request.gids is None else request.uid,
                                  only_gids=tuple(request.gids or ()))
         scope = Scope(f"crd-{request.crid}-{request.number}.scope", f"Restarted by crd from image {request.crid}")

@@ -149,7 +149,7 @@ class Pipeline:
         source = await self.archive.source(usable(await self.catalog.images.get(crid)).crid)
         async with _in_time(self.restart_seconds, "restart"), self.workers.lease() as worker:
             with Pipe() as pipe:
-                await worker.begin_plan(pipe.read_end, options)
+                await worker.begin_plan(pipe.read_end, replace(options, linux_cr=self.linux_cr))
                 pipe.close_read_end()
                 return await both(worker.planned(), _feed_in_part(source, pipe))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import click
 
 from crd.errors import EXIT_FAILED, ImageError
+from crd.image.generations import Generation
 from crd.image.inspect import inspect as inspect_image
 
 if TYPE_CHECKING:
@@ -52,13 +53,15 @@ class _Table(NamedTuple):
 
 def _tables(inspection: Inspection, *, all_records: bool) -> Iterator[_Table]:
     yield _Table("Image", ("", ""), list(_summary(inspection)))
-    yield _Table("Tasks", ("pid", "parent", "process", "name", "state"),
-                 [(task.pid, task.parent_pid, task.thread_group, task.comm, task.state) for task in inspection.tasks])
+    yield _Table("Tasks", ("pid", "parent", "process", "group", "session", "name", "state"),
+                 [(task.pid, task.parent_pid, task.thread_group, task.process_group, task.session, task.comm,
+                   _state(inspection, task.state)) for task in inspection.tasks])
     yield _Table("Memory", ("pid", "range", "flags", "offset", "pages", "path"),
                  [(area.pid, f"{area.start:x}-{area.end:x}", area.flags, f"{area.offset:x}", area.pages, area.path)
                   for area in inspection.memory])
     yield _Table("Files", ("pid", "fd", "flags", "position", "path"),
-                 [(file.pid, file.fd, None if file.flags is None else f"{file.flags:#o}", file.position, file.path)
+                 [(file.pid, None if file.fd < 0 else file.fd, None if file.flags is None else f"{file.flags:#o}",
+                   file.position, file.path)
                   for file in inspection.files])
     if all_records:
         yield _Table("Records", ("offset", "type", "name", "payload bytes"),
@@ -80,6 +83,22 @@ def _summary(inspection: Inspection) -> Iterator[tuple[str, object]]:
     for note in inspection.notes:
         yield "note", note
     yield "whole", "no: " + inspection.broken.message if inspection.broken else "yes"
+
+
+_STATES = {0: "running", 1: "sleeping", 2: "frozen or waiting", 4: "stopped", 8: "traced", 16: "zombie", 32: "dead",
+           64: "dead"}
+"""Task states of the kernels that wrote the images (spec section 3.2)."""
+_WAKEKILL = 128
+_STATES_OF_CRD = {**_STATES, 32: "zombie"}
+"""As kernels from 3.14 on number them."""
+
+
+def _state(inspection: Inspection, state: int | None) -> str | None:
+    """Return a task's state in words, with its number."""
+    if state is None:
+        return None
+    words = _STATES_OF_CRD if inspection.generation == Generation.CRD else _STATES
+    return f"{words.get(state & ~_WAKEKILL, 'unknown')} ({state})"
 
 
 def _time(seconds: int) -> str:

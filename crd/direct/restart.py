@@ -13,7 +13,7 @@ import click
 from crd.console.image_file import opened_for_reading, write_pid_file
 from crd.console.plan import print_plan
 from crd.console.program import json_option
-from crd.console.restart_options import STDIO, STDIO_HELP, tcp_option
+from crd.console.restart_options import STDIO, STDIO_HELP, force_version_option, tcp_option
 from crd.direct.foreground import relay, terminal_kept, wait_as_a_shell
 from crd.direct.linux_cr import linux_cr_option
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
               help="What is done about open files that have changed since: take them as they are; cut off what they "
                    "have grown by, or put their saved content back, and keep the newer one beside it; or fail.")
 @linux_cr_option
+@force_version_option
 @tcp_option
 @click.option("--stdio", type=click.Choice(STDIO),
               help=f"{STDIO_HELP}  With pty, crd relays between its own streams and the terminal as long as it stays; "
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def restart(context: click.Context, image: Path, *, pids: str | None, root: Path | None, detach: bool | None,
-            files: str, linux_cr: str, tcp: str, stdio: str | None, plan: bool, as_json: bool) -> None:
+            files: str, linux_cr: str, force_version: bool, tcp: str, stdio: str | None, plan: bool,
+            as_json: bool) -> None:
     """Recreate the tasks of an image and let them run on; print the pid of the first.
 
     With --plan nothing is made, and the exit status is what the restart would fail with.
@@ -64,7 +66,8 @@ def restart(context: click.Context, image: Path, *, pids: str | None, root: Path
     if detach and stdio == Stdio.INHERIT:
         raise click.UsageError("who has the caller's terminal is waited for: --stdio inherit goes with --wait", context)
     options = RestartOptions(pids=Pids(pids or "original"), files=Files(files), tcp=Tcp(tcp),
-                             stdio=Stdio(stdio or "pty"), reap=not detach, linux_cr=linux_cr)
+                             stdio=Stdio(stdio or "pty"), reap=not detach, linux_cr=linux_cr,
+                             force_version=force_version)
     with opened_for_reading(image) as fd:
         if plan:
             context.exit(print_plan(asdict(plan_restart(fd, options=options)), as_json=as_json))

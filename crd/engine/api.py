@@ -166,6 +166,8 @@ class RestartOptions:
         only_uid: refuse images of tasks that are not this user's (``crd.target.owner``); None: whoever they are of.
         only_gids: with ``only_uid``: all the groups that the tasks may have.
         linux_cr: as of ``CheckpointOptions``; the image itself tells which engine it needs.
+        force_version: an image that another version of a Linux-CR kernel wrote is restarted, if all else in it fits
+            (``crd.engine.kernel.fit``); crd's own images ask for no version of the kernel.
     """
 
     pids: Pids = Pids.ORIGINAL
@@ -177,6 +179,7 @@ class RestartOptions:
     only_uid: int | None = None
     only_gids: tuple[int, ...] = ()
     linux_cr: str = ""
+    force_version: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +190,8 @@ class RestartResult:
         root_pid: of the first task, as seen from here.
         start_time: field 22 of its stat: with the pid it names the task for ever.
         pids: number of each thread in the image, and the one it has now (in its own namespace).
-        reaper_pid: first process of its pid namespace, 0 if it has none of its own.
+        reaper_pid: first process of its pid namespace, or who waits for the root otherwise, and ends as that does;
+            0: the root is a child of the caller.
         notes: what could not be as it was, a sentence each.
         listeners: descriptors that tell of the calls of tasks which ran under ``crctl run``; as long as ``confirm``
             runs, which keeps duplicates of them.
@@ -353,20 +357,14 @@ def restart(fd: int, flags: int = 0, *, options: RestartOptions | None = None,
         ImageError: the image is damaged; nothing is left.
         RestartError, AccessDenied, FeatureMissing: it cannot be restarted here; nothing is left.
     """
-    from crd.engine.stream import DescriptorSource
+    from crd.engine.origin import opened
     from crd.engine.userspace.restart import Restart
-    from crd.image.cursor import Cursor
-    from crd.image.generations import PREFIX_BYTES, is_of_a_kernel
 
     options = options or RestartOptions()
     if flags:
         raise BadRequest(f"flags {flags:#x}: only 0 is defined")
-    source = Cursor(DescriptorSource(fd))
-    if is_of_a_kernel(source.peek(PREFIX_BYTES)):
-        from crd.engine.kernel.restart import Restart as KernelRestart
-
-        return KernelRestart(source, options).run(confirm)
-    return Restart(source, options).run(confirm)
+    source, of_a_kernel = opened(fd, options)
+    return (of_a_kernel or Restart(source, options)).run(confirm)
 
 
 def plan(fd: int, *, options: RestartOptions | None = None) -> RestartPlan:
@@ -379,10 +377,12 @@ def plan(fd: int, *, options: RestartOptions | None = None) -> RestartPlan:
     Raises:
         ImageError: the image is damaged.
     """
-    from crd.engine.stream import DescriptorSource
+    from crd.engine.origin import opened
     from crd.engine.userspace.restart import plan_of
 
-    return plan_of(DescriptorSource(fd), options or RestartOptions())
+    options = options or RestartOptions()
+    source, of_a_kernel = opened(fd, options)
+    return of_a_kernel.plan() if of_a_kernel else plan_of(source, options)
 
 
 def wait_for_root(result: RestartResult) -> int:

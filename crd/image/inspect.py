@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from crd.errors import ImageError
@@ -47,8 +48,16 @@ def inspect(source: Source) -> Inspection:
         inspection.broken = Damage(error.offset, cursor.offset, error.record, error.code, error.message)
     inspection.image_bytes = cursor.offset
     if inspection.whole:
+        if _is_image(cursor.peek(PREFIX_BYTES)):
+            inspection.notes.append(f"another image begins at offset {cursor.offset}")
         inspection.trailing_bytes = cursor.rest()
     return inspection
+
+
+def _is_image(front: bytes) -> bool:
+    with suppress(ImageError):
+        return bool(recognise(front))
+    return False
 
 
 def _walk_crd(cursor: Cursor, inspection: Inspection) -> None:
@@ -108,8 +117,10 @@ class _CrdWalk:
         assert task is not None  # noqa: S101
         assert process is not None  # noqa: S101
         if isinstance(record, Zombie):
-            return TaskEntry(record.pid, record.parent_pid, record.pid, self.comm, task.exit_state, record.exit_signal)
-        return TaskEntry(record.tid, process.parent_pid, process.pid, record.comm, task.state, process.exit_signal)
+            return TaskEntry(record.pid, record.parent_pid, record.pid, self.comm, task.exit_state, record.exit_signal,
+                             record.process_group, record.session)
+        return TaskEntry(record.tid, process.parent_pid, process.pid, record.comm, task.state, process.exit_signal,
+                         process.process_group, process.session)
 
     def description(self, record: Any) -> None:
         """Note an open file description."""

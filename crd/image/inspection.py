@@ -34,6 +34,8 @@ class TaskEntry:
     comm: str = ""
     state: int | None = None
     exit_signal: int | None = None
+    process_group: int | None = None
+    session: int | None = None
 
 
 @dataclass(slots=True)

@@ -19,10 +19,11 @@ _LOOK_AHEAD_BYTES_MAX = 1 << 20
 
 def pid_entry(walker: Walker, data: bytes) -> TaskEntry:
     """Return the task of an entry of either size."""
-    pid, second, third = walker.dialect.unpack("iii", data)
     if len(data) == OLD_PID_ENTRY_BYTES:
-        return TaskEntry(pid, parent_pid=third, thread_group=second)
-    return TaskEntry(pid, parent_pid=second, thread_group=third)
+        pid, group, parent = walker.dialect.unpack("iii", data)
+        return TaskEntry(pid, parent, group)
+    pid, parent, group, process_group, session = walker.dialect.unpack("5i", data)
+    return TaskEntry(pid, parent, group, process_group=process_group, session=session)
 
 
 def pid_entry_bytes(walker: Walker, n_tasks: int, preferred: int = OLD_PID_ENTRY_BYTES) -> int:

@@ -98,6 +98,6 @@ class ImageReader:
 def _check_version(payload: memoryview, offset: int) -> None:
     """The version is the first field of PROFILE in every version."""
     if len(payload) >= 4 and (version := struct.unpack_from("<I", payload)[0]) != PROFILE_VERSION:
-        raise ImageVersionUnsupported(f"the image is of version {version} of crd's profile, not {PROFILE_VERSION}",
-                                      offset=offset, record=Profile.record_name, version=version,
-                                      errno=errno.EINVAL)
+        raise ImageVersionUnsupported(f"PROFILE at offset {offset} has version {version} of crd's profile, not "
+                                      f"{PROFILE_VERSION}", hint="It takes a crd of another version.", offset=offset,
+                                      record=Profile.record_name, version=version, errno=errno.EINVAL)

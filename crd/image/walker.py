@@ -190,7 +190,7 @@ def _header_numbers(dialect: Dialect, head: Step) -> dict[str, int]:
     payload = head.payload
     if len(payload) < 40:
         raise corrupt(f"has {len(payload)} bytes", 0, head.name)
-    version_at = 10 if dialect.generation is Generation.D else _version_at(dialect, payload)
+    version_at = kernel_version_at(dialect, payload)
     if version_at is None:
         raise corrupt("has no three uts lengths of 65", 0, head.name)
     magic = dialect.unpack("Q", payload)[0]
@@ -199,7 +199,10 @@ def _header_numbers(dialect: Dialect, head: Step) -> dict[str, int]:
     return {"magic": magic, "major": major, "minor": minor, "patch": patch, "rev": rev, "time": time, "flags": flags}
 
 
-def _version_at(dialect: Dialect, payload: bytes) -> int | None:
+def kernel_version_at(dialect: Dialect, payload: bytes) -> int | None:
+    """Return where in the payload of a HEAD the kernel's version is; None: this is no HEAD of such a generation."""
+    if dialect.generation in {Generation.A, Generation.D}:
+        return 8 if dialect.generation is Generation.A else 10
     for codes, lengths_at, version_at in (("3H", 16, 8), ("3H", 18, 10), ("3I", 16, 8)):
         if dialect.unpack(codes, payload, lengths_at) == (UTS_BYTES,) * 3:
             return version_at

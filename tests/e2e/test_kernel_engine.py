@@ -21,6 +21,8 @@ RELEASE = "387/388/3"
 
 def test_checkpoint_archive_and_restart(tmp_path: Path) -> None:
     kernel = StandInKernel(named(RELEASE, "x86_64"))
+    ours = kernel.version
+    kernel.at_checkpoint = lambda _: setattr(kernel, "version", "2.6.28" if kernel.crid else ours)
 
     def daemon() -> dict[str, Any]:
         running = RunningDaemon(tmp_path, f'[engine]\nlinux_cr = "{RELEASE}"\n').start()
@@ -32,19 +34,33 @@ def test_checkpoint_archive_and_restart(tmp_path: Path) -> None:
             pid = running.crctl("restart", str(image["crid"]), "--wait")["root_pid"]
             until("name", lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
             os.kill(pid, signal.SIGKILL)  # what the stand-in restores looks like a worker yet
+            check_another_version(running)
             return {"status": running.crctl("status"), "image": image}
         finally:
             running.stop()
 
+    def check_another_version(running: RunningDaemon) -> None:
+        (tmp_path / "other").mkdir()
+        with sleep(tmp_path / "other", 60) as other:
+            theirs = str(running.crctl("checkpoint", "--pid", str(other.pid))["crid"])
+        for options in (["--plan"], ["--wait"]):
+            refused = running.run_crctl("restart", theirs, *options)
+            assert refused.returncode == 13
+            assert "written by kernel 2.6.28" in refused.stdout + refused.stderr
+        assert running.run_crctl("restart", theirs, "--plan", "--force-version").returncode == 0
+        request = running.crctl("restart", theirs, "--wait", "--force-version")
+        assert (request["state"], request["force_version"]) == ("done", True)
+        os.kill(request["root_pid"], signal.SIGKILL)
+
     with sleep(tmp_path, 60) as program:
         found = kernel.run(daemon)
-        image = found["image"]
+        image, kernel.version = found["image"], ours
         assert found["status"]["engine"] == "kernel"
         assert (image["engine"], image["comm"], image["pid"]) == ("kernel", "sleep", program.pid)
         assert image["header"]["release"] == "2.6.29-rc8-cr"
         assert image["image_bytes"] == (tmp_path / "out").stat().st_size
         assert (tmp_path / "out").read_bytes() == kernel.image(program.pid).replace(b"restored", b"sleep\0\0\0")
-    assert [call.number for call in kernel.seen] == [387, 388]
+    assert [call.number for call in kernel.seen] == [387, 388, 387, 388]
 
 
 def test_a_daemon_that_is_to_use_what_the_kernel_has_not_does_not_start(tmp_path: Path) -> None:

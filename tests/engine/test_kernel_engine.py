@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
 from crd.engine.kernel import freezer
 from crd.engine.kernel.calls import KernelCalls
+from crd.engine.kernel.proof import RunningKernel
 from crd.engine.kernel.table import named
 from crd.errors import (
     EngineError,
@@ -27,6 +29,10 @@ from crd.errors import (
     TargetBusy,
     TargetUnsupported,
 )
+from crd.image.front import with_kernel
+from crd.image.generations import PREFIX_BYTES
+from crd.image.inspect import inspect
+from tests.support.linux_cr import GenA, GenB, GenC, GenD
 from tests.support.standin_kernel import StandInKernel
 from tests.support.victims import sleep, until
 
@@ -69,12 +75,14 @@ def _told(kernel: StandInKernel) -> str:
 
 
 @contextmanager
-def restarted(kernel: StandInKernel, image: bytes, path: Path, confirm=None) -> Iterator[api.RestartResult]:
+def restarted(kernel: StandInKernel, image: bytes, path: Path, confirm=None,
+              **options) -> Iterator[api.RestartResult]:
     path.write_bytes(image)
 
     def call() -> api.RestartResult:
         with path.open("rb") as file:
-            return api.restart(file.fileno(), options=api.RestartOptions(linux_cr=_told(kernel)), confirm=confirm)
+            return api.restart(file.fileno(), options=api.RestartOptions(linux_cr=_told(kernel), **options),
+                               confirm=confirm)
 
     result = kernel.run(call)
     try:
@@ -263,19 +271,82 @@ class TestTrees:
             pass
         until("end", lambda: not any(Path(f"/proc/{call.tid}").exists() for call in kernel.seen))
 
-    def test_trees_of_releases_with_a_coordinator_are_refused(self, tmp_path: Path) -> None:
-        kernel = standing_in("3.0")
-        with pytest.raises(RestartUnsupported, match="gen-D"), restarted(
-                kernel, kernel.image(100_000, 100_001), tmp_path / "image"):
-            pass
-
     def test_images_of_another_kernel_are_refused_before_any_call(self, tmp_path: Path) -> None:
         kernel = standing_in()
         image = (Path(__file__).parents[1] / "golden" / "images" / "v13-ext-frozen.img").read_bytes()
-        with (pytest.raises(ImageVersionUnsupported, match=r"kernel 2\.6\.28"),
+        with (pytest.raises(ImageVersionUnsupported, match="written on i686: this one is x86_64"),
               restarted(kernel, image, tmp_path / "image")):
             pass
         assert not kernel.seen
+
+
+class TestVersions:
+    def test_an_image_of_another_version_is_refused_unless_it_is_forced(self, tmp_path: Path) -> None:
+        kernel = standing_in()
+        ours = kernel.image(100_000, 100_001)
+        theirs = with_kernel(ours[:PREFIX_BYTES], "2.6.28") + ours[PREFIX_BYTES:]
+        with (pytest.raises(ImageVersionUnsupported, match=r"kernel 2\.6\.28") as raised,
+              restarted(kernel, theirs, tmp_path / "image")):
+            pass
+        assert "--force-version" in raised.value.hint
+        assert not kernel.seen
+        with restarted(kernel, theirs, tmp_path / "image", force_version=True):
+            array = slice(kernel.image_read.index(b"\x65\0\0\0\x08\0\0\0") + 16, None)
+            assert kernel.image_read[:array.start] == ours[:array.start]
+            assert kernel.image_read[array][32:] == ours[array][32:]
+
+    @pytest.mark.parametrize("writer", [GenA, GenB, GenC, GenD])
+    @pytest.mark.parametrize("order", "<>")
+    def test_only_the_version_words_are_changed(self, writer: type[GenB], order: str) -> None:
+        image = writer(order).image()
+        changed = with_kernel(image[:PREFIX_BYTES], "6.18.44") + image[PREFIX_BYTES:]
+        assert inspect(io.BytesIO(changed)).header.kernel == "6.18.44"
+        numbers = ".".join(map(str, writer.version[:3]))
+        assert with_kernel(changed[:PREFIX_BYTES], numbers) + changed[PREFIX_BYTES:] == image
+
+    @pytest.mark.parametrize(("change", "why"), [
+        ({"version": (2, 6, 28, 5)}, "revision 5, and kernels of 3.0 take 6"),
+        ({"machine": b"i686"}, "written on i686"),
+        ({"machine": b"s390x"}, "written on s390x"),
+    ])
+    def test_what_else_does_not_fit_is_not_forced(self, tmp_path: Path, change: dict[str, Any], why: str) -> None:
+        kernel, writer = standing_in("3.0"), GenD()
+        writer.version, writer.machine, writer.word = (2, 6, 28, 6), b"x86_64", "Q"
+        for name, value in change.items():
+            setattr(writer, name, value)
+        image = writer.image()
+        with (pytest.raises(ImageVersionUnsupported, match=why),
+              restarted(kernel, image, tmp_path / "image", force_version=True)):
+            pass
+        assert not kernel.seen
+
+    def test_nor_another_generation_or_processor(self, tmp_path: Path) -> None:
+        for kernel, writer, why in ((standing_in("3.0"), GenC(), "is of gen-C"),
+                                    (standing_in(), GenB(), "processor with|processor without")):
+            writer.machine, writer.word = b"x86_64", "Q"
+            writer.has_xsave = "xsave" not in RunningKernel().processor_flags
+            with (pytest.raises(ImageVersionUnsupported, match=why),
+                  restarted(kernel, writer.image(), tmp_path / "image", force_version=True)):
+                pass
+            assert not kernel.seen
+
+    def test_the_plan_says_so(self, tmp_path: Path) -> None:
+        kernel = standing_in()
+        ours = kernel.image(100_000, 100_001)
+        theirs = with_kernel(ours[:PREFIX_BYTES], "2.6.28") + ours[PREFIX_BYTES:]
+        (tmp_path / "image").write_bytes(theirs)
+
+        def plan(**options) -> api.RestartPlan:
+            with (tmp_path / "image").open("rb") as file:
+                return api.plan(file.fileno(), options=api.RestartOptions(**options))
+
+        assert [made.name for made in plan().makes] == ["100000 (restored)", "100001 (restored)"]
+        assert [clash["error"] for clash in plan().clashes] == ["engine.feature-missing"]
+        [clash] = plan(linux_cr=V14).clashes
+        assert clash["error"] == "image.version-unsupported"
+        forced = plan(linux_cr=V14, force_version=True)
+        assert not forced.clashes
+        assert "new pids" in forced.notes[0]
 
 
 def test_without_proof_no_number_is_tried(program: Program, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ def test_all_that_is_known_is_found(name):
     assert (header.release, header.version, header.machine) == (writer.release.decode(), "#1", "i686")
     assert [(task.pid, task.parent_pid, task.thread_group) for task in found.tasks] == TASKS
     state_and_signal = (None, None) if name[:5] == "gen-D" else (2, 17)  # where they are in gen-D is not known
+    groups = None if name[:5] in {"gen-A", "gen-B"} else 2754
+    assert {(task.process_group, task.session) for task in found.tasks} == {(groups, groups)}
     assert [(task.comm, task.state, task.exit_signal) for task in found.tasks] == [("self", *state_and_signal)] * 2
     assert {file.path for file in found.files} == {"/tmp/in_0", "/tmp/out0"}
     assert not [entry for entry in found.records if entry.name.startswith("RECORD")]

@@ -102,6 +102,7 @@ def test_the_images_beside_the_project():
 def test_two_images_in_one_file():
     found = read("v13p04-two-appended")
     assert (found.whole, found.image_bytes, found.trailing_bytes) == (True, 304, 304)
+    assert found.notes == ["another image begins at offset 304"]
 
 
 def test_task_names_end_at_the_first_nul():

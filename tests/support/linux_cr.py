@@ -30,6 +30,10 @@ class GenB:
     release = b"2.6.29-rc8-cr"
     pids: ClassVar[tuple[tuple[int, ...], ...]] = PIDS_16
     cpu_bytes = 272
+    machine = b"i686"
+    has_xsave = 0
+    word = "I"
+    """Of an address of such a machine."""
 
     def __init__(self, order: str = "<", frame_codes: str = "II") -> None:
         self.order = order
@@ -54,10 +58,10 @@ class GenB:
         return head + self.texts(3)
 
     def texts(self, number: int) -> bytes:
-        return b"".join(self.raw(number, padded(text)) for text in (self.release, b"#1", b"i686"))
+        return b"".join(self.raw(number, padded(text)) for text in (self.release, b"#1", self.machine))
 
     def head_arch(self) -> bytes:
-        return self.record(2, "HHHH", 1, 0, 512, 0)
+        return self.record(2, "HHHH", 1, self.has_xsave, 512, 0)
 
     def tree(self, *entries: tuple[int, ...]) -> bytes:
         array = b"".join(self.pack(f"{len(entry)}i", *entry) for entry in entries)
@@ -68,7 +72,7 @@ class GenB:
         return b"".join([
             self.record(201, "II11Q", 0, 1, *range(11), parent=pid),
             self.record(202, "IIQQQQQ", 1, 0, 0x8000, 0xA000, 0x25, 3, 0),
-            self.record(203, "Q", 1), self.pack("I", 0x8000), bytes(4096), self.record(203, "Q", 0),
+            self.record(203, "Q", 1), self.pack(self.word, 0x8000), bytes(4096), self.record(203, "Q", 0),
             self.record(204, "hhI", 8, 0, 0)])
 
     def files(self, pid: int, *, objects_known: bool) -> bytes:
@@ -106,7 +110,7 @@ class GenA(GenB):
         return self.pack("hhI", kind, len(payload), parent) + payload
 
     def head(self, layout: str = "A") -> bytes:
-        texts = [padded(text, 64) for text in (self.release, b"#1", b"i686")]
+        texts = [padded(text, 64) for text in (self.release, b"#1", self.machine)]
         return self.record(1, "Q4HQQ64s64s64s", MAGIC_HEAD, *self.version, TAKEN_AT, 1, *texts)
 
 
@@ -149,7 +153,7 @@ class GenC(GenB):
         return b"".join([
             self.record(102, "6I", 2, 0, 0, 17, 16, 0), self.raw(4, padded(b"self", 16)), files, pipe,
             self.raw(401, bytes(96)), self.raw(402, bytes(56)),
-            self.record(403, "Q", 1), self.framed(self.pack("I", 0x8000) + bytes(4096)), self.record(403, "Q", 0),
+            self.record(403, "Q", 1), self.framed(self.pack(self.word, 0x8000) + bytes(4096)), self.record(403, "Q", 0),
             self.record(404, "QII", 0, 8, 2), self.framed(bytes(16)),
             self.record(self.thread, "HHHH", 3, 24, 1, 0), self.framed(bytes(24), 201),
             self.raw(self.cpu, registers), self.framed(bytes(512), self.fpu)])

@@ -47,17 +47,18 @@ class KernelCalls:
         except NativeError as error:
             raise checkpoint_error(error.errno, pid) from error
 
-    def restart(self, crid: int, fd: int, flags: int = 0, *, alone: bool = False) -> int:
+    def restart(self, crid: int, fd: int, flags: int = 0, *, kernel_flags: int = 0) -> int:
         """Become a task of an image; this does not return if the kernel restores more than names.
 
         Args:
-            crid: the pid of the first task: every task of the new tree makes this call with it.
+            crid: the pid of the first task: every task of the new tree makes this call with it, or, if the restart is
+                coordinated, its parent does, and they call with 0.
             fd: open for reading.
             flags: must be 0.
-            alone: the image has one task.
+            kernel_flags: those of the release (``table.py``).
 
         Returns:
-            0, in the old program: the kernel has patch 04 alone.
+            0, in the old program: the caller is the coordinator, or the kernel has patch 04 alone.
 
         Raises:
             BadRequest: flags are not 0, or the descriptor is not open for reading.
@@ -66,7 +67,7 @@ class KernelCalls:
         _check(fd, flags, os.O_RDONLY)
         call = self.numbers
         try:
-            return syscall(call.restart, *call.words(crid, fd, call.restart_flags if alone else 0))
+            return syscall(call.restart, *call.words(crid, fd, kernel_flags))
         except NativeError as error:
             raise restart_error(error.errno) from error
 

@@ -6,6 +6,7 @@ import gzip
 import os
 import re
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,16 @@ class RunningKernel:
     def may_have_calls(self) -> bool:
         """Whether the patches were ever made for a kernel that old: 3.0 was the last."""
         return tuple(map(int, [*self.version.split("."), "0"][:2])) <= (3, 0)
+
+    @property
+    def processor_flags(self) -> frozenset[str]:
+        """What x86 processors can do, by the names of cpuinfo."""
+        with suppress(OSError):
+            for line in (self.proc / "cpuinfo").read_text().splitlines():
+                name, _, flags = line.partition(":")
+                if name.strip() == "flags":
+                    return frozenset(flags.split())
+        return frozenset()
 
     def proof(self) -> str:
         """Return what shows that it has the calls, "" if nothing does."""

@@ -6,21 +6,26 @@ import os
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
-from crd.engine.api import Pids, RestartOptions, RestartResult
+from crd.engine.api import Made, Pids, RestartOptions, RestartPlan, RestartResult
 from crd.engine.kernel.calls import KernelCalls
+from crd.engine.kernel.fit import fit
+from crd.engine.kernel.forest import Role
 from crd.engine.kernel.pid_array import pid_array
 from crd.engine.kernel.proof import RunningKernel, calls_of
+from crd.engine.kernel.table import TASK_SELF
 from crd.engine.kernel.tasks import Tasks
-from crd.errors import ERRORS_BY_CODE, ImageCorrupt, ImageVersionUnsupported, RestartUnsupported
+from crd.errors import ERRORS_BY_CODE, CrdError, ImageCorrupt, RestartUnsupported
+from crd.image.generations import Generation
 from crd.image.inspect import inspect
 from crd.target import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from crd.engine.kernel.table import CallNumbers
+    from crd.engine.kernel.pid_array import PidArray
     from crd.image.framing import Source
     from crd.image.inspection import Inspection
 
@@ -32,37 +37,48 @@ class Restart:
     """An image of a Linux-CR kernel that is to be restarted by this one: nothing is made yet."""
 
     def __init__(self, source: Source, options: RestartOptions) -> None:
-        """Read and check the image: a kernel's answer to a bad one is a dead or half-made task.
+        """Read the image.
 
         Raises:
-            ImageError: it is damaged, or of another generation or kernel.
-            FeatureMissing: this kernel does not have the calls.
-            RestartUnsupported: it holds what cannot be made.
+            ImageError: it is damaged.
         """
         self._began = time.monotonic()
+        self._options = options
         self._file = _spooled(source)
         try:
-            self._check(options)
+            self._image = _whole(self._file)
         except BaseException:
             self._file.close()
             raise
 
-    def _check(self, options: RestartOptions) -> None:
-        image = inspect(self._file)  # type: ignore[arg-type]  # a file has readinto
-        if image.broken:
-            kind = ERRORS_BY_CODE.get(image.broken.error, ImageCorrupt)
-            raise kind(image.broken.message, offset=image.broken.offset, record=image.broken.record)
-        kernel = RunningKernel()
+    def _prepare(self) -> tuple[KernelCalls, PidArray]:
+        """Check all that can be checked: a kernel's answer to a bad image is a dead or half-made task.
+
+        Raises:
+            ImageVersionUnsupported: it is of another generation or kernel.
+            FeatureMissing: this kernel does not have the calls.
+            SettingsError: the calls were named, and wrongly.
+            RestartUnsupported: it holds what cannot be made.
+        """
+        options, image, kernel = self._options, self._image, RunningKernel()
         numbers = calls_of(kernel, options.linux_cr)
-        _check_version(image, kernel, numbers)
+        fit(image, self._file, kernel, numbers, force_version=options.force_version)
         if options.pids == Pids.NAMESPACE:
             raise RestartUnsupported("a Linux-CR kernel restarts no image in a pid namespace of its own",
                                      hint="Start crd in one.")
-        self._calls = KernelCalls(numbers)
-        self._array = pid_array(image)
-        if numbers.coordinated and len(image.tasks) > 1:
-            raise RestartUnsupported(f"trees of {image.generation} need the restart program of their release: how it "
-                                     "and the kernel work together is not known to crd")
+        if image.generation == Generation.D and not numbers.generation:  # given by hand
+            numbers = replace(numbers, restart_flags=TASK_SELF, coordinated=True)
+        return KernelCalls(numbers), pid_array(image)
+
+    def plan(self) -> RestartPlan:
+        """Tell what is to be made, and what stands in its way."""
+        makes = tuple(Made("task", f"{task.pid} ({task.comm})", "with a new pid") for task in self._image.tasks)
+        with self._file:
+            try:
+                self._prepare()
+            except CrdError as error:
+                return RestartPlan(makes=makes, clashes=(error.to_json(),))
+        return RestartPlan(makes=makes, notes=(_NEW_PIDS,))
 
     def run(self, confirm: Callable[[RestartResult], None] | None) -> RestartResult:
         """Make the tasks and have the kernel restore them.
@@ -71,29 +87,39 @@ class Restart:
             confirm: called when all are made and nothing of the image runs yet; if it raises, nothing is left.
 
         Raises:
-            RestartError, ImageError: the kernel refuses; nothing is left.
+            CrdError: what ``_prepare`` raises, or a RestartError or ImageError: the kernel refuses; nothing is left.
         """
         with ExitStack() as stack:
             file = stack.enter_context(self._file)
-            tasks = stack.enter_context(Tasks(self._array.children if self._array else {0: []}, file.fileno(),
-                                              self._calls))
-            self._renumber(file, tasks.numbers)
+            calls, array = self._prepare()
+            tasks = stack.enter_context(Tasks(array.root, file.fileno(), calls, reap=self._options.reap,
+                                              coordinated=calls.numbers.coordinated))
+            _renumber(file, array, tasks.all_numbers)
             result = RestartResult(
                 root_pid=tasks.root_pid, start_time=procfs.stat(tasks.root_pid).start_time, pids=tasks.numbers,
-                tasks=len(tasks.numbers), threads=len(tasks.numbers), duration_seconds=time.monotonic() - self._began,
-                notes=(_NEW_PIDS,))
+                tasks=sum(node.role is Role.TASK for node in array.root.family()), threads=len(tasks.numbers),
+                duration_seconds=time.monotonic() - self._began, reaper_pid=tasks.stand_in_pid, notes=(_NEW_PIDS,))
             if confirm:
                 confirm(result)
-            tasks.go()
+            tasks.go(self._image.image_bytes)
         return result
 
-    def _renumber(self, file: IO[bytes], numbers: dict[int, int]) -> None:
-        """Put the new pids into the image, and stand at its beginning."""
-        if array := self._array:
-            n_bytes = array.entry_bytes * len(numbers)
-            old = os.pread(file.fileno(), n_bytes, array.offset)
-            os.pwrite(file.fileno(), array.renumbered(old, numbers), array.offset)
-        os.lseek(file.fileno(), 0, os.SEEK_SET)
+
+def _renumber(file: IO[bytes], array: PidArray, numbers: dict[int, int]) -> None:
+    """Put the new pids into the image, and stand at its beginning."""
+    if array.offset is not None:
+        old = os.pread(file.fileno(), array.n_bytes, array.offset)
+        os.pwrite(file.fileno(), array.renumbered(old, numbers), array.offset)
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+
+
+def _whole(file: IO[bytes]) -> Inspection:
+    """Return what the image holds; ImageError if it is damaged."""
+    image = inspect(file)  # type: ignore[arg-type]  # a file has readinto
+    if image.broken:
+        kind = ERRORS_BY_CODE.get(image.broken.error, ImageCorrupt)
+        raise kind(image.broken.message, offset=image.broken.offset, record=image.broken.record)
+    return image
 
 
 def _spooled(source: Source) -> IO[bytes]:
@@ -108,15 +134,3 @@ def _spooled(source: Source) -> IO[bytes]:
         file.close()
         raise
     return file
-
-
-def _check_version(image: Inspection, kernel: RunningKernel, numbers: CallNumbers) -> None:
-    """Refuse what the kernel refuses with EINVAL (spec section 5.3), but say why."""
-    header = image.header
-    assert header is not None  # noqa: S101  # it is whole
-    if numbers.generation not in {"", image.generation}:
-        raise ImageVersionUnsupported(f"the image is of {image.generation} ({image.versions}), and the kernel's calls "
-                                      f"are of {numbers.release}, which is {numbers.generation}")
-    if header.kernel != kernel.numbers:
-        raise ImageVersionUnsupported(f"the image was written by kernel {header.kernel}: this one is {kernel.numbers}, "
-                                      "and a Linux-CR kernel restarts its own images only")

@@ -11,6 +11,8 @@ SUBTREE = 0x1
 """CHECKPOINT_SUBTREE (v16): the target is no container of its own."""
 TASK_SELF = 0x1
 """RESTART_TASKSELF (v17): the caller alone becomes the task of the image."""
+GHOST = 0x4
+"""RESTART_GHOST (v18): the caller only keeps a pid in use, and ends when all tasks are restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,10 @@ class CallNumbers:
         arguments: 3, or 4 with a descriptor for messages, of which -1 is none (v19).
         checkpoint_flags: for a target that is a part of what runs.
         restart_flags: for a single task.
-        coordinated: a tree is restarted by a process outside of it (v17), not by its own tasks alone.
+        coordinated: the root's parent directs the restart of a tree (v17): it calls with the root's pid, and all others
+            with 0; before, they all call with the root's.
         kernels: the versions that the release was made for, where the specification tells.
+        revisions: of the image format (spec section 3.2), where it tells.
     """
 
     release: str
@@ -35,6 +39,7 @@ class CallNumbers:
     restart_flags: int = 0
     coordinated: bool = False
     kernels: tuple[str, ...] = ()
+    revisions: tuple[int, ...] = ()
 
     @property
     def generation(self) -> str:
@@ -46,16 +51,16 @@ class CallNumbers:
         return (first, fd, flags) if self.arguments == 3 else (first, fd, flags, -1)
 
 
-_RELEASES = {  # name: arguments, checkpoint flags, restart flags, coordinated, kernels
-    "v13": (3, 0, 0, False, ("2.6.27", "2.6.28")),
-    "v14-rc": (3, 0, 0, False, ("2.6.29",)),
-    "v14": (3, 0, 0, False, ()),
-    "v16": (3, SUBTREE, 0, False, ("2.6.30",)),
-    "v18": (3, SUBTREE, TASK_SELF, True, ()),
-    "v19": (4, SUBTREE, TASK_SELF, True, ()),
-    "v21": (4, SUBTREE, TASK_SELF, True, ()),
-    "v23": (4, SUBTREE, TASK_SELF, True, ()),
-    "3.0": (4, SUBTREE, TASK_SELF, True, ("3.0",)),
+_RELEASES = {  # name: arguments, checkpoint flags, restart flags, coordinated, kernels, revisions
+    "v13": (3, 0, 0, False, ("2.6.27", "2.6.28"), (1, 2, 3)),
+    "v14-rc": (3, 0, 0, False, ("2.6.29",), ()),
+    "v14": (3, 0, 0, False, (), ()),
+    "v16": (3, SUBTREE, 0, False, ("2.6.30",), (1,)),
+    "v18": (3, SUBTREE, TASK_SELF, True, (), (3,)),
+    "v19": (4, SUBTREE, TASK_SELF, True, (), (4,)),
+    "v21": (4, SUBTREE, TASK_SELF, True, (), (5, 6)),
+    "v23": (4, SUBTREE, TASK_SELF, True, (), (6,)),
+    "3.0": (4, SUBTREE, TASK_SELF, True, ("3.0",), (6,)),
 }
 """v13 stands for v1 to v13, v14 for v14 and v15, v18 for v17 and v18, v19 for the first of its release candidates (the
 later ones have the numbers of v21), v21 for v20 and v21."""

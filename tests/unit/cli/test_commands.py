@@ -209,6 +209,8 @@ class TestRestart:
         crctl.error("restart", "42", "--files", "lose", status=2)
         crctl("restart", "42", "--tcp", "close")
         assert daemon.parameters["tcp"] == "close"
+        crctl("restart", "42", "--force-version")
+        assert daemon.parameters["force_version"] is True
 
     def test_plan(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl.json("restart", "42", "--plan", "--pidns") == PLAN

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 
 import pytest
 from click.testing import CliRunner
 
 from crd.direct.inspect import inspect
 from crd.errors import ImageError
+from crd.image.profile import PROFILE_VERSION, Profile
 from tests.support.builders import make_file, make_image, make_records, write_image
+from tests.support.linux_cr import GenC
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def test_a_whole_image(run):
     assert result.exit_code == 0
     assert "crd (v14-rc2 with crd's profile), little-endian" in result.output
     assert "6.18.0 #1 SMP x86_64" in result.output
-    for line in ("  4242  1       4242     worker  0",
+    for line in ("  4242  1       4242     4242   4242     worker  running (0)",
                  "  4242  50004000-50008000  rw-p   0       1      /usr/bin/worker",
                  "  4242  7   0o1    -         pipe:[4]"):
         assert line in result.output
@@ -81,3 +84,24 @@ def test_names_cannot_command_the_terminal(run):
 def test_a_missing_file_is_a_usage_error(tmp_path):
     result = CliRunner().invoke(inspect, [str(tmp_path / "none")])
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_later_version_of_the_profile_is_refused_where_it_is(run, options):
+    image = bytearray(make_image())
+    at = image.index(struct.pack("<I", Profile.record_type))
+    assert struct.unpack_from("<I", image, at + 8)[0] == PROFILE_VERSION
+    struct.pack_into("<I", image, at + 8, PROFILE_VERSION + 1)
+    result = run(bytes(image), *options)
+    assert result.exit_code == 1
+    assert f"PROFILE at offset {at} has version {PROFILE_VERSION + 1} of crd's profile, not {PROFILE_VERSION}" in (
+        result.output)
+    if options:
+        broken = json.loads(result.output)["broken"]
+        assert (broken["error"], broken["offset"], broken["record"]) == ("image.version-unsupported", at, "PROFILE")
+
+
+def test_states_are_told_in_words(run):
+    result = run(GenC().image())
+    assert len(re.findall(r" self  frozen or waiting \(2\)$", result.output, re.MULTILINE)) == 2
+    assert re.search(r"^  -    -   -      -         /tmp/in_0$", result.output, re.MULTILINE)

@@ -152,7 +152,8 @@ class TestCrd:
         assert len(found.memory) == 1
 
     def test_trailing_bytes(self):
-        assert look(make_image() + b"x" * 100_000).trailing_bytes == 100_000
+        found = look(make_image() + b"x" * 100_000)
+        assert (found.trailing_bytes, found.notes) == (100_000, [])
 
 
 def test_the_number_of_records_is_bounded(monkeypatch):
