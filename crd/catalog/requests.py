@@ -46,7 +46,7 @@ class Requests:
         self._host = host
 
     async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime, tcp: str = "auto",
-                  gids: Collection[int] | None = None, host: str = "") -> Request:
+                  stdio: str = "pty", gids: Collection[int] | None = None, host: str = "") -> Request:
         """Queue a request for an image of this host, or of another; it is durable when this returns.
 
         Args:
@@ -54,6 +54,7 @@ class Requests:
             pids: as of ``RestartOptions``.
             files: as of ``RestartOptions``.
             tcp: as of ``RestartOptions``.
+            stdio: as of ``RestartOptions``.
             uid: of who asks.
             now: the time.
             gids: see ``Request``.
@@ -70,8 +71,8 @@ class Requests:
                     images.c.state.in_(["ok", "damaged"])).with_for_update(read=True))).first():
                 raise ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
             done = await connection.execute(insert(requests).values(
-                host=host or self._host, crid=crid, state="queued", pids=pids, files=files, tcp=tcp, uid=uid,
-                requested_at=now, gids=None if gids is None else sorted(gids)))
+                host=host or self._host, crid=crid, state="queued", pids=pids, files=files, tcp=tcp,
+                stdio=stdio, uid=uid, requested_at=now, gids=None if gids is None else sorted(gids)))
             await self._database.announce(connection)
             return await _get(connection, int(done.inserted_primary_key[0]))  # type: ignore[index]
 

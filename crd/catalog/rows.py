@@ -117,6 +117,7 @@ class Request:
     pids: str
     files: str
     tcp: str
+    stdio: str
     uid: int
     gids: list[int] | None
     requested_at: datetime

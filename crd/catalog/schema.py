@@ -147,6 +147,7 @@ requests = Table(
     Column("hint", Text),
     Column("gids", JSON(none_as_null=True)),
     Column("tcp", String(16), nullable=False, server_default="auto"),
+    Column("stdio", String(16), nullable=False, server_default="pty"),
     ForeignKeyConstraint(["host", "crid"], ["images.host", "images.crid"]),
     Index("ix_requests_state", "host", "state"),
     Index("ix_requests_crid", "host", "crid"),

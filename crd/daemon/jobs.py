@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from crd.daemon.scopes import Scope
 from crd.daemon.targets import resolve
 from crd.daemon.turns import Turns
-from crd.engine.api import CheckpointOptions, Files, Pids, RestartOptions, Tcp
+from crd.engine.api import CheckpointOptions, Files, Pids, RestartOptions, Stdio, Tcp
 from crd.errors import Busy, CatalogError, CrdError, RequestMoved, TargetUnsupported
 from crd.target import procfs
 
@@ -254,7 +254,7 @@ class Restarts:
             made.append(result)
 
         options = RestartOptions(pids=Pids(request.pids), files=Files(request.files),
-                                 tcp=Tcp(request.tcp), served=True,
+                                 tcp=Tcp(request.tcp), stdio=Stdio(request.stdio), served=True,
                                  only_uid=None if request.gids is None else request.uid,
                                  only_gids=tuple(request.gids or ()))
         scope = Scope(f"crd-{request.crid}-{request.number}.scope", f"Restarted by crd from image {request.crid}")

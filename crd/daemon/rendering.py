@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from crd.daemon.scheduler import ScheduledTarget
     from crd.engine.api import RestartPlan
 
-_REQUEST_FIELDS = ("number", "host", "crid", "state", "pids", "files", "tcp", "uid", "requested_at",
-                   "started_at", "ended_at", "root_pid", "error", "message", "hint")
+_REQUEST_FIELDS = ("number", "host", "crid", "state", "pids", "files", "tcp", "stdio", "uid",
+                   "requested_at", "started_at", "ended_at", "root_pid", "error", "message", "hint")
 TARGET_KEYS = ("pid", "pidfile", "comm", "unit", "cgroup", "every", "on_calendar", "cron", "jitter", "keep",
                "save_files", "files")
 
