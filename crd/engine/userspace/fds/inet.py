@@ -10,7 +10,16 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.clash import clash
-from crd.engine.userspace.fds import lingering, socket_options, socket_queue, tcp, tcp_outside, tcp_repair, tcp_state
+from crd.engine.userspace.fds import (
+    backlog,
+    lingering,
+    socket_options,
+    socket_queue,
+    tcp,
+    tcp_outside,
+    tcp_repair,
+    tcp_state,
+)
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
 from crd.engine.userspace.fds.unix import domain, opened
 from crd.errors import Obstacle, ResourceChanged, RestartUnsupported
@@ -68,6 +77,7 @@ class InetSockets(Kind):
             with opened(one) as sock:
                 records[one.objref], states[one.objref] = _dump(one, sock)
         pairs, outside = tcp.paired(records.values())
+        backlog.look(records.values(), outside, by_objref, table)
         yield from records.values()
         arriving = _arriving(pairs, by_objref)
         for record in records.values():
