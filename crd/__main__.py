@@ -12,6 +12,7 @@ COMMANDS = {
     "run": Lazy("crd.daemon.main:run", "Run the daemon in the foreground."),
     "checkpoint": Lazy("crd.direct.checkpoint:checkpoint", "Write the image of a running process."),
     "restart": Lazy("crd.direct.restart:restart", "Turn an image into running tasks."),
+    "attach": Lazy("crd.direct.attach:attach", "Sit down at the terminal of restarted tasks."),
     "check": Lazy("crd.direct.check:check", "Say what keeps a process from being checkpointed."),
     "features": Lazy("crd.direct.features:features", "Say what this kernel and these privileges offer."),
     "config": Lazy("crd.direct.config:config", "Check the settings file."),

@@ -186,6 +186,20 @@ class FeatureMissing(EngineError):
     exit_status = EXIT_UNSUPPORTED
 
 
+class TerminalNotHeld(EngineError):
+    """The process has no terminal that crd holds."""
+
+    code = "engine.terminal-not-held"
+    exit_status = EXIT_NOT_FOUND
+
+
+class TerminalTaken(EngineError):
+    """Somebody else sits at the terminal now."""
+
+    code = "engine.terminal-taken"
+    exit_status = EXIT_CONFLICT
+
+
 class SandboxMissing(FeatureMissing):
     """A copy of these tasks cannot be let run here without harm."""
 

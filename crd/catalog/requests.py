@@ -50,7 +50,7 @@ class Requests:
         self._host = host
 
     async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime, tcp: str = "auto",
-                  force_version: bool = False, gids: Collection[int] | None = None, host: str = "",
+                  stdio: str = "pty", force_version: bool = False, gids: Collection[int] | None = None, host: str = "",
                   boot_id: str | None = None) -> Request:
         """Queue a request for an image of this host, or of another; it is durable when this returns.
 
@@ -59,6 +59,7 @@ class Requests:
             pids: as of ``RestartOptions``.
             files: as of ``RestartOptions``.
             tcp: as of ``RestartOptions``.
+            stdio: as of ``RestartOptions``.
             force_version: as of ``RestartOptions``.
             uid: of who asks.
             now: the time.
@@ -77,9 +78,9 @@ class Requests:
                     images.c.state.in_(["ok", "damaged"])).with_for_update(read=True))).first():
                 raise ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
             done = await connection.execute(insert(requests).values(
-                host=host or self._host, crid=crid, state="queued", pids=pids, files=files, tcp=tcp, uid=uid,
-                requested_at=now, force_version=force_version, gids=None if gids is None else sorted(gids),
-                boot_id=boot_id))
+                host=host or self._host, crid=crid, state="queued", pids=pids, files=files, tcp=tcp, stdio=stdio,
+                force_version=force_version, uid=uid, requested_at=now,
+                gids=None if gids is None else sorted(gids), boot_id=boot_id))
             await self._database.announce(connection)
             return await _get(connection, int(done.inserted_primary_key[0]))  # type: ignore[index]
 

@@ -118,6 +118,7 @@ class Request:
     pids: str
     files: str
     tcp: str
+    stdio: str
     force_version: bool
     uid: int
     gids: list[int] | None

@@ -150,6 +150,7 @@ requests = Table(
     Column("hint", Text),
     Column("gids", JSON(none_as_null=True)),
     Column("tcp", String(16), nullable=False, server_default="auto"),
+    Column("stdio", String(16), nullable=False, server_default="pty"),
     Column("force_version", Boolean, nullable=False, server_default=false()),
     ForeignKeyConstraint(["host", "crid"], ["images.host", "images.crid"]),
     Index("ix_requests_state", "host", "state"),

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crd.cli.cmd_attach import attach_by_daemon
 from crd.cli.daemon import connect, socket_option
 from crd.cli.image_argument import image_argument
+from crd.console.attach import DETACH_KEY, need_terminal
 from crd.console.plan import print_plan
 from crd.console.program import json_option, print_json
 from crd.console.progress import Progress
-from crd.console.restart_options import force_version_option, tcp_option
-from crd.errors import CrdError
+from crd.console.restart_options import STDIO, STDIO_HELP, force_version_option, tcp_option
+from crd.errors import CrdError, TerminalNotHeld
 
 if TYPE_CHECKING:
     from crd.api.client import Client
@@ -29,13 +31,16 @@ if TYPE_CHECKING:
                    "Without it: as the target says, else keep.")
 @tcp_option
 @force_version_option
+@click.option("--stdio", type=click.Choice(STDIO), default="pty", show_default=True,
+              help=f"{STDIO_HELP}  crctl attach leads to a fresh one; with inherit, crctl waits and does that "
+                   "itself until the first task has ended or Ctrl-] is typed, as ssh would.")
 @click.option("--plan", is_flag=True, help="Only say what would be made and everything that stands in the way.")
 @click.option("--wait", is_flag=True, help="Come back when the tasks run, or with the reason why they do not.")
 @json_option
 @socket_option
 @click.pass_context
-def restart(context: click.Context, image: str, *, pids: str | None, files: str | None, tcp: str,
-            force_version: bool, plan: bool, wait: bool, as_json: bool) -> None:
+def restart(context: click.Context, image: str, *, pids: str | None, files: str | None, tcp: str, force_version: bool,
+            stdio: str, plan: bool, wait: bool, as_json: bool) -> None:
     """Queue the restart of IMAGE, and print the number of the request.
 
     The request is on disk when its number is printed: it will be carried out exactly once, or fail.  With --plan
@@ -44,20 +49,33 @@ def restart(context: click.Context, image: str, *, pids: str | None, files: str 
     Exit status: 0 done, 1 failed, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 13 this host cannot
     restart it, 14 conflicting (a pid is in use, a file has changed, several images fit).
     """
+    sits_down = stdio == "inherit" and not plan
+    if sits_down:
+        need_terminal()
     with connect() as daemon:
         options = {"reference": image, "pids": pids or "original", "files": files, "tcp": tcp,
-                   "force_version": force_version or None}
+                   "stdio": "pty" if stdio == "inherit" else stdio, "force_version": force_version or None}
         if plan:
             context.exit(print_plan(daemon.call("PlanRestart", **options), as_json=as_json))
         request = daemon.call("Restart", **options)["request"]
         if not as_json:
             click.echo(request["number"])
-        if wait:
+        if wait or sits_down:
             request = _follow(daemon, request)
     if as_json:
         print_json(request)
     elif wait:
         click.echo(f"pid {request['root_pid']}")
+    if sits_down:
+        _sit_down(request["number"])
+
+
+def _sit_down(number: int) -> None:
+    """Be at the terminal of a restart, if its image had one."""
+    try:
+        attach_by_daemon(DETACH_KEY, request=number)
+    except TerminalNotHeld as error:
+        click.echo(f"restarted; {error.message}", err=True)
 
 
 def _follow(daemon: Client, request: dict[str, Any]) -> dict[str, Any]:

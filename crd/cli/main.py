@@ -19,6 +19,7 @@ COMMANDS = {
     "show": Lazy("crd.cli.cmd_show:show", "Show an image."),
     "run": Lazy("crd.cli.cmd_run:run", "Start a program that can checkpoint itself."),
     "restart": Lazy("crd.cli.cmd_restart:restart", "Queue the restart of an image."),
+    "attach": Lazy("crd.cli.cmd_attach:attach", "Sit down at the terminal of restarted tasks."),
     "forget": Lazy("crd.cli.cmd_forget:forget", "Forget images, by name or by the rules."),
     "pin": Lazy("crd.cli.cmd_pin:pin", "Keep an image from being forgotten."),
     "verify": Lazy("crd.cli.cmd_verify:verify", "Check an image, or that it can be restarted."),

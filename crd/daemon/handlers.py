@@ -19,13 +19,14 @@ from crd.daemon.pipeline import usable
 from crd.daemon.rendering import TARGET_KEYS, image_json, plan_json, problem_json, request_json, target_json, time_json
 from crd.daemon.targets import definition
 from crd.daemon.upkeep import UpkeepHandlers, need_admin
-from crd.engine.api import After, CheckpointOptions, Files, RestartOptions, Tcp
+from crd.engine.api import After, CheckpointOptions, Files, RestartOptions, Stdio, Tcp
 from crd.errors import (
     AccessDenied,
     BadRequest,
     Busy,
     PidInUse,
     RequestNotFound,
+    TargetError,
     TargetExists,
     TargetGone,
 )
@@ -183,24 +184,24 @@ class Handlers(UpkeepHandlers):
         return {"images": [image_json(image) for image in images], "cursor": following}
 
     async def _on_Restart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
-                          pids: str | None, files: str | None, tcp: str | None,
+                          pids: str | None, files: str | None, tcp: str | None, stdio: str | None,
                           force_version: bool | None) -> dict[str, Any]:
         image = usable(await self._find(peer, reference))
         if image.host != self._app.host:
             need_admin(peer)  # a uid need not be the same person's there
         request = await self._app.catalog.requests.add(
             image.crid, pids=pids or "original", files=files or self._files(image), tcp=tcp or Tcp.AUTO,
-            force_version=bool(force_version), uid=peer.uid, now=self._app.clock.now(),
+            stdio=stdio or Stdio.PTY, force_version=bool(force_version), uid=peer.uid, now=self._app.clock.now(),
             gids=None if peer.is_admin else peer.groups, host=image.host)
         self._app.restarts.wake()
         return {"request": request_json(request)}
 
     async def _on_PlanRestart(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
-                              pids: str | None, files: str | None, tcp: str | None,
+                              pids: str | None, files: str | None, tcp: str | None, stdio: str | None,
                               force_version: bool | None) -> dict[str, Any]:
         image = await self._here(peer, reference)
         options = RestartOptions(files=Files(files or self._files(image)), tcp=Tcp(tcp or Tcp.AUTO),
-                                 force_version=bool(force_version),
+                                 stdio=Stdio(stdio or Stdio.PTY), force_version=bool(force_version),
                                  only_uid=None if peer.is_admin else peer.uid, only_gids=tuple(peer.groups))
         with self._app.readers.reading(image.crid):
             for tried in pids_tried(pids or "original"):
@@ -256,6 +257,28 @@ class Handlers(UpkeepHandlers):
     async def _on_Serve(self, *, peer: Peer, more: More | None, listener: int) -> dict[str, Any]:  # noqa: ARG002, N802
         await self._app.served.take(peer.pid, listener)
         return {}
+
+    async def _on_Attach(self, *, peer: Peer, more: More | None, pid: int | None, request: int | None,  # noqa: ARG002, N802
+                         connection: int) -> dict[str, Any]:
+        if (pid is None) == (request is None):
+            raise BadRequest("name either a pid or a request")
+        if pid is None:
+            pid = self._root_of(await self._own_request(peer, request or 0))
+        await self._need_owner(peer, pid)
+        async with self._checking, self._app.pipeline.workers.lease() as worker:
+            terminal, root_pid = await worker.find_terminal(pid, peer.pid, connection)
+            await self._need_owner(peer, root_pid)  # the terminal is theirs that it is held for: the pid's may be su
+            await self._need_owner(peer, peer.pid)  # and still the caller
+            await worker.commit()
+        return {"pid": pid, "terminal": terminal}
+
+    def _root_of(self, request: Request) -> int:
+        """Return the first task of a request, which still runs here."""
+        with suppress(TargetError):
+            if ((request.host, request.boot_id) == (self._app.host, self._app.restarts.boot_id) and request.root_pid
+                    and procfs.stat(request.root_pid).start_time == request.root_start_time):
+                return request.root_pid
+        raise TargetGone(f"the first task of request {request.number} does not run here")
 
     async def _need_owner(self, peer: Peer, pid: int) -> None:
         if not peer.is_admin:

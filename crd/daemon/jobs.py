@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from crd.daemon.scopes import Scope
 from crd.daemon.turns import Turns
-from crd.engine.api import CheckpointOptions, Files, Pids, RestartOptions, Tcp
+from crd.engine.api import CheckpointOptions, Files, Pids, RestartOptions, Stdio, Tcp
 from crd.errors import Busy, CatalogError, CrdError, PidInUse, RequestMoved, TargetUnsupported
 from crd.target import procfs
 
@@ -310,7 +310,7 @@ class Restarts:
 
     async def _restart(self, request: Request, note: Callable[[RestartResult], Awaitable[None]]) -> None:
         options = RestartOptions(files=Files(request.files), tcp=Tcp(request.tcp), served=True,
-                                 force_version=request.force_version,
+                                 stdio=Stdio(request.stdio), force_version=request.force_version,
                                  only_uid=None if request.gids is None else request.uid,
                                  only_gids=tuple(request.gids or ()))
         scope = Scope(f"crd-{request.crid}-{request.number}.scope", f"Restarted by crd from image {request.crid}")

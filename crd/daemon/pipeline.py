@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from crd.engine.api import CheckpointOptions, CheckpointResult, RestartPlan, RestartResult
     from crd.engine.client import Worker, WorkerPool
     from crd.target.model import CheckReport
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -87,6 +91,8 @@ class Pipeline:
                 if result.image_bytes not in {None, sink.received_bytes}:
                     raise ArchiveError(f"{sink.received_bytes} bytes of {result.image_bytes} arrived")
                 image = _row(result, sink, self.host, target, tags)
+                for what in result.lost:
+                    logger.info("image %d: %s", image.crid, what, extra={"event": "image.lacks", "crid": image.crid})
                 image = await self.keep(sink, image)
                 if track:
                     track.follow(worker.take_notes(), image.crid, image.digest)

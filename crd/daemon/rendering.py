@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from crd.daemon.scheduler import ScheduledTarget
     from crd.engine.api import RestartPlan
 
-_REQUEST_FIELDS = ("number", "host", "crid", "state", "pids", "files", "tcp", "force_version", "uid",
+_REQUEST_FIELDS = ("number", "host", "crid", "state", "pids", "files", "tcp", "stdio", "force_version", "uid",
                    "requested_at", "started_at", "ended_at", "root_pid", "error", "message", "hint")
 TARGET_KEYS = ("pid", "pidfile", "comm", "unit", "cgroup", "every", "on_calendar", "cron", "jitter", "keep",
                "save_files", "files", "at_shutdown", "at_boot")

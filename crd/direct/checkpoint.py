@@ -69,7 +69,7 @@ def checkpoint(pid: int, *, output: Path, after: str | None, tree: bool, save_fi
     if as_json:
         click.echo(json.dumps(asdict(result)), file=sys.stderr if output == STANDARD_STREAM else sys.stdout)
     else:
-        click.echo(_figures(result), err=True)
+        click.echo("\n".join([_figures(result), *result.lost]), err=True)
 
 
 def _figures(result: CheckpointResult) -> str:

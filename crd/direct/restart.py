@@ -13,8 +13,9 @@ import click
 from crd.console.image_file import opened_for_reading, write_pid_file
 from crd.console.plan import print_plan
 from crd.console.program import json_option
+from crd.console.relay import terminal_kept
 from crd.console.restart_options import STDIO, STDIO_HELP, force_version_option, tcp_option
-from crd.direct.foreground import relay, terminal_kept, wait_as_a_shell
+from crd.direct.foreground import wait_as_a_shell, wait_at_their_terminal
 from crd.direct.linux_cr import linux_cr_option
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 @tcp_option
 @click.option("--stdio", type=click.Choice(STDIO),
               help=f"{STDIO_HELP}  With pty, crd relays between its own streams and the terminal as long as it stays; "
-                   "with --detach it leaves a process that holds the terminal.  Without it: pty.")
+                   "with --detach it leaves a process that holds the terminal: crd attach.  Without it: pty.")
 @click.option("--plan", is_flag=True, help="Only say what would be made and everything that stands in the way.")
 @json_option
 @click.pass_context
@@ -85,5 +86,5 @@ def _stay(result: RestartResult, options: RestartOptions) -> int:
     from crd.engine.api import Stdio, wait_for_root
 
     if result.terminals:
-        return relay(result)
+        return wait_at_their_terminal(result)
     return wait_as_a_shell(result) if options.stdio == Stdio.INHERIT else wait_for_root(result)

@@ -87,6 +87,7 @@ class CheckpointResult:
         stop_seconds: from the freeze to the thaw (for kill and stop: until nothing more was needed of the target).
         header: metadata of the image's header (``crd.image.header.Header.to_json``); empty if ``image_bytes`` is None.
         noted: pid and start time of each process of whose writes since then notes are held.
+        lost: what no restart of it brings back, a sentence each.
     """
 
     crid: int
@@ -105,6 +106,7 @@ class CheckpointResult:
     duration_seconds: float
     header: dict[str, Any]
     noted: tuple[tuple[int, int], ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class Pids(StrEnum):
@@ -339,7 +341,7 @@ def _result(pid: int, image: Dumped, crids: CridCounter, duration_seconds: float
         taken_at=image.taken_at_ns / 1e9, engine=USERSPACE, method=image.method, method_reason=image.method_reason,
         tasks=len(image.captures), threads=sum(len(captured.group) for captured in image.captures),
         image_bytes=image.image_bytes, memory_bytes=image.memory_bytes, stop_seconds=image.stop_seconds,
-        duration_seconds=duration_seconds, header=image.header)
+        duration_seconds=duration_seconds, header=image.header, lost=image.lost)
 
 
 def restart(fd: int, flags: int = 0, *, options: RestartOptions | None = None,

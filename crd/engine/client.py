@@ -189,6 +189,19 @@ class Worker:
             found, _ = await self._receive("")
         return msgspec.convert(found, ServedCall)
 
+    async def find_terminal(self, pid: int, peer: int, fd: int) -> tuple[str, int]:
+        """Find the terminal of a process, which ``commit`` gives to who is at the other end of a socket of a peer's.
+
+        Returns:
+            its name, and the pid of the first of the tasks that it is held for, 0 if that has ended.
+
+        Raises:
+            CrdError: see ``crd.engine.terminals``.
+        """
+        await self._send({"call": "attach", "pid": pid, "peer": peer, "fd": fd})
+        found, _ = await self._receive("found")
+        return found["name"], found["root_pid"]
+
     async def begin_plan(self, fd: int, options: RestartOptions) -> None:
         """Have it found out what a restart of the image that comes from ``fd`` would make; raises WorkerDied."""
         await self._send({"call": "plan", "options": asdict(options)}, fd)

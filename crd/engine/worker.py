@@ -29,6 +29,10 @@ It serves one call over a SOCK_SEQPACKET socket, one JSON object a message, desc
     <- {"event": "ready", ...} + listeners, -> {"commit": true}         of a restart, as above
     <- {"result": {...}}                            the call has returned
 
+    -> {"call": "attach", "pid": 42, "peer": 43, "fd": 3}       the terminal of a process, for a socket of the peer's
+    <- {"event": "found", "result": {...}}, -> {"commit": true}
+    <- {"result": null}                             it has been given
+
     -> {"call": "plan", "options": {...}} + fd
     <- {"result": {...}}                            what a restart would make
 
@@ -51,7 +55,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from crd.engine import api, served
+from crd.engine import api, served, terminals
 from crd.engine.crid import CridCounter
 from crd.engine.kernel import freezer
 from crd.engine.rehearsal import rehearse
@@ -103,6 +107,13 @@ def _fetch(message: dict[str, Any], _fds: Sequence[int], channel: Channel) -> An
     channel.await_commit("fetched", None, [served.fetched_listener(message["pid"], message["fd"])])
 
 
+def _attach(message: dict[str, Any], _fds: Sequence[int], channel: Channel) -> Any:
+    with (terminals.held_terminal(message["pid"]) as terminal,
+          terminals.connection_of(message["peer"], message["fd"]) as connection):
+        channel.await_commit("found", {"name": terminal.name, "root_pid": terminal.root_pid})
+        terminal.give_to(connection)
+
+
 def _serve(message: dict[str, Any], fds: Sequence[int], channel: Channel) -> Any:
     [listener] = fds
     service = served.Service(
@@ -137,7 +148,7 @@ def _rehearse(_message: dict[str, Any], fds: Sequence[int], _channel: Channel) -
 
 
 CALLS = {"checkpoint": _checkpoint, "restart": _restart, "plan": _plan, "rehearse": _rehearse, "fetch": _fetch,
-         "serve": _serve, "check": _check, "features": _features, "serving": _serving}
+         "attach": _attach, "serve": _serve, "check": _check, "features": _features, "serving": _serving}
 
 
 def serve(channel: Channel, calls: dict[str, Any] = CALLS) -> None:

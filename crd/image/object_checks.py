@@ -20,6 +20,7 @@ from crd.image.objects import (
     UNIX_NAME_BYTES_MAX,
     UNIX_RESET,
     UNNAMED_DIRECTORY,
+    UNNAMED_HUGE,
     UNNAMED_MEMORY,
     UNNAMED_SHARED,
     Epoll,
@@ -51,7 +52,7 @@ from crd.image.objects import (
     UnnamedOpen,
     plain_address,
 )
-from crd.image.profile import PAGE_BYTES
+from crd.image.profile import HUGE_PAGE_BYTES, PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -202,13 +203,15 @@ def _is_below(directory: str, path: str) -> bool:
 @check.register(UnnamedFile)
 def _check_unnamed_file(record: UnnamedFile, image: ImageState) -> None:
     declare(image, record)
-    need(UNNAMED_MEMORY <= record.kind <= UNNAMED_SHARED, f"is of unknown kind {record.kind}")
-    if record.kind != UNNAMED_MEMORY:
+    need(UNNAMED_MEMORY <= record.kind <= UNNAMED_HUGE, f"is of unknown kind {record.kind}")
+    is_memory = record.kind in {UNNAMED_MEMORY, UNNAMED_HUGE}
+    if not is_memory:
         need(record.path.startswith("/"), "has no absolute path")
     need(record.kind != UNNAMED_SHARED or _is_below(SHARED_MEMORY, record.path), f"is no shared memory: {record.path}")
     need(record.mode <= MODE_MAX, f"has the mode {record.mode:o}")
     need(record.size <= (0 if record.kind == UNNAMED_DIRECTORY else FILE_OFFSET_MAX), f"has {record.size} bytes")
-    need(record.kind == UNNAMED_MEMORY or not record.seals, "has seals, but is no memory")
+    need(is_memory or not record.seals, "has seals, but is no memory")
+    need(record.kind != UNNAMED_HUGE or not record.size % HUGE_PAGE_BYTES, f"has {record.size} bytes of huge pages")
     need(record.seals <= SEALS, f"has the seals {record.seals:#x}")
     if record.kind != UNNAMED_DIRECTORY:
         image.shared[record.objref] = (record.size + -record.size % PAGE_BYTES, 0)

@@ -22,6 +22,7 @@ from crd.image.fields import NO_DATA, S32, U8, U32, U64, Bulk, Bytes, Items, Tex
 
 PROFILE_VERSION = 1
 PAGE_BYTES = 4096
+HUGE_PAGE_BYTES = 2 << 20
 PAGES_PER_RECORD_MAX = 256
 """A memory record carries at most 1 MiB of pages, so readers need no more."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import socket
 import termios
@@ -24,6 +25,8 @@ _CONNECTED = ("is a TCP connection to a process outside, which cannot be looked 
               "Run crd as root, or close the connection before the checkpoint.")
 _CAP_NET_ADMIN = 12
 _SAVED = {"TCP", "TCPv6", "UDP", "UDPv6", "NETLINK"}
+_ACCEPTABLE = {1, 8}
+"""TCP_ESTABLISHED, TCP_CLOSE_WAIT."""
 _TABLES = {socket.SOCK_STREAM: ("tcp", "tcp6"), socket.SOCK_DGRAM: ("udp", "udp6")}
 
 
@@ -63,6 +66,19 @@ def bound_ports(kind: int) -> Iterator[tuple[int, int]]:
     """Yield inode and port of all sockets of TCP (SOCK_STREAM) or UDP (SOCK_DGRAM) that have one."""
     for words in _lines(kind):
         yield int(words[9]), int(words[1].rpartition(":")[2], 16)
+
+
+def unaccepted() -> set[tuple[str, int, str, int]]:
+    """Return addresses and ports, ours and the other end's, of connections of TCP that wait to be accepted."""
+    return {(*_end(words[1]), *_end(words[2])) for words in _lines(socket.SOCK_STREAM)
+            if words[9] == "0" and int(words[3], 16) in _ACCEPTABLE}
+
+
+def _end(text: str) -> tuple[str, int]:
+    """Return an address of /proc/net/tcp or tcp6, which is in words of the machine's byte order, and a port."""
+    words, port = text.split(":")
+    address = ipaddress.ip_address(b"".join(bytes.fromhex(words[at:at + 8])[::-1] for at in range(0, len(words), 8)))
+    return str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)
 
 
 def obstacles(look: Look, fds: set[int]) -> Iterator[Obstacle]:

@@ -7,7 +7,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle, TargetError, TargetGone
-from crd.target import procfs
+from crd.target import huge_pages, procfs
 from crd.target.paths import DELETED, Reach, is_shared_memory, name_left, reach
 from crd.target.unnamed import is_unnamed
 from crd.target.wording import printable, process_names
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 KERNEL_AREAS = {"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"}
 
 _BY_FLAG = {  # VmFlags of smaps, proc_pid_smaps(5)
-    "ht": ("memory.huge-pages", "uses huge pages of hugetlbfs"),
     "um": ("memory.userfaultfd", "is registered with a userfaultfd"),
     "ui": ("memory.userfaultfd", "is registered with a userfaultfd"),
     "ss": ("memory.shadow-stack", "is a shadow stack"),
@@ -29,7 +28,6 @@ _BY_FLAG = {  # VmFlags of smaps, proc_pid_smaps(5)
     "pf": ("memory.device", "maps a device"),
 }
 _BY_NAME = {  # of file systems that only the kernel mounts; the names end in " (deleted)"
-    "/anon_hugepage": ("memory.huge-pages", "uses huge pages of hugetlbfs"),
     "/[aio]": ("memory.aio", "is the ring of an asynchronous I/O context (io_setup(2))"),
     "/secretmem": ("memory.secret", "is secret memory (memfd_secret(2)), which nobody else may read"),
     "anon_inode:[io_uring]": ("memory.io-uring", "is a ring of an io_uring"),
@@ -52,12 +50,14 @@ def mappings(pid: int, holders: Mapping[tuple[int, int], list[int]]) -> Iterator
     for entry in procfs.maps(pid):
         if entry.path in KERNEL_AREAS:
             continue
-        if found := _kind(entry, flags.get(entry.start, "")):
+        if found := _kind(pid, entry, flags.get(entry.start, "")):
             code, reason = found
             what = (code, entry.device, entry.inode or entry.start)
             if what not in said:
                 yield Obstacle(code, _name(entry), f"{reason}, which crd cannot save yet", _REMEDY)
             said.add(what)
+        elif entry.path == huge_pages.ANONYMOUS and not entry.shared:
+            continue
         elif is_shared_anonymous(entry):
             shared.setdefault((entry.device, entry.inode), entry)
         elif entry.is_file:
@@ -81,7 +81,7 @@ def _program(pid: int) -> Iterator[Obstacle]:
 
 def is_shared_anonymous(entry: MapEntry) -> bool:
     """Whether it is MAP_SHARED | MAP_ANONYMOUS: the kernel makes it a deleted file of a file system of its own."""
-    return entry.shared and entry.is_file and (entry.path == "/dev/zero" + DELETED or
+    return entry.shared and entry.is_file and (entry.path in {"/dev/zero" + DELETED, huge_pages.ANONYMOUS} or
                                                entry.path.startswith("[anon_shmem:"))
 
 
@@ -89,7 +89,9 @@ def _name(entry: MapEntry) -> str:
     return f"mapping {entry.start:x}-{entry.end:x} ({printable(entry.path) or 'anonymous'})"
 
 
-def _kind(entry: MapEntry, flags: str) -> tuple[str, str] | None:
+def _kind(pid: int, entry: MapEntry, flags: str) -> tuple[str, str] | None:
+    if "ht" in flags.split() and (reason := huge_pages.hindrance(pid, entry)):
+        return "memory.huge-pages", reason
     if entry.deleted or entry.path.startswith("anon_inode:"):
         for prefix, found in _BY_NAME.items():
             if entry.path.startswith(prefix):

@@ -27,7 +27,12 @@ _REMEDY = "Start it with its input and output redirected, such as: setsid PROGRA
 
 def is_terminal(file: os.stat_result) -> bool:
     """Whether it is an end of a pseudo-terminal, or whatever terminal controls a session (/dev/tty)."""
-    return stat.S_ISCHR(file.st_mode) and (file.st_rdev in {PTMX, TTY} or os.major(file.st_rdev) in _SLAVE_MAJORS)
+    return stat.S_ISCHR(file.st_mode) and (file.st_rdev in {PTMX, TTY} or is_slave(file.st_rdev))
+
+
+def is_slave(device: int) -> bool:
+    """Whether a device number is that of a slave."""
+    return os.major(device) in _SLAVE_MAJORS
 
 
 def slave_index(device: int) -> int:
@@ -71,7 +76,7 @@ def obstacles(look: Look) -> Iterator[Obstacle]:
         device = stat.terminal if entry.file.st_rdev == TTY else entry.file.st_rdev
         index = masters.get(entry.fd, slave_index(device))
         others = holders.get(slave_name(index))
-        if device != PTMX and os.major(device) not in _SLAVE_MAJORS:
+        if device != PTMX and not is_slave(device):
             yield Obstacle("fd.terminal", entry.name, "is a terminal, which crd cannot save yet", _REMEDY)
         elif index not in inside:
             if entry.file.st_rdev != TTY and entry.how is not Reach.SAME:

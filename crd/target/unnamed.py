@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
-from crd.target import procfs
+from crd.target import huge_pages
 from crd.target.holders import file_holders
 from crd.target.wording import process_names
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
     from crd.target.descriptors import Open
@@ -27,16 +27,9 @@ def is_unnamed(file: os.stat_result) -> bool:
 
 def obstacles(entry: Open, look: Look) -> Iterator[Obstacle]:
     """Find out whether such a file could not be made again."""
-    if entry.link.startswith(_MEMFD) and _is_huge(look.pid, entry.fd):
-        yield Obstacle("fd.memfd", entry.name, "is a memory file of huge pages, which crd cannot save yet",
-                       "Use plain pages instead.")
-
-
-def _is_huge(pid: int, fd: int) -> bool:
-    try:
-        return os.statvfs(procfs.PROC / str(pid) / "fd" / str(fd)).f_bsize > os.sysconf("SC_PAGESIZE")
-    except OSError:  # closed meanwhile
-        return False
+    if entry.link.startswith(_MEMFD) and huge_pages.is_of_another_size(look.pid, entry.fd):
+        yield Obstacle("fd.memfd", entry.name, "is a memory file of huge pages of another size than 2 MiB, which crd "
+                       "cannot save yet", "Use pages of 2 MiB instead.")
 
 
 def shared(look: Look) -> Iterator[Obstacle]:

@@ -66,6 +66,7 @@ TARGET: dict[str, Any] = dict.fromkeys(("pidfile", "comm", "unit", "cgroup", "on
                                         "save_files", "files", "at_shutdown", "at_boot", "source", "last", "next_at"))
 STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "Adopt": ({}, DENIED),
+    "Attach": ({"pid": "roots", "connection": 0}, DENIED),
     "AddTarget": ({"target": {**TARGET, "name": "mine", "pid": 1, "every": "1d", "held": False}}, DENIED),
     "CancelRequest": ({"number": 1}, "catalog.request-not-found"),
     "Check": ({"pid": "roots"}, DENIED),

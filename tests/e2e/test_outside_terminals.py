@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import subprocess
+import termios
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +83,8 @@ def test_at_the_terminal_of_the_caller(image: Path, wish: str) -> None:
     screen.type(f"{BIN / 'crd'} restart -i {image} --stdio {wish}\n")
     screen.shows("the place of the terminal")
     screen.shows("\n")
+    if wish == "pty":
+        eventually("all keys to be left to it", lambda: not termios.tcgetattr(screen.master)[3] & termios.ISIG)
     screen.type("\x03")
     screen.type("echo still $KEPT\n")
     screen.shows("still remembered")
@@ -114,9 +117,15 @@ def test_without_anybody_at_the_terminal(image: Path, words: tuple[str, ...], li
     os.kill(job, 9)
     if words:
         eventually("the shell to read that there is no more", lambda: not Path(f"/proc/{pid}").exists())
-    else:
-        eventually("the prompt", lambda: not children(pid))
-        assert Path(f"/proc/{pid}").exists(), "it waits for somebody to type"
+        return
+    eventually("the prompt", lambda: not children(pid))
+    screen = Screen(tmp_path, BIN / "crd", "attach", str(pid))
+    screen.shows("attached to process")
+    screen.shows("\n")
+    screen.type("echo still $KEPT; exit\n")
+    screen.shows("still remembered")
+    screen.shows("ended")
+    screen.close()
 
 
 def test_the_callers_terminal_is_not_promised_where_there_is_none(image: Path, tmp_path: Path) -> None:

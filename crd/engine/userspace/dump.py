@@ -49,7 +49,7 @@ _LATER_SECONDS = 0.01
 class Dumped:
     """A written image: its figures, and the target that may still be stopped; the root's capture is the first.
 
-    ``leaving`` are its connections to other processes, if it is to be killed.
+    ``leaving`` are its connections to other processes, if it is to be killed; ``lost``: see ``FileTable``.
     """
 
     captures: list[Capture]
@@ -61,6 +61,7 @@ class Dumped:
     stop_seconds: float
     taken_at_ns: int
     header: dict[str, Any]
+    lost: tuple[str, ...]
 
 
 @contextmanager
@@ -224,4 +225,5 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
     method = next((part for part in parts.processes if part.method == "copy" and part.reason != LITTLE),
                   parts.processes[0])
     return Dumped([part.capture for part in parts.processes], parts.files.leaving, method.method, method.reason,
-                  pump.memory_bytes, writer.offset, stop_seconds, parts.clocks_ns[0], header.to_json())
+                  pump.memory_bytes, writer.offset, stop_seconds, parts.clocks_ns[0], header.to_json(),
+                  tuple(parts.files.lost))

@@ -15,6 +15,7 @@ from crd.errors import ResourceChanged
 from crd.image.objects import (
     DESCRIPTIONS,
     UNNAMED_DIRECTORY,
+    UNNAMED_HUGE,
     UNNAMED_MEMORY,
     FileContent,
     InetSocket,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.plan import Plan, TreePlan
 
 _LOCKS = {LOCK_POSIX: "POSIX lock", LOCK_FLOCK: "flock", LOCK_OFD: "OFD lock", LOCK_LEASE: "lease"}
+_UNNAMED = {UNNAMED_MEMORY: "memory file", UNNAMED_HUGE: "memory file", UNNAMED_DIRECTORY: "deleted directory"}
 _OF_OTHERS = (RegularFile, PipeEnd, TerminalEnd, UnnamedOpen, UnixSocket, InetSocket)
 """Descriptions that are told with what they are open on."""
 
@@ -92,7 +94,7 @@ def _named(plan: Plan) -> Iterator[Made]:
         if pipe.path:
             yield Made("named pipe", pipe.path, f"{pipe.data_bytes} bytes in it")
     for file in plan.of(UnnamedFile):
-        kind = {UNNAMED_MEMORY: "memory file", UNNAMED_DIRECTORY: "deleted directory"}.get(file.kind, "deleted file")
+        kind = _UNNAMED.get(file.kind, "deleted file")
         yield Made(kind, file.path, f"{file.size} bytes")
     for unix in plan.of(UnixSocket):
         if unix.name:

@@ -10,7 +10,7 @@ from crd.engine.userspace import confinement, limits, numbers, scheduling
 from crd.engine.userspace.clash import Clash, clash
 from crd.engine.userspace.fds import placement, stdio, tcp_outside
 from crd.engine.userspace.ipc import messages, semaphores
-from crd.engine.userspace.mem import guards, restore, sysv
+from crd.engine.userspace.mem import guards, huge, restore, sysv
 from crd.engine.userspace.mem.layout import vdso_digest
 from crd.engine.userspace.timers import posix
 from crd.errors import AccessDenied, FeatureMissing, ResourceChanged, RestartUnsupported
@@ -233,6 +233,7 @@ def clashes(tree: TreePlan, options: RestartOptions) -> Iterator[Clash]:
     yield from clash(_check_rights, options)
     yield from clash(_check_host, tree)
     yield from clash(guards.check, tree.processes)
+    yield from clash(huge.check, tree.processes)
     for plan in tree.processes:
         yield from clash(limits.check, plan.limits)
         yield from clash(posix.check, plan.posix_timers)

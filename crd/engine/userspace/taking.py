@@ -13,7 +13,7 @@ from crd.engine.userspace import attributes, confinement
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.attributes import Attributes
 from crd.engine.userspace.interview import end_areas, interview
-from crd.engine.userspace.mem import guards, pages, policies
+from crd.engine.userspace.mem import guards, huge, pages, policies
 from crd.engine.userspace.mem.areas import Areas
 from crd.engine.userspace.mem.changes import Changes
 from crd.engine.userspace.mem.memories import Memories
@@ -278,7 +278,7 @@ def _why_copy(captured: Capture, whole: Whole) -> str:
         return "the snapshot child would become the target's own: it adopts orphans (PR_SET_CHILD_SUBREAPER)"
     if name := captured.confined.forbids(confinement.SNAPSHOT):
         return f"a filter of seccomp allows the target no snapshot child ({name})"
-    return ""
+    return huge.why_copy(captured.entries.private)
 
 
 def _looked(notes: Tracking | None, entries: list[MapEntry]) -> Tracking | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.daemon import eventually
-from tests.support.servers import Served
+from tests.support.servers import Served, checkpoint, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +82,18 @@ def test_an_open_transaction(tmp_path: Path, data: Path) -> None:
                 assert found in {f"{n}|{n}" for n in (committed, committed + 20)}
             finally:
                 again.send_signal(signal.SIGQUIT)
+
+
+def test_left_running_it_goes_on_and_leaves_the_image_behind(tmp_path: Path, data: Path) -> None:
+    """Its files are then not what the image knew: a restart that insists on that is refused, and changes nothing."""
+    with Served(tmp_path, CLIENT, str(data)) as client:
+        image = checkpoint(client)
+        client.goes_on(25)  # through a commit
+        client.kill_tree()
+        done = run(client, "restart", "-i", image, "--files", "fail")
+        assert done.returncode == 14
+        assert "has changed since the image was taken" in done.stderr
+        assert not client.is_there()
 
 
 def numbers_in(data: Path) -> str:

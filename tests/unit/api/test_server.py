@@ -41,7 +41,7 @@ class TestCalls:
                 {"parameters": {"method": "Restart", "uid": os.getuid(), "is_admin": os.getuid() == 0}}]
         [(method, parameters, peer)] = handler.calls
         assert method == "Restart"
-        assert parameters == {"reference": "7", "pids": "new", "files": None, "tcp": None,
+        assert parameters == {"reference": "7", "pids": "new", "files": None, "tcp": None, "stdio": None,
                               "force_version": None}
         assert (peer.uid, peer.gid, peer.pid) == (os.getuid(), os.getgid(), os.getpid())
         assert peer.groups == {os.getgid(), *os.getgroups()}

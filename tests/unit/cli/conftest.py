@@ -35,8 +35,8 @@ SHARING = {"own_pages": 12, "own_packs": 1, "shared_pages": 3000, "shared_packs"
 SCRUBBED = {"images": 2, "checked": 2, "bytes": 4096, "damaged": []}
 REQUEST = {
     "number": 7, "host": "db1", "crid": 42, "state": "queued", "pids": "original", "files": "keep", "tcp": "auto",
-    "force_version": False, "uid": 0, "requested_at": "2026-11-23T10:00:00+00:00", "started_at": None, "ended_at": None,
-    "root_pid": None, "error": None, "message": None, "hint": None}
+    "stdio": "pty", "force_version": False, "uid": 0, "requested_at": "2026-11-23T10:00:00+00:00", "started_at": None,
+    "ended_at": None, "root_pid": None, "error": None, "message": None, "hint": None}
 ATTEMPT = {"number": 1, "target": "web", "pid": 1, "state": "failed", "crid": None,
            "started_at": "2026-11-23T10:00:00+00:00", "ended_at": None, "error": "target.not-found",
            "message": "no process fits"}
@@ -74,6 +74,7 @@ class Daemon:
                       {"images": 2, "adopted": 1, "failed": 1, "crid": 43, "message": "it is \x1b damaged"},
                       {"images": 2, "adopted": 1, "failed": 1}],
             "Scrub": [{**SCRUBBED, "checked": 1}, SCRUBBED], "Restart": [{"request": REQUEST}],
+            "Attach": [{"pid": 4242, "terminal": "/dev/pts/3"}],
             "GetRequest": [{"request": {**REQUEST, "state": "running"}},
                            {"request": {**REQUEST, "state": "done", "root_pid": 4242}}],
             "ListRequests": [{"requests": [REQUEST]}],

@@ -194,14 +194,35 @@ class TestImages:
         assert crctl.err == "crctl: there is no image 4711\ncrctl images lists them.\n"
 
 
+class TestAttach:
+    def test_names_a_process_or_a_request(self, crctl: Crctl, daemon: Daemon) -> None:
+        for words in ((), ("42", "--request", "7"), ("0",), ("42", "--key", "escape")):
+            crctl("attach", *words, status=2)
+        assert not daemon.calls
+
+    def test_a_terminal_that_nobody_gives(self, crctl: Crctl, daemon: Daemon) -> None:
+        crctl("attach", "42", status=14)
+        assert crctl.err == "crctl: nobody holds the terminal any more\n"
+        assert daemon.parameters["pid"] == 42
+        crctl("attach", "--request", "7", "--key", "none", status=14)
+        assert daemon.parameters["request"] == 7
+
+    def test_a_restart_at_the_callers_terminal_needs_one(self, crctl: Crctl, daemon: Daemon) -> None:
+        crctl.error("restart", "42", "--stdio", "inherit", status=2)
+        assert not daemon.calls
+
+
 class TestRestart:
     def test_prints_the_number(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl("restart", "web@latest") == "7\n"
-        assert daemon.parameters == {"reference": "web@latest", "pids": "original", "tcp": "auto"}
+        assert daemon.parameters == {"reference": "web@latest", "pids": "original", "tcp": "auto", "stdio": "pty"}
 
     def test_options(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl.json("restart", "42", "--pidns", "--files", "fail") == REQUEST
-        assert daemon.parameters == {"reference": "42", "pids": "namespace", "files": "fail", "tcp": "auto"}
+        assert daemon.parameters == {"reference": "42", "pids": "namespace", "files": "fail", "tcp": "auto",
+                                     "stdio": "pty"}
+        crctl("restart", "42", "--stdio", "null")
+        assert daemon.parameters["stdio"] == "null"
         crctl("restart", "42", "--new-pids")
         assert daemon.parameters["pids"] == "new"
         crctl("restart", "42", "--files", "rollback")
@@ -214,7 +235,8 @@ class TestRestart:
 
     def test_plan(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl.json("restart", "42", "--plan", "--pidns") == PLAN
-        assert daemon.calls == [("PlanRestart", {"reference": "42", "pids": "namespace", "tcp": "auto"})]
+        assert daemon.calls == [("PlanRestart", {"reference": "42", "pids": "namespace", "tcp": "auto",
+                                                   "stdio": "pty"})]
         text = crctl("restart", "42", "--plan")
         assert "Nothing stands in the way." in text
         assert "\x1b" not in text

@@ -46,9 +46,8 @@ ALL = dict(commands(crctl))
 def test_all_commands_are_there() -> None:
     assert {" ".join(path) for path in ALL} == {
         "status", "reload", "targets", "target", "target add", "target remove", "target hold", "target resume",
-        "checkpoint", "images", "show", "run", "restart", "forget", "pin", "verify", "scrub", "export", "import",
-        "adopt", "requests", "request", "request show", "request cancel", "check",
-        "save-for-shutdown"}
+        "checkpoint", "images", "show", "run", "restart", "attach", "forget", "pin", "verify", "scrub", "export",
+        "import", "adopt", "requests", "request", "request show", "request cancel", "check", "save-for-shutdown"}
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
@@ -57,7 +56,7 @@ def test_help_tells_exit_codes(path: tuple[str, ...], crctl_: Crctl) -> None:
     assert f"Usage: crctl {' '.join(path)}" in text
     assert "Exit status: 0 " in text
     if not isinstance(ALL[path], click.Group):
-        assert "--json" in text or path == ("run",)  # which prints nothing
+        assert "--json" in text or path in {("run",), ("attach",)}  # which print nothing of their own
         assert "--socket PATH" in text
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +26,6 @@ from tests.support.victims import Program, Victim, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 KCMP_FILES = 2
 PRELUDE = """
@@ -110,13 +110,15 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
     pytest.param("fd.device", "fd = os.open('/dev/kmsg', os.O_WRONLY)", marks=pytest.mark.root),
     ("fd.special", "fd = os.open('/proc/self/ns/net', os.O_RDONLY)"),
     ("fd.unlinked", "os.mkdir('d'); fd = new('x'); os.link('x', 'd/y'); os.unlink('x')"),
-    ("fd.memfd", "fd = os.memfd_create('name', os.MFD_HUGETLB)"),
+    pytest.param("fd.memfd", "fd = os.memfd_create('name', os.MFD_HUGETLB | os.MFD_HUGE_1GB)", marks=pytest.mark.skipif(
+        not Path("/sys/kernel/mm/hugepages/hugepages-1048576kB").exists(), reason="no pages of 1 GiB")),
     ("memory.unlinked", ("fd = new('x'); os.ftruncate(fd, 4096); map(fd, PRIVATE); os.close(fd)\n"
                         "os.mkdir('d'); os.link('x', 'd/y'); os.unlink('x')")),
     ("fd.unlinked", "os.mkfifo('x'); fd = os.open('x', os.O_RDWR); os.link('x', 'y'); os.unlink('x')"),
     ("fd.lease", ("os.close(new('x')); fd = os.open('x', os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_SETLEASE, 0)\n"
                   "os.unlink('x')")),
-    ("memory.huge-pages", "map(-1, PRIVATE | ANONYMOUS | HUGE | NORESERVE, 2 << 20)"),
+    ("memory.huge-pages", ("fd = os.memfd_create('name', os.MFD_HUGETLB); os.ftruncate(fd, 2 << 20)\n"
+                           "map(fd, PRIVATE | NORESERVE, 2 << 20)")),
     ("memory.device", "fd = os.open('/dev/zero', os.O_RDWR); map(fd, PRIVATE); os.close(fd)"),
     ("memory.aio", "context = ctypes.c_ulong(); call(206, 8, ctypes.byref(context))"),
     ("memory.io-uring", "fd = call(425, 4, ctypes.create_string_buffer(120)); map(fd, SHARED)"),
@@ -164,6 +166,9 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
     "master, slave = os.openpty(); other = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)",
     "master, slave = os.openpty()\nfcntl.ioctl(slave, 0x540e, 0)",
     "map(-1, SHARED | ANONYMOUS)",
+    pytest.param("map(-1, PRIVATE | ANONYMOUS | HUGE | NORESERVE, 2 << 20)", marks=pytest.mark.root),
+    pytest.param("map(-1, SHARED | ANONYMOUS | HUGE | NORESERVE, 2 << 20)", marks=pytest.mark.root),
+    "fd = os.memfd_create('name', os.MFD_HUGETLB)",
     "fd = new('x'); os.ftruncate(fd, 4096); map(fd, SHARED); map(fd, PRIVATE)",
 ])
 def test_what_is_no_obstacle(tmp_path: Path, source: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.clash import clash
 from crd.engine.userspace.fds import (
+    backlog,
     lingering,
     socket_filter,
     socket_options,
@@ -78,6 +79,7 @@ class InetSockets(Kind):
                 records[one.objref], states[one.objref] = _dump(one, sock)
                 table.late_records += socket_filter.dump(one, sock)
         pairs, outside = tcp.paired(records.values())
+        backlog.look(records.values(), outside, by_objref, table)
         yield from records.values()
         arriving = _arriving(pairs, by_objref)
         for record in records.values():

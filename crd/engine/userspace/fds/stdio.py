@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ TCGETS2, TCSETS2 = 0x802C542A, 0x402C542B
 _LINE = (slice(8, 12), slice(36, 44))
 """Of struct termios2: c_cflag, and the speeds (asm-generic/termbits.h)."""
 _NULL = "/dev/null"
-_HOLDER = Path(__file__).with_name("terminal_holder.py")
+HOLDER = Path(__file__).with_name("terminal_holder.py")
 _HINT = "Use --stdio pty, a fresh terminal, or --stdio null."
 
 
@@ -128,13 +129,16 @@ def have_redrawn(group: int, broker: Broker) -> None:
 
 def hold(masters: Sequence[int], pid: int) -> None:
     """Have a process of its own hold masters, and take in what is said there, until a process and others have ended."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pidfd = os.pidfd_open(pid)
-    try:
-        above = max(*masters, pidfd) + 1
-        actions = [(os.POSIX_SPAWN_DUP2, fd, above + at) for at, fd in enumerate((pidfd, *masters))]
-        os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", str(_HOLDER), str(above), str(len(masters))], {},
-                       file_actions=actions, setsid=True, setsigmask=(), setsigdef=(signal.SIGPIPE,))
-    finally:
-        os.close(pidfd)
-
-
+    with ours, theirs:
+        try:
+            held = (ours.fileno(), pidfd, *masters)
+            door = max(*held, theirs.fileno()) + 1
+            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
+                       *((os.POSIX_SPAWN_DUP2, fd, door + at) for at, fd in enumerate(held))]
+            words = map(str, (door, door + 1, len(masters)))
+            os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", str(HOLDER), *words], {},
+                           file_actions=actions, setsid=True, setsigmask=(), setsigdef=(signal.SIGPIPE,))
+        finally:
+            os.close(pidfd)

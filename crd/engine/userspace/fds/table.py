@@ -38,6 +38,7 @@ class FileTable:
         unix, queues: what is known of unix sockets, and what waits in them, by objref.
         leaving: where connections to other processes go if the target is to be killed; None: it runs on.
         late_records: of what is in flight, which may be any description.
+        lost: what no restart brings back, a sentence each.
     """
 
     objects: ObjectNumbers
@@ -48,6 +49,7 @@ class FileTable:
     unix: dict[int, UnixSocketInfo] = field(default_factory=dict)
     queues: dict[int, list[Message]] = field(default_factory=dict)
     late_records: list[Record] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     object_records: list[Record] = field(default_factory=list)
     descriptors: list[FileDescriptor] = field(default_factory=list)
     task_records: list[EpollTarget] = field(default_factory=list)

@@ -11,9 +11,9 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace.fds import journal, socket_filter, socket_options, socket_queue, unix_restart
+from crd.engine.userspace.fds import backlog, journal, socket_filter, socket_options, socket_queue, unix_restart
 from crd.engine.userspace.fds.description import Description
-from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
+from crd.engine.userspace.fds.kind import Kind, Making
 from crd.errors import Obstacle, TargetUnsupported
 from crd.image.objects import (
     UNIX_CONNECTED,
@@ -158,6 +158,7 @@ def _state(one: Description, info: UnixSocketInfo, inodes: dict[int, Description
         TargetUnsupported: the other end is another process's.
     """
     if info.state == LISTENING:
+        backlog.tell(one, len({*info.waiting} - {0, *inodes}), table)
         return UNIX_LISTENING
     if info.kind == socket.SOCK_DGRAM:
         mutual = info.peer in inodes and table.unix[inodes[info.peer].objref].peer == one.stat.st_ino
@@ -171,8 +172,7 @@ def _state(one: Description, info: UnixSocketInfo, inodes: dict[int, Description
             raise _unsupported(one, "is connected to another process")
         return UNIX_CONNECTED
     if info.shutdown != _CLOSED_BOTH_WAYS:
-        raise TryLaterError(Obstacle("fd.unix", one.name, "is a connection that has not been accepted",
-                                     "Try again when it is."))
+        raise backlog.own(one, "fd.unix")
     poll = select.poll()
     poll.register(one.borrowed, 0)
     return UNIX_RESET if any(events & select.POLLERR for _, events in poll.poll(0)) else UNIX_HUNG_UP

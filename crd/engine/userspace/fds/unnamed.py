@@ -12,27 +12,31 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds.kind import Kind, Making
 from crd.engine.userspace.fds.regular import reopened
+from crd.engine.userspace.mem.huge import MFD_FLAGS
 from crd.engine.userspace.mem.shared import Copied, copy_content
 from crd.errors import Obstacle, ResourceChanged, RestartError, TargetUnsupported
 from crd.image.objects import (
     UNNAMED_DIRECTORY,
     UNNAMED_FILE,
+    UNNAMED_HUGE,
     UNNAMED_MEMORY,
     UNNAMED_SHARED,
     UNNAMED_TEMPORARY,
     UnnamedFile,
     UnnamedOpen,
 )
+from crd.image.profile import HUGE_PAGE_BYTES
 from crd.target.paths import DELETED, Reach, name_left, reach
 from crd.target.unnamed import is_unnamed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from crd.engine.api import Files
     from crd.engine.userspace.clash import Clash
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     from crd.target.procfs import MapEntry
 
 _MEMFD = "/memfd:"
-_KERNELS_OWN = ("/SYSV", "/[aio]", "/anon_hugepage", "/secretmem")
+_KERNELS_OWN = ("/SYSV", "/[aio]", "/secretmem")
 _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _MFD_EXEC = 0x10
 _O_PATH = 0o10000000
@@ -143,6 +147,7 @@ def _dump(objref: int, path: str, link: str, found: os.stat_result) -> Content:
                 copied = copy_content(fd)
                 if kind == UNNAMED_MEMORY:
                     seals = fcntl.fcntl(fd, _F_GET_SEALS)
+                    kind = UNNAMED_HUGE if os.fstatvfs(fd).f_bsize == HUGE_PAGE_BYTES else UNNAMED_MEMORY
             finally:
                 os.close(fd)
         except OSError as error:
@@ -242,8 +247,8 @@ def _create(record: UnnamedFile, making: Making) -> int:
     return fd
 
 
-def _make_memory(name: str) -> int:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+def _make_memory(name: str, more: int = 0) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | more
     try:
         return os.memfd_create(name, flags | _MFD_EXEC)
     except OSError:  # EINVAL: a kernel before 6.3
@@ -275,5 +280,7 @@ def _free_name(path: str) -> str:
     return f"{path}.crd-{os.getpid()}" if os.path.lexists(path) else path
 
 
-_MAKERS = {UNNAMED_MEMORY: _make_memory, UNNAMED_FILE: _make_file, UNNAMED_TEMPORARY: _make_temporary,
-           UNNAMED_DIRECTORY: _make_directory, UNNAMED_SHARED: _make_temporary}
+_MAKERS: dict[int, Callable[[str], int]] = {
+    UNNAMED_MEMORY: _make_memory, UNNAMED_FILE: _make_file, UNNAMED_TEMPORARY: _make_temporary,
+    UNNAMED_DIRECTORY: _make_directory, UNNAMED_SHARED: _make_temporary,
+    UNNAMED_HUGE: partial(_make_memory, more=MFD_FLAGS)}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.layout import is_kernel_area, kind
 from crd.engine.userspace.mem.runs import joined
-from crd.image.profile import VMA_SHARED_MEMORY
+from crd.image.profile import VMA_PRIVATE_FILE, VMA_SHARED_FILE
 from crd.target import procfs
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Areas(list["MapEntry"]):
     @cached_property
     def files(self) -> list[MapEntry]:
         """Those of files, but shared memory."""
-        return [entry for entry in self if entry.is_file and kind(entry) != VMA_SHARED_MEMORY]
+        return [entry for entry in self if kind(entry) in {VMA_PRIVATE_FILE, VMA_SHARED_FILE}]
 
     @cached_property
     def deleted(self) -> list[MapEntry]:

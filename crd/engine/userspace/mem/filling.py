@@ -11,11 +11,12 @@ from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.mem import huge
 from crd.engine.userspace.mem.pages import selected
 from crd.engine.userspace.mem.restore import map_areas
 from crd.engine.userspace.mem.runs import joined, without
 from crd.errors import MemoryFault, RestartError
-from crd.image.objects import FileContent
+from crd.image.objects import UNNAMED_HUGE, FileContent
 from crd.image.profile import PAGE_BYTES, Pages, SharedPages
 from crd.native.memory import process_write_runs
 from crd.native.pagemap import PageMap
@@ -128,9 +129,12 @@ def _runs(record: Pages | SharedPages) -> list[Run]:
 
 def _write_file(making: Making, record: SharedPages) -> None:
     """Write whole pages into a file, but for what is behind its end."""
-    fd, size, at = making.contents[record.objref], making.plan.objects[record.objref].size, 0
+    fd, file, at = making.contents[record.objref], making.plan.objects[record.objref], 0
+    if getattr(file, "kind", 0) == UNNAMED_HUGE:
+        huge.write_file(fd, _runs(record), record.data)
+        return
     for start, length in _runs(record):
-        wanted = min(length, size - start)
+        wanted = min(length, file.size - start)
         if os.pwrite(fd, record.data[at:at + wanted], start) != wanted:
             raise RestartError("there is no room for the content of a deleted file")
         at += length

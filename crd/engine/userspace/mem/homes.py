@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.mem import huge
 from crd.errors import NativeError, RestartError
 from crd.image.objects import SharedMemory
 from crd.image.profile import VMA_SHARED_MEMORY
@@ -47,10 +48,12 @@ class Homes:
         root = self._plans[0]
         wanted = {vma.objref for vma in areas} - {record.objref for record in root.of(SysvMemory)}
         unreserved = {vma.objref for vma in areas if "nr" in vma.flags.split()}
+        of_huge_pages = {vma.objref for vma in areas if huge.has(vma)}
         try:
             for record in root.of(SharedMemory):
                 if record.objref in wanted:
-                    self._make(record, _NORESERVE if record.objref in unreserved else 0)
+                    self._make(record, (_NORESERVE if record.objref in unreserved else 0)
+                               | (huge.MAP_FLAGS if record.objref in of_huge_pages else 0))
         except BaseException:
             self._leave()
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.mem import huge
 from crd.engine.userspace.mem.policies import of_area
 from crd.engine.userspace.mem.runs import joined, without
 from crd.image.profile import VMA_ANONYMOUS, VMA_PRIVATE_FILE, Vma
@@ -82,5 +83,6 @@ def _inherited(had: Sequence[Vma], wanted: Sequence[Vma]) -> Iterator[tuple[int,
 def _are_alike(one: Vma, other: Vma) -> bool:
     return (one.kind in _PRIVATE and (one.kind, one.objref) == (other.kind, other.objref)
             and (one.kind == VMA_ANONYMOUS or one.offset - one.start == other.offset - other.start)
+            and not huge.has(one) and not huge.has(other)
             and _OF_MMAP & {*one.flags.split()} == _OF_MMAP & {*other.flags.split()}
             and of_area(one) == of_area(other))

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
-from crd.engine.userspace.mem import sysv
+from crd.engine.userspace.mem import huge, sysv
 from crd.engine.userspace.mem.runs import joined
 from crd.engine.userspace.mem.shared import copy_shared
 from crd.engine.userspace.objects import ObjectNumbers
@@ -47,9 +47,10 @@ def is_kernel_area(entry: MapEntry) -> bool:
 
 def kind(entry: MapEntry) -> int:
     """Return VMA_*."""
-    if not entry.is_file:
+    if not entry.is_file or (huge.is_anonymous(entry) and not entry.shared):
         return VMA_ANONYMOUS
-    if entry.shared and (entry.path.startswith(_SHARED_MEMORY_NAMES) or sysv.is_segment(entry)):
+    if entry.shared and (entry.path.startswith(_SHARED_MEMORY_NAMES) or huge.is_anonymous(entry)
+                         or sysv.is_segment(entry)):
         return VMA_SHARED_MEMORY
     return VMA_SHARED_FILE if entry.shared else VMA_PRIVATE_FILE
 
@@ -164,7 +165,7 @@ def dump(captured: Capture, brk: int, flags: Mapping[int, str], guards: Sequence
             vmas.append(Vma(kind=what, protection=entry.protection, start=entry.start, end=entry.end,
                             offset=entry.offset, objref=captured.unnamed.get(entry.start) or mapped.object(entry, what),
                             flags=flags.get(entry.start, ""),
-                            name=entry.path if what == VMA_ANONYMOUS else ""))
+                            name=entry.path if not entry.is_file else ""))
     return Layout(_memory(captured, brk), vmas, joined([*guards, *captured.known.guards]))
 
 

@@ -8,7 +8,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
-from crd.engine.userspace.mem import guards, inheritance, policies, sysv
+from crd.engine.userspace.mem import guards, huge, inheritance, policies, sysv
 from crd.errors import ResourceChanged
 from crd.image.objects import RegularFile
 from crd.image.profile import VMA_ANONYMOUS, VMA_PRIVATE_FILE, VMA_SHARED_FILE, VMA_SHARED_MEMORY
@@ -95,6 +95,7 @@ def _flags(vma: Vma) -> int:
     flags = set(vma.flags.split())
     return (_FIXED | (_SHARED if vma.kind == VMA_SHARED_FILE else _PRIVATE)
             | (_ANONYMOUS if vma.kind == VMA_ANONYMOUS else 0)
+            | (huge.MAP_FLAGS if vma.kind == VMA_ANONYMOUS and huge.has(vma) else 0)
             | (_GROWSDOWN | _STACK if "gd" in flags else 0) | (_NORESERVE if "nr" in flags else 0))
 
 

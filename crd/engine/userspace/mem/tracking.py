@@ -147,5 +147,5 @@ class Tracking:
         return [(entry.start, entry.end - entry.start) for entry in entries if self._is_tracked(entry)]
 
     def _is_tracked(self, entry: MapEntry) -> bool:
-        return (kind(entry) == VMA_ANONYMOUS and not entry.shared and not is_kernel_area(entry)
+        return (kind(entry) == VMA_ANONYMOUS and not entry.is_file and not entry.shared and not is_kernel_area(entry)
                 and entry.path != _STACK and entry.start not in self._wiped)
