@@ -50,7 +50,13 @@ async def proxy(seaweed: SeaweedServer) -> AsyncIterator[FaultyProxy]:
 
 @pytest.fixture
 def store(seaweed: SeaweedServer, proxy: FaultyProxy, prefix: str) -> S3Store:
-    """A store behind the proxy that gives up after a second."""
+    """A store behind the proxy."""
+    return S3Store(seaweed.location(BUCKET, prefix, proxy.endpoint))
+
+
+@pytest.fixture
+def hasty(seaweed: SeaweedServer, proxy: FaultyProxy, prefix: str) -> S3Store:
+    """The same, but it gives up after a second."""
     return S3Store(seaweed.location(BUCKET, prefix, proxy.endpoint), retry_seconds=1)
 
 
@@ -107,17 +113,17 @@ async def test_another_object_under_the_key_is_told_from_our_own_whose_answer_wa
 
 
 @pytest.mark.parametrize("fault", ["503", "away", "lost"])
-async def test_a_store_that_stays_away_is_unavailable_in_the_end(store: S3Store, proxy: FaultyProxy, fault: str,
-                                                                 seaweed: SeaweedServer, prefix: str) -> None:
+async def test_a_store_that_stays_away_is_unavailable_in_the_end(
+        store: S3Store, hasty: S3Store, proxy: FaultyProxy, fault: str, seaweed: SeaweedServer, prefix: str) -> None:
     await put(store, "there", b"1")
     proxy.fault = lambda method, path: fault if method == "PUT" or fault != "lost" else ""
     with pytest.raises(ArchiveUnavailable) as away:
-        await put(store, "a", b"1")
+        await put(hasty, "a", b"1")
     assert away.value.retryable
     assert away.value.hint
     assert len(proxy.requests) > 3
     if fault != "lost":
-        for ask in (store.objects, store.clear_torn, partial(store.size, "a"), partial(store.delete, "a")):
+        for ask in (hasty.objects, hasty.clear_torn, partial(hasty.size, "a"), partial(hasty.delete, "a")):
             with pytest.raises(ArchiveUnavailable):
                 await ask()
     proxy.fault = lambda _method, _path: ""
@@ -127,10 +133,11 @@ async def test_a_store_that_stays_away_is_unavailable_in_the_end(store: S3Store,
     assert await store.read("a", 0, 5) == b"2"
 
 
-async def test_what_is_damaged_on_its_way_is_refused_by_the_server(store: S3Store, proxy: FaultyProxy) -> None:
+async def test_what_is_damaged_on_its_way_is_refused_by_the_server(store: S3Store, hasty: S3Store,
+                                                                   proxy: FaultyProxy) -> None:
     proxy.fault = lambda method, _path: "flip" if method == "PUT" else ""
     with pytest.raises(ArchiveUnavailable):
-        await put(store, "a", b"content")
+        await put(hasty, "a", b"content")
     proxy.fault = lambda _method, _path: ""
     assert await store.objects() == {}
 
