@@ -21,7 +21,8 @@ from crd.engine.worker import serve
 if TYPE_CHECKING:
     from types import FrameType
 
-_MODULES = ("crd.engine.userspace.dump", "crd.engine.userspace.restart")
+_MODULES = ("crd.engine.userspace.dump", "crd.engine.userspace.restart", "crd.engine.kernel.calls",
+            "crd.engine.kernel.proof")
 _ENDED = {signal.SIGCHLD}
 
 

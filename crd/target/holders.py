@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _KCMP_FILE = 0
 _PIPE = re.compile(r"pipe:\[(\d+)\]")
+_SHARED_LINE = re.compile(r"^[0-9a-f]+-[0-9a-f]+ [r-][w-][x-]s .*\n", re.MULTILINE)
 
 
 def pipe_inode(link: str) -> int | None:
@@ -45,7 +46,8 @@ class Holders:
 
 def _shared_by(pid: int) -> set[tuple[int, int]]:
     try:
-        return {(entry.device, entry.inode) for entry in procfs.maps(pid) if entry.shared and entry.is_file}
+        lines = _SHARED_LINE.findall(procfs.read(pid, "maps"))  # to parse all of every process takes 0.1 s
+        return {(entry.device, entry.inode) for entry in procfs.parsed_maps(pid, "".join(lines)) if entry.is_file}
     except TargetError:
         return set()
 
