@@ -65,10 +65,20 @@ class ImageSource:
             await self._load()
             if await in_thread(self._digest) != self.manifest.digest:
                 raise BlobCorrupt("its packs are not those that it was made with")
-        for place, numbers in self._all_blocks().items():
-            async for blocks in self._read(place, numbers):
-                await in_thread(self._check, blocks)
-                self.checked_bytes += sum(map(len, blocks.values()))
+        checking: asyncio.Task[None] | None = None
+        try:
+            for place, numbers in self._all_blocks().items():
+                async for blocks in self._read(place, numbers):
+                    if checking:
+                        await checking
+                    checking = asyncio.create_task(self._check_read(blocks))
+        finally:
+            if checking:
+                await to_end(checking)
+
+    async def _check_read(self, blocks: Blocks) -> None:
+        await in_thread(self._check, blocks)
+        self.checked_bytes += sum(map(len, blocks.values()))
 
     async def own_bytes(self) -> int:
         """Return the bytes of the objects that came with it; raises BlobMissing, ArchiveUnavailable."""
