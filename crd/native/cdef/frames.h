@@ -17,7 +17,7 @@ struct crd_block {
     uint64_t stored_bytes, pages;
 };
 
-/* Pages by their numbers, out of blocks in ascending order; each frame is decompressed once. EBADMSG: a block is
- * missing or damaged. ENOMEM. */
+/* Pages by their numbers, out of blocks in ascending order, and the hash of each (crd_pages_hash); each frame is
+ * decompressed once. EBADMSG: a block is missing or damaged. ENOMEM. */
 int crd_pages_open(const uint64_t *numbers, size_t n, const struct crd_block *blocks, size_t n_blocks,
-                   unsigned char *pages, struct crd_error *err);
+                   const unsigned char *key, unsigned char *pages, unsigned char *hashes, struct crd_error *err);

@@ -166,9 +166,17 @@ static bool is_wanted_whole(const struct wanted *wanted, size_t n, uint64_t firs
     return pages == n || wanted[pages].number >= first_number + pages;
 }
 
+/* What pages are opened with, and where they and their hashes go. */
+struct opening {
+    ZSTD_DCtx *zstd;
+    unsigned char *spare;
+    const unsigned char *key;
+    unsigned char *pages, *hashes;
+};
+
 /* Opens the frame of the first page that is wanted, and returns how many of the wanted ones it held; 0: it is damaged. */
-static size_t take_frame(ZSTD_DCtx *zstd, const struct wanted *wanted, size_t n, const struct crd_block *block,
-                         unsigned char *spare, unsigned char *pages)
+static size_t take_frame(const struct opening *opening, const struct wanted *wanted, size_t n,
+                         const struct crd_block *block)
 {
     size_t in_block = (wanted->number & UINT32_MAX) % BLOCK_PAGES, taken = 0;
     struct frame frame = {0};
@@ -177,16 +185,26 @@ static size_t take_frame(ZSTD_DCtx *zstd, const struct wanted *wanted, size_t n,
         return 0;
     uint64_t first = wanted->number - in_block + frame.first;
     if (is_wanted_whole(wanted, n, first, frame.pages))
-        return open_frame(zstd, &frame, pages + wanted->at * PAGE) ? frame.pages : 0;
-    if (!open_frame(zstd, &frame, spare))
+        return open_frame(opening->zstd, &frame, opening->pages + wanted->at * PAGE) ? frame.pages : 0;
+    if (!open_frame(opening->zstd, &frame, opening->spare))
         return 0;
     for (; taken < n && wanted[taken].number < first + frame.pages; taken++)
-        memcpy(pages + wanted[taken].at * PAGE, spare + (wanted[taken].number - first) * PAGE, PAGE);
+        memcpy(opening->pages + wanted[taken].at * PAGE, opening->spare + (wanted[taken].number - first) * PAGE, PAGE);
     return taken;
 }
 
-static bool open_all(const struct wanted *wanted, size_t n, const struct crd_block *blocks, size_t n_blocks,
-                     ZSTD_DCtx *zstd, unsigned char *spare, unsigned char *pages)
+/* Hashes pages that have just been taken, while the cache has them. */
+static void hash_taken(const struct opening *opening, const struct wanted *wanted, size_t n)
+{
+    for (size_t i = 0, many; i < n; i += many) {
+        for (many = 1; i + many < n && wanted[i + many].at == wanted[i].at + many; many++)
+            ;
+        crd_pages_hash(opening->pages + wanted[i].at * PAGE, many, opening->key, opening->hashes + wanted[i].at * HASH);
+    }
+}
+
+static bool open_all(const struct opening *opening, const struct wanted *wanted, size_t n, const struct crd_block *blocks,
+                     size_t n_blocks)
 {
     const struct crd_block *block = blocks, *end = blocks + n_blocks;
 
@@ -196,23 +214,23 @@ static bool open_all(const struct wanted *wanted, size_t n, const struct crd_blo
             block++;
         if (block == end || block->number != id)
             return false;
-        taken = take_frame(zstd, wanted + i, n - i, block, spare, pages);
+        taken = take_frame(opening, wanted + i, n - i, block);
         if (!taken)
             return false;
+        hash_taken(opening, wanted + i, taken);
     }
     return true;
 }
 
 int crd_pages_open(const uint64_t *numbers, size_t n, const struct crd_block *blocks, size_t n_blocks,
-                   unsigned char *pages, struct crd_error *err)
+                   const unsigned char *key, unsigned char *pages, unsigned char *hashes, struct crd_error *err)
 {
     struct wanted *wanted = calloc(n + 1, sizeof(*wanted));
-    unsigned char *spare = malloc(BLOCK_PAGES * PAGE);
-    ZSTD_DCtx *zstd = ZSTD_createDCtx();
+    struct opening opening = {ZSTD_createDCtx(), malloc(BLOCK_PAGES * PAGE), key, pages, hashes};
     int result = 0;
 
     errno = ENOMEM;
-    if (!wanted || !spare || !zstd) {
+    if (!wanted || !opening.spare || !opening.zstd) {
         result = crd_fail(err, "open pages", 0, 0);
     } else {
         bool sorted = true;
@@ -222,13 +240,13 @@ int crd_pages_open(const uint64_t *numbers, size_t n, const struct crd_block *bl
         }
         if (!sorted)
             qsort(wanted, n, sizeof(*wanted), compare_wanted);
-        if (!open_all(wanted, n, blocks, n_blocks, zstd, spare, pages)) {
+        if (!open_all(&opening, wanted, n, blocks, n_blocks)) {
             errno = EBADMSG;
             result = crd_fail(err, "open pages", 0, 0);
         }
     }
-    ZSTD_freeDCtx(zstd);
-    free(spare);
+    ZSTD_freeDCtx(opening.zstd);
+    free(opening.spare);
     free(wanted);
     return result;
 }
