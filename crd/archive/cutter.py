@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from crd.archive.base import Known
     from crd.archive.followed import Stretch
 
-BATCH_BYTES = 4 * BLOCK_BYTES
+BATCH_BYTES = 8 * BLOCK_BYTES
 _HANDED_OVER_AT_ONCE = 4
 """Batches: the store takes some time for each call, however little it gets."""
-_BATCHES_IN_FLIGHT_PER_THREAD = 6
+_BATCHES_IN_FLIGHT_PER_THREAD = 4
 """Compressed but not yet stored."""
 _COUNT = struct.Struct("<I")
 _RUN_BYTES = 16

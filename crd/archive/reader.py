@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import stat
 from contextlib import suppress
 
-from crd.errors import ArchiveUnavailable
+from crd.errors import ArchiveUnavailable, NativeError
 from crd.image.generations import PREFIX_BYTES
+from crd.native.stream import Stream
 
 _F_SETPIPE_SZ, _PIPE_BYTES = 1031, 1 << 20
+
+
+def widen_pipe(fd: int) -> None:
+    """Give a pipe the largest capacity that needs no privilege, if it may have it."""
+    with suppress(OSError):
+        fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 class StreamReader:
@@ -24,19 +30,14 @@ class StreamReader:
     def __init__(self, fd: int) -> None:
         """Read from a pipe or anything else that can be polled; it stays the caller's."""
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        self._fd = fd
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
-        self._poll.register(self._stop, select.POLLIN)
         self._pipe: tuple[int, int] | None = None
-        self._moved = 0  # bytes in our pipe
         self.received_bytes = 0
         self.front = bytearray()
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
             self._pipe = os.pipe2(os.O_CLOEXEC)
             for end in (fd, self._pipe[1]):
-                with suppress(OSError):
-                    fcntl.fcntl(end, _F_SETPIPE_SZ, _PIPE_BYTES)
+                widen_pipe(end)
+        self._stream = Stream(fd, self._stop, self._pipe)
 
     def stop(self) -> None:
         """Make ``read`` return soon."""
@@ -53,30 +54,11 @@ class StreamReader:
         Raises:
             ArchiveUnavailable: the stream cannot be read.
         """
-        filled = 0
         try:
-            while filled < len(buffer) and (length := self._read_some(buffer[filled:])):
-                if len(self.front) < PREFIX_BYTES:
-                    self.front += buffer[filled:filled + min(length, PREFIX_BYTES - len(self.front))]
-                filled += length
-                self.received_bytes += length
-        except OSError as error:
-            raise ArchiveUnavailable(f"reading the image: {error.strerror}") from error
-        return filled
-
-    def _read_some(self, buffer: memoryview) -> int:
-        while not self._moved:
-            if any(fd == self._stop for fd, _ in self._poll.poll()):
-                return 0
-            try:
-                if not self._pipe:
-                    return os.readv(self._fd, [buffer])
-                self._moved = os.splice(self._fd, self._pipe[1], _PIPE_BYTES)
-            except BlockingIOError:
-                continue
-            if not self._moved:
-                return 0
-        assert self._pipe  # noqa: S101
-        length = os.readv(self._pipe[0], [buffer])
-        self._moved -= length
+            length = self._stream.read(buffer)
+        except NativeError as error:
+            raise ArchiveUnavailable(f"reading the image: {os.strerror(error.errno)}") from error
+        if len(self.front) < PREFIX_BYTES:
+            self.front += buffer[:min(length, PREFIX_BYTES - len(self.front))]
+        self.received_bytes += length
         return length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -65,10 +66,20 @@ class ImageSource:
             await self._load()
             if await in_thread(self._digest) != self.manifest.digest:
                 raise BlobCorrupt("its packs are not those that it was made with")
-        for place, numbers in self._all_blocks().items():
-            async for blocks in self._read(place, numbers):
-                await in_thread(self._check, blocks)
-                self.checked_bytes += sum(map(len, blocks.values()))
+        checking: asyncio.Task[None] | None = None
+        try:
+            for place, numbers in self._all_blocks().items():
+                async for blocks in self._read(place, numbers):
+                    if checking:
+                        await checking
+                    checking = asyncio.create_task(self._check_read(blocks))
+        finally:
+            if checking:
+                await to_end(checking)
+
+    async def _check_read(self, blocks: Blocks) -> None:
+        await in_thread(self._check, blocks)
+        self.checked_bytes += sum(map(len, blocks.values()))
 
     async def own_bytes(self) -> int:
         """Return the bytes of the objects that came with it; raises BlobMissing, ArchiveUnavailable."""
@@ -116,7 +127,7 @@ class ImageSource:
             ArchiveError: the stream cannot be written.
         """
         under_way: deque[asyncio.Task[list[memoryview]]] = deque()
-        rooms = cycle([memoryview(bytearray(WINDOW_PAGES * PAGE_BYTES)) for _ in range(self._threads + 2)])
+        rooms = cycle([_room() for _ in range(self._threads + 2)])
         with (_about(self._key), closing(StreamWriter(fd)) as writer,
               ThreadPoolExecutor(self._threads, "crd-decompress") as executor):
             await self._load()
@@ -182,6 +193,14 @@ class ImageSource:
                 number, _ = self.manifest.packs[place]
                 with self._trusting(number), _about(pack_key(number)):
                     raise
+
+
+def _room() -> memoryview:
+    """Return room for a window, which takes no memory before it is used, and then as few page faults as may be."""
+    room = mmap.mmap(-1, WINDOW_PAGES * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(room)
 
 
 def _by_pack(blocks: array[int]) -> dict[int, list[int]]:

@@ -53,14 +53,14 @@ class Window:
         Raises:
             BlobCorrupt: it is damaged.
         """
-        blocks = self.blocks
         pages = room[:len(self.pages) * PAGE_BYTES]
-        open_pages(self.pages, blocks, (stored[number] for number in blocks),
-                   (tables[number >> PACK_SHIFT].blocks[number & BLOCK_MASK].pages for number in blocks),
-                   pages)
-        if self.pages and tables[self.pages[0] >> PACK_SHIFT].key.hashes(pages) != gathered_hashes(
-                self.pages, {place: table.hashes for place, table in tables.items()}):
-            raise BlobCorrupt("a page is not what was stored")
+        if self.pages:
+            blocks = self.blocks
+            found = open_pages(self.pages, blocks, (stored[number] for number in blocks),
+                               (tables[number >> PACK_SHIFT].blocks[number & BLOCK_MASK].pages for number in blocks),
+                               tables[self.pages[0] >> PACK_SHIFT].key, pages)
+            if found != gathered_hashes(self.pages, {place: table.hashes for place, table in tables.items()}):
+                raise BlobCorrupt("a page is not what was stored")
         return list(self._interleaved(pages))
 
     def _interleaved(self, pages: memoryview) -> Iterator[memoryview]:

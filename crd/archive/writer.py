@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import select
 import stat
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from crd.archive.reader import widen_pipe
 from crd.errors import ArchiveError, ImageSinkClosed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_IOV_MAX = 1024
 
 
 class StreamWriter:
@@ -44,25 +49,29 @@ class StreamWriter:
             ImageSinkClosed: nobody reads.
             ArchiveError: the stream cannot be written.
         """
-        for part in parts:
-            view = part
-            while view:
-                if any(fd == self._stop for fd, _ in self._poll.poll()):
-                    return
-                try:
-                    view = view[os.write(self._fd, view):]
-                except BlockingIOError:
-                    continue
-                except BrokenPipeError as error:
-                    raise ImageSinkClosed from error
-                except OSError as error:
-                    raise ArchiveError(f"writing the image: {error.strerror}") from error
+        views = deque(part for part in parts if part)
+        while views:
+            if any(fd == self._stop for fd, _ in self._poll.poll()):
+                return
+            try:
+                written = os.writev(self._fd, list(islice(views, _IOV_MAX)))
+            except BlockingIOError:
+                continue
+            except BrokenPipeError as error:
+                raise ImageSinkClosed from error
+            except OSError as error:
+                raise ArchiveError(f"writing the image: {error.strerror}") from error
+            while views and written >= len(views[0]):
+                written -= len(views.popleft())
+            if written:
+                views[0] = views[0][written:]
 
 
 def _own_end(fd: int) -> int:
     """Return another descriptor for the same pipe, which can be made not to block without the caller's noticing."""
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return os.dup(fd)
+    widen_pipe(fd)
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:  # ENXIO

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _KCMP_FILE = 0
 _PIPE = re.compile(r"pipe:\[(\d+)\]")
+_SHARED_LINE = re.compile(r"^[0-9a-f]+-[0-9a-f]+ [r-][w-][x-]s .*\n", re.MULTILINE)
 
 
 def pipe_inode(link: str) -> int | None:
@@ -46,7 +47,9 @@ class Holders:
 
 def _memories_of(pid: int) -> set[tuple[int, int]]:
     try:
-        return {(entry.device, entry.inode) for entry in procfs.maps(pid) if is_shared_memory(entry)}
+        lines = _SHARED_LINE.findall(procfs.read(pid, "maps"))  # to parse all of every process takes 0.1 s
+        entries = procfs.parsed_maps(pid, "".join(lines))
+        return {(entry.device, entry.inode) for entry in entries if is_shared_memory(entry)}
     except TargetError:
         return set()
 

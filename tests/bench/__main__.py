@@ -40,11 +40,14 @@ from tests.bench.catalog import catalog
 from tests.bench.filter_cost import filter_cost
 from tests.bench.history import long_history, memory_while_storing, read_seconds
 from tests.bench.scrape import scrape
+from tests.bench.used import Used, cpu_seconds
 from tests.support.gaps import longest_gap_ms
 from tests.support.victims import Program, Victim, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from crd.catalog.rows import Image
 
 FRAME_BYTES = 256 << 10
 CHUNK_BYTES = 8 << 20
@@ -179,7 +182,7 @@ def python(home: Path, source: str, *words: str) -> Iterator[int]:
             process.wait()
 
 
-def zstd_alone_seconds(pid: int) -> tuple[float, int]:
+def zstd_alone(pid: int) -> Used:
     """Compress the same bytes, in memory already, by the same level, frames and threads."""
     runs = resident(pid)
     content = memoryview(bytearray(sum(length for _, length in runs)))
@@ -195,45 +198,52 @@ def zstd_alone_seconds(pid: int) -> tuple[float, int]:
         return len(local.zstd.compress(content[start:start + FRAME_BYTES]))
 
     with ThreadPoolExecutor(2) as executor:
-        began = time.monotonic()
+        began, before = time.monotonic(), cpu_seconds()
         sum(executor.map(compress, range(0, len(content), FRAME_BYTES)))
-        return time.monotonic() - began, len(content)
+        return Used(len(content), time.monotonic() - began, cpu_seconds() - before)
+
+
+async def stored(pipeline: Pipeline, pid: int, target: str | None = None) -> tuple[Image, Used]:
+    """Take an image; its worker is waited for."""
+    await asyncio.sleep(1)
+    began, before = time.monotonic(), cpu_seconds()
+    image = await pipeline.checkpoint(pid, CheckpointOptions(), target=target)
+    seconds = time.monotonic() - began
+    await asyncio.sleep(0.2)  # the nursery reaps the worker
+    return image, Used(image.memory_bytes, seconds, cpu_seconds() - before)
 
 
 async def whole_checkpoint(home: Path, rows: int, n: int) -> None:
     """Measure a checkpoint from the request to the catalog, in clear and encrypted, and reading it back."""
-    plain, sealed = LocalStore(home / "archive"), LocalStore(home / "sealed")
     keys = KeyRing([Key(secrets.token_bytes(KEY_BYTES))])
+    clear: list[Used] = []
+    encrypted: list[Used] = []
+    alone: list[Used] = []
+    read: list[float] = []
     with python(home / "heap", HEAP, str(rows)) as pid:
-        async with (Archive(plain) as archive, Archive(SealedStore(sealed, keys)) as encrypted,
+        async with (Archive(LocalStore(home / "archive")) as archive,
+                    Archive(SealedStore(LocalStore(home / "sealed"), keys)) as sealed,
                     await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "bench") as catalog,
                     WorkerPool() as workers):
-            rates: dict[str, list[float]] = {"clear": [], "encrypted": [], "alone": [], "read": []}
-            size = 0
             for _ in range(n):
-                for what, kept in (("clear", archive), ("encrypted", encrypted)):
-                    await asyncio.sleep(1)  # the next worker gets warm
+                for kept, taken in ((archive, clear), (sealed, encrypted)):
                     pipeline = Pipeline(workers, kept, catalog, home / "crid", "bench", Tracks(enabled=True), 600, 600)
-                    began = time.monotonic()
-                    image = await pipeline.checkpoint(pid, CheckpointOptions())
-                    rates[what].append(image.memory_bytes / (time.monotonic() - began) / 2**20)
+                    image, used = await stored(pipeline, pid)
+                    taken.append(used)
                     if kept is archive:
                         seconds = await read_seconds(archive, image.crid, image.digest)
-                        rates["read"].append(image.image_bytes / seconds / 2**20)
+                        read.append(image.image_bytes / seconds / 2**20)
                     await kept.forget(image.crid)
-                seconds, size = await asyncio.to_thread(zstd_alone_seconds, pid)
-                rates["alone"].append(size / seconds / 2**20)
-    clear, encrypted_rate, alone, read = (statistics.median(rate) for rate in rates.values())
-    what = f"whole checkpoint of {size >> 20} MiB of Python heap into the archive"
-    row(what, n, f"{clear:.0f} MiB/s", f"{alone:.0f} MiB/s zstd alone", f"{clear / alone:.2f}")
-    row(f"{what}, encrypted", n, f"{encrypted_rate:.0f} MiB/s", f"{alone:.0f} MiB/s zstd alone",
-        f"{encrypted_rate / alone:.2f}")
-    row("reading it back, every page verified", n, f"{read:.0f} MiB/s", "1024 MiB/s are wanted", f"{read / 1024:.2f}")
-
-
-def cpu_seconds() -> float:
-    """Return what we and the workers that have ended have used."""
-    return sum(os.times()[:4])
+                alone.append(await asyncio.to_thread(zstd_alone, pid))
+    what = f"whole checkpoint of {alone[0].size >> 20} MiB of Python heap into the archive"
+    for name, taken, wanted in ((what, clear, 0.8), (f"{what}, encrypted", encrypted, 0.7)):
+        ours, theirs = (statistics.median(used.rate for used in each) for each in (taken, alone))
+        row(name, n, f"{ours:.0f} MiB/s", f"{theirs:.0f} MiB/s zstd alone, of which {wanted} is wanted",
+            f"{ours / theirs:.2f}")
+        ours, theirs = (statistics.median(used.cpu for used in each) for each in (taken, alone))
+        row(f"{name}: CPU time a GiB", n, f"{ours:.2f} s", f"{theirs:.2f} s zstd alone", f"{ours / theirs:.2f}")
+    back = statistics.median(read)
+    row("reading it back, every page verified", n, f"{back:.0f} MiB/s", "1024 MiB/s are wanted", f"{back / 1024:.2f}")
 
 
 async def increments(home: Path, n: int) -> None:
@@ -243,24 +253,22 @@ async def increments(home: Path, n: int) -> None:
                     await Catalog.open(f"sqlite+aiosqlite:///{home}/increments.db", "bench") as catalog,
                     WorkerPool() as workers):
             pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", Tracks(enabled=True), 600, 600)
-            cpu, seconds, stored = [], [], []
+            cpu, seconds, sizes = [], [], []
             for _ in range(1 + n):
                 go = home / "changes" / "go"
                 go.touch()
                 await asyncio.to_thread(until, "changes", lambda go=go: not go.exists())
-                await asyncio.sleep(1)
-                began, before = time.monotonic(), cpu_seconds()
-                image = await pipeline.checkpoint(pid, CheckpointOptions(), target="changes")
-                seconds.append(time.monotonic() - began)
-                cpu.append(cpu_seconds() - before)
-                stored.append(image.stored_bytes)
+                image, used = await stored(pipeline, pid, "changes")
+                seconds.append(used.seconds)
+                cpu.append(used.cpu_seconds)
+                sizes.append(image.stored_bytes)
     what = "image of 1 GiB, 1 % of its pages written since the last one"
     row(f"{what}: CPU time", n, f"{statistics.median(cpu[1:]):.2f} s", f"{cpu[0]:.2f} s for the first one",
         f"{statistics.median(cpu[1:]) / cpu[0]:.2f}")
     row(f"{what}: from request to catalog", n, f"{statistics.median(seconds[1:]):.2f} s",
         f"{seconds[0]:.2f} s for the first one", f"{statistics.median(seconds[1:]) / seconds[0]:.2f}")
-    row(f"{what}: stored", n, f"{statistics.median(stored[1:]) / 2**20:.1f} MiB",
-        f"{stored[0] / 2**20:.1f} MiB for the first one", f"{statistics.median(stored[1:]) / stored[0]:.3f}")
+    row(f"{what}: stored", n, f"{statistics.median(sizes[1:]) / 2**20:.1f} MiB",
+        f"{sizes[0] / 2**20:.1f} MiB for the first one", f"{statistics.median(sizes[1:]) / sizes[0]:.3f}")
 
 
 def restart_time(home: Path, n: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from crd.errors import BlobCorrupt
 from crd.native.frames import BLOCK_PAGES, BlockCompressor, blocks_of, open_pages
 from crd.native.memory import PAGE_BYTES
+from crd.native.pages import PageKey
 
 
 def content(n_pages: int) -> bytes:
@@ -22,9 +23,11 @@ def content(n_pages: int) -> bytes:
 def opened(numbers: array[int], stored: dict[int, bytes], n_pages: int) -> bytes:
     """Open pages of packs that have the same blocks, in the order of their numbers."""
     blocks = blocks_of(numbers)
-    room = bytearray(len(numbers) * PAGE_BYTES)
-    open_pages(numbers, blocks, (memoryview(stored[number & 0xFFFFFFFF]) for number in blocks),
-               (min(BLOCK_PAGES, n_pages - (number & 0xFFFFFFFF) * BLOCK_PAGES) for number in blocks), memoryview(room))
+    room, key = bytearray(len(numbers) * PAGE_BYTES), PageKey(bytes(32))
+    hashes = open_pages(numbers, blocks, (memoryview(stored[number & 0xFFFFFFFF]) for number in blocks),
+                        (min(BLOCK_PAGES, n_pages - (number & 0xFFFFFFFF) * BLOCK_PAGES) for number in blocks), key,
+                        memoryview(room))
+    assert hashes == key.hashes(room)
     return bytes(room)
 
 
@@ -65,6 +68,7 @@ def test_every_truncation_is_refused() -> None:
 def test_a_block_that_is_missing_is_refused() -> None:
     [stored] = BlockCompressor(1, 256).blocks(content(10), 4)
     with pytest.raises(BlobCorrupt):
-        open_pages(array("Q", [70]), array("Q", [0]), [memoryview(stored)], [10], memoryview(bytearray(PAGE_BYTES)))
+        open_pages(array("Q", [70]), array("Q", [0]), [memoryview(stored)], [10], PageKey(),
+                   memoryview(bytearray(PAGE_BYTES)))
     with pytest.raises(BlobCorrupt):
         opened(array("Q", [10]), {0: stored}, 10)

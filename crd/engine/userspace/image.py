@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from crd.image.profile import EpollTarget, FileDescriptor, FileLock, Thread
     from crd.image.writer import ImageWriter
 
-_VERSION = version("crd")  # found out once, not by each worker: it takes milliseconds
+_CRD_VERSION = version("crd")
+"""Found out before workers are forked: it takes some milliseconds."""
 _XCR0_OFFSET = 464
 """The software-reserved bytes of the XSAVE area hold XCR0 (arch/x86/include/uapi/asm/sigcontext.h)."""
 _STATES = {"R": 0, "S": 1, "T": 4}
@@ -133,7 +134,7 @@ def _profile(clocks_ns: tuple[int, int, int], processes: Sequence[ProcessRecords
         taken_realtime_ns=realtime, taken_monotonic_ns=monotonic, taken_boottime_ns=boottime,
         boot_id=procfs.read("sys", "kernel/random/boot_id").strip(), host=os.uname().nodename, engine="userspace",
         xcr0=int.from_bytes(xstate[_XCR0_OFFSET:_XCR0_OFFSET + 8], "little"), vdso_digest=digest,
-        crd_version=_VERSION)
+        crd_version=_CRD_VERSION)
 
 
 def _process(captured: Capture, attributes: Attributes) -> Process:

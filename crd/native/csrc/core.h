@@ -17,6 +17,7 @@
 #include "../cdef/pagemap.h"
 #include "../cdef/numbers.h"
 #include "../cdef/pages.h"
+#include "../cdef/stream.h"
 #include "../cdef/stubs.h"
 #include "../cdef/syscall.h"
 #include "../cdef/threads.h"

@@ -40,7 +40,7 @@ size_t crd_blocks_of(const uint64_t *numbers, size_t n, uint64_t *blocks)
 }
 
 /* Cuts pages of one block into frames, and returns where they end in what is stored; 0 if there is no room. */
-static size_t make_block(ZSTD_CCtx *zstd, const unsigned char *pages, size_t n_pages, size_t frame_pages, int level,
+static size_t make_block(ZSTD_CCtx *zstd, const unsigned char *pages, size_t n_pages, size_t frame_pages,
                          unsigned char *stored, size_t room)
 {
     size_t n_frames = (n_pages + frame_pages - 1) / frame_pages, end = (1 + n_frames) * WORD;
@@ -51,7 +51,7 @@ static size_t make_block(ZSTD_CCtx *zstd, const unsigned char *pages, size_t n_p
     memcpy(stored, &word, WORD);
     for (size_t frame = 0; frame < n_frames; frame++) {
         size_t first = frame * frame_pages, many = n_pages - first < frame_pages ? n_pages - first : frame_pages;
-        size_t length = ZSTD_compressCCtx(zstd, stored + end, room - end, pages + first * PAGE, many * PAGE, level);
+        size_t length = ZSTD_compress2(zstd, stored + end, room - end, pages + first * PAGE, many * PAGE);
         if (ZSTD_isError(length))
             return 0;
         word = length;
@@ -68,9 +68,16 @@ size_t crd_blocks_room(size_t n_pages, size_t frame_pages)
     return frames * (ZSTD_compressBound(frame_pages * PAGE) + 2 * WORD);
 }
 
-void *crd_compressor_new(void)
+void *crd_compressor_new(int level)
 {
-    return ZSTD_createCCtx();
+    ZSTD_CCtx *zstd = ZSTD_createCCtx();
+
+    if (!zstd)
+        return NULL;
+    ZSTD_CCtx_setParameter(zstd, ZSTD_c_compressionLevel, level);
+    if (level == 1) /* Memory is words of 8 bytes: with the 6 of this level a Python heap is 4 % larger, and slower. */
+        ZSTD_CCtx_setParameter(zstd, ZSTD_c_minMatch, 5);
+    return zstd;
 }
 
 void crd_compressor_free(void *compressor)
@@ -78,14 +85,14 @@ void crd_compressor_free(void *compressor)
     ZSTD_freeCCtx(compressor);
 }
 
-int crd_blocks_make(void *compressor, const unsigned char *pages, size_t n_pages, size_t frame_pages, int level,
+int crd_blocks_make(void *compressor, const unsigned char *pages, size_t n_pages, size_t frame_pages,
                     unsigned char *stored, size_t room, uint32_t *lengths, struct crd_error *err)
 {
     size_t end = 0;
 
     for (size_t at = 0; at < n_pages; at += BLOCK_PAGES) {
         size_t held = n_pages - at < BLOCK_PAGES ? n_pages - at : BLOCK_PAGES;
-        size_t length = make_block(compressor, pages + at * PAGE, held, frame_pages, level, stored + end, room - end);
+        size_t length = make_block(compressor, pages + at * PAGE, held, frame_pages, stored + end, room - end);
         if (!length) {
             errno = ENOBUFS;
             return crd_fail(err, "compress pages", 0, at);
@@ -115,8 +122,9 @@ struct frame {
     size_t first, pages; /* in the block */
 };
 
-static bool find_frame(const struct crd_block *block, const unsigned char *words, size_t page, struct frame *frame)
+static bool find_frame(const struct crd_block *block, size_t page, struct frame *frame)
 {
+    const unsigned char *words = block->stored;
     uint32_t frame_bytes, length;
 
     if (block->stored_bytes < WORD || page >= block->pages)
@@ -158,53 +166,71 @@ static bool is_wanted_whole(const struct wanted *wanted, size_t n, uint64_t firs
     return pages == n || wanted[pages].number >= first_number + pages;
 }
 
+/* What pages are opened with, and where they and their hashes go. */
+struct opening {
+    ZSTD_DCtx *zstd;
+    unsigned char *spare;
+    const unsigned char *key;
+    unsigned char *pages, *hashes;
+};
+
 /* Opens the frame of the first page that is wanted, and returns how many of the wanted ones it held; 0: it is damaged. */
-static size_t take_frame(ZSTD_DCtx *zstd, const struct wanted *wanted, size_t n, const struct crd_block *block,
-                         const unsigned char *stored, unsigned char *spare, unsigned char *pages)
+static size_t take_frame(const struct opening *opening, const struct wanted *wanted, size_t n,
+                         const struct crd_block *block)
 {
     size_t in_block = (wanted->number & UINT32_MAX) % BLOCK_PAGES, taken = 0;
     struct frame frame = {0};
 
-    if (!find_frame(block, stored, in_block, &frame))
+    if (!find_frame(block, in_block, &frame))
         return 0;
     uint64_t first = wanted->number - in_block + frame.first;
     if (is_wanted_whole(wanted, n, first, frame.pages))
-        return open_frame(zstd, &frame, pages + wanted->at * PAGE) ? frame.pages : 0;
-    if (!open_frame(zstd, &frame, spare))
+        return open_frame(opening->zstd, &frame, opening->pages + wanted->at * PAGE) ? frame.pages : 0;
+    if (!open_frame(opening->zstd, &frame, opening->spare))
         return 0;
     for (; taken < n && wanted[taken].number < first + frame.pages; taken++)
-        memcpy(pages + wanted[taken].at * PAGE, spare + (wanted[taken].number - first) * PAGE, PAGE);
+        memcpy(opening->pages + wanted[taken].at * PAGE, opening->spare + (wanted[taken].number - first) * PAGE, PAGE);
     return taken;
 }
 
-static bool open_all(const struct wanted *wanted, size_t n, const struct crd_block *blocks, size_t n_blocks,
-                     const unsigned char *stored, ZSTD_DCtx *zstd, unsigned char *spare, unsigned char *pages)
+/* Hashes pages that have just been taken, while the cache has them. */
+static void hash_taken(const struct opening *opening, const struct wanted *wanted, size_t n)
+{
+    for (size_t i = 0, many; i < n; i += many) {
+        for (many = 1; i + many < n && wanted[i + many].at == wanted[i].at + many; many++)
+            ;
+        crd_pages_hash(opening->pages + wanted[i].at * PAGE, many, opening->key, opening->hashes + wanted[i].at * HASH);
+    }
+}
+
+static bool open_all(const struct opening *opening, const struct wanted *wanted, size_t n, const struct crd_block *blocks,
+                     size_t n_blocks)
 {
     const struct crd_block *block = blocks, *end = blocks + n_blocks;
 
     for (size_t i = 0, taken; i < n; i += taken) {
         uint64_t id = block_of(wanted[i].number);
-        for (; block < end && block->number < id; block++)
-            stored += block->stored_bytes;
+        while (block < end && block->number < id)
+            block++;
         if (block == end || block->number != id)
             return false;
-        taken = take_frame(zstd, wanted + i, n - i, block, stored, spare, pages);
+        taken = take_frame(opening, wanted + i, n - i, block);
         if (!taken)
             return false;
+        hash_taken(opening, wanted + i, taken);
     }
     return true;
 }
 
 int crd_pages_open(const uint64_t *numbers, size_t n, const struct crd_block *blocks, size_t n_blocks,
-                   const unsigned char *stored, unsigned char *pages, struct crd_error *err)
+                   const unsigned char *key, unsigned char *pages, unsigned char *hashes, struct crd_error *err)
 {
     struct wanted *wanted = calloc(n + 1, sizeof(*wanted));
-    unsigned char *spare = malloc(BLOCK_PAGES * PAGE);
-    ZSTD_DCtx *zstd = ZSTD_createDCtx();
+    struct opening opening = {ZSTD_createDCtx(), malloc(BLOCK_PAGES * PAGE), key, pages, hashes};
     int result = 0;
 
     errno = ENOMEM;
-    if (!wanted || !spare || !zstd) {
+    if (!wanted || !opening.spare || !opening.zstd) {
         result = crd_fail(err, "open pages", 0, 0);
     } else {
         bool sorted = true;
@@ -214,13 +240,13 @@ int crd_pages_open(const uint64_t *numbers, size_t n, const struct crd_block *bl
         }
         if (!sorted)
             qsort(wanted, n, sizeof(*wanted), compare_wanted);
-        if (!open_all(wanted, n, blocks, n_blocks, stored, zstd, spare, pages)) {
+        if (!open_all(&opening, wanted, n, blocks, n_blocks)) {
             errno = EBADMSG;
             result = crd_fail(err, "open pages", 0, 0);
         }
     }
-    ZSTD_freeDCtx(zstd);
-    free(spare);
+    ZSTD_freeDCtx(opening.zstd);
+    free(opening.spare);
     free(wanted);
     return result;
 }
