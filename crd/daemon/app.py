@@ -230,7 +230,7 @@ class App:
                                        lambda target: self.start(self.retention.apply_quietly(target)))
         self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock, self.served.add)
         self.scheduler = Scheduler(self.clock, self._due, self.checkpoints.skip)
-        self.retention = Retention(self.catalog, self.archive, self.clock, self.readers,
+        self.retention = Retention(self.catalog, self.archive, self.clock, self.readers, self.meter,
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
         self.health = Health(self.scheduler, workers, self.catalog, self.clock, self._status)

@@ -61,7 +61,7 @@ class Handlers(UpkeepHandlers):
         seen = await look(self._app.catalog, self._app.without_object)
         problems = [problem for problem in await diagnose(self._app, seen) if peer.is_admin or problem.target is None]
         app = self._app
-        size = app.meter.size
+        size = await app.meter.current()
         waiting = app.spool and app.spool.waiting
         due = [target for target in app.scheduler.targets.values() if target.next_at and not target.held]
         following = min(due, key=lambda target: target.next_at or app.started_at, default=None)

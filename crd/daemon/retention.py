@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crd.catalog.catalog import Catalog
     from crd.catalog.rows import Choice
     from crd.clock import Clock
+    from crd.daemon.meter import Meter
     from crd.daemon.readers import Readers
     from crd.daemon.scheduler import ScheduledTarget
     from crd.ids import Crid
@@ -54,7 +55,7 @@ class Retention:
     ``Images.settle`` ends what was begun.
     """
 
-    def __init__(self, catalog: Catalog, archive: Archive, clock: Clock, readers: Readers,
+    def __init__(self, catalog: Catalog, archive: Archive, clock: Clock, readers: Readers, meter: Meter,
                  settings: Callable[[], RetentionSettings], targets: Mapping[str, ScheduledTarget]) -> None:
         """Work by the settings of the moment.
 
@@ -63,6 +64,7 @@ class Retention:
             archive: of their objects.
             clock: to go by.
             readers: of images.
+            meter: is told of what goes.
             settings: asked each time.
             targets: those there are: images of others are nobody's to forget but by name.
         """
@@ -70,6 +72,7 @@ class Retention:
         self._archive = archive
         self._clock = clock
         self._readers = readers
+        self._meter = meter
         self._settings = settings
         self._targets = targets
         self._applying = asyncio.Lock()
@@ -149,5 +152,6 @@ class Retention:
         await self._catalog.images.forget(crid)
         await self._readers.gone(crid)
         await self._archive.forget(crid)
+        self._meter.forgotten()
         await self._catalog.images.bury(crid)
         logger.info("image forgotten", extra={"event": "image.forgotten", "crid": crid})
