@@ -236,7 +236,8 @@ class Handlers(UpkeepHandlers):
         await self._need_owner(peer, pid)
         async with self._checking:
             report = await self._app.pipeline.check(pid)
-        return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles]}
+        return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles],
+                "notes": list(report.notes)}
 
     async def _on_Serve(self, *, peer: Peer, more: More | None, listener: int) -> dict[str, Any]:  # noqa: ARG002, N802
         await self._app.served.take(peer.pid, listener)
