@@ -31,6 +31,7 @@ need postgresql test -n "$(compgen -G '/usr/lib/postgresql/*/bin/postgres')"
 need tmux command -v tmux
 need vim command -v vim
 need iproute2 command -v ip
+need faketime command -v faketime
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

@@ -21,6 +21,8 @@ CHANNEL = "crd_requests"
 """Where daemons tell each other that requests have changed."""
 _SCHEMA_LOCK = 0x637264  # "crd"
 _CONNECT_SECONDS = 10
+_ANSWER_SECONDS = 20
+"""A network that was cut tells nobody: TCP would wait for a quarter of an hour."""
 _AWAY = ("08", "53300", "57P")  # connection exceptions, too many connections, operator intervention
 _HINTS = {
     "25006": "catalog.url names a standby: name the primary.",
@@ -41,7 +43,8 @@ class Postgresql:
             CatalogError: the driver is not installed.
         """
         try:
-            self.engine = create_async_engine(url, pool_pre_ping=True, connect_args={"timeout": _CONNECT_SECONDS})
+            self.engine = create_async_engine(url, pool_pre_ping=True, connect_args={
+                "timeout": _CONNECT_SECONDS, "command_timeout": _ANSWER_SECONDS})
         except ModuleNotFoundError as error:
             raise CatalogError("catalog.url: asyncpg is not installed", hint="Install crd[postgresql].") from error
         self.writing = nullcontext()

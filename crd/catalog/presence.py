@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, insert, select, text
 
 from crd.catalog.postgresql import CHANNEL
 from crd.catalog.schema import hosts
@@ -26,13 +26,18 @@ logger = logging.getLogger(__name__)
 _BEAT_SECONDS = 10.0
 _RETRY_SECONDS = 2.0
 _NAMESPACE = 0x637264  # of our advisory locks
+_END_SECONDS = 5.0
+_END_LOOK_SECONDS = 0.1
+_OUR_PROCESS = text("SELECT pid, backend_start AS start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+_END = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid AND backend_start = :start")
 
 
 class Presence:
     """Holds a session in which the server keeps a lock for us, and tells us of changes.
 
     The lock goes with the session: when this daemon dies, or the server does.  Then we ask for it again, and if another
-    daemon has got it meanwhile it is that daemon's host, and ``run`` ends.
+    daemon has got it meanwhile it is that daemon's host, and ``run`` ends.  After a cut of the network the server may
+    still have our own session from before, which we end.
     """
 
     def __init__(self, database: Database, host: str, clock: Clock, changed: Callable[[], object]) -> None:
@@ -41,6 +46,7 @@ class Presence:
         self._host = host
         self._clock = clock
         self._changed = changed
+        self._former: dict[str, Any] | None = None  # pid and start time of the server's process that held our lock
 
     async def run(self, entered: asyncio.Future[None]) -> None:
         """Be present until the host is another daemon's.
@@ -71,11 +77,11 @@ class Presence:
 
     async def _once(self, entered: asyncio.Future[None]) -> None:
         async with self._database.session() as session:
-            locked = await session.execute(select(func.pg_try_advisory_lock(_NAMESPACE, func.hashtext(self._host))))
-            await session.commit()
-            if not locked.scalar():
+            if not await self._lock(session):
                 raise CatalogInUse(f"another daemon of host {self._host} uses this catalog",
                                    hint="Each host needs a name of its own: see hostname(1).")
+            self._former = {**(await session.execute(_OUR_PROCESS)).mappings().one()}
+            await session.commit()
             driver = (await session.get_raw_connection()).driver_connection
             assert driver is not None  # noqa: S101
             await driver.add_listener(CHANNEL, lambda *_: self._changed())
@@ -85,6 +91,19 @@ class Presence:
                     entered.set_result(None)
                 self._changed()  # something may have been said while nobody listened
                 await asyncio.sleep(_BEAT_SECONDS)
+
+    async def _lock(self, session: AsyncConnection) -> bool:
+        """Ask for the lock of the host; our own session from before shall not stand in the way."""
+        ask = select(func.pg_try_advisory_lock(_NAMESPACE, func.hashtext(self._host)))
+        locked = bool((await session.execute(ask)).scalar())
+        if not locked and self._former:
+            ended = (await session.execute(_END, self._former)).scalar()
+            deadline = self._clock.monotonic() + _END_SECONDS
+            while ended and not locked and self._clock.monotonic() < deadline:
+                await asyncio.sleep(_END_LOOK_SECONDS)
+                locked = bool((await session.execute(ask)).scalar())
+        await session.commit()
+        return locked
 
     async def _beat(self, session: AsyncConnection) -> None:
         await session.execute(delete(hosts).where(hosts.c.host == self._host))

@@ -161,7 +161,7 @@ def report_text(report: Mapping[str, Any]) -> str:
     process = f"{report['pid']} ({report['comm']})"
     obstacles = report["obstacles"]
     if not obstacles:
-        return f"{process} can be checkpointed."
+        return "\n".join([f"{process} can be checkpointed.", *(f"  {note}." for note in report["notes"])])
     lines = [f"{process} cannot be checkpointed:"]
     for obstacle in obstacles:
         lines += ["", f"  {obstacle['object']}", f"    {obstacle['reason']}", f"    -> {obstacle['remedy']}"]

@@ -240,7 +240,7 @@ class App:
         self.guards = Guards(self.scheduler.targets, self.whereabouts)
         self.shutdown = Shutdown(self.scheduler.targets, self.whereabouts, self.checkpoints, self.catalog, self.clock,
                                  self.checkpoint_options, self.restarts.boot_id)
-        self.retention = Retention(self.catalog, self.archive, self.clock, self.readers,
+        self.retention = Retention(self.catalog, self.archive, self.clock, self.readers, self.meter,
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
         self.health = Health(self.scheduler, workers, self.catalog, self.clock, self._status)

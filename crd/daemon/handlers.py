@@ -64,7 +64,7 @@ class Handlers(UpkeepHandlers):
         seen = await look(self._app.catalog, self._app.without_object)
         problems = [problem for problem in await diagnose(self._app, seen) if peer.is_admin or problem.target is None]
         app = self._app
-        size = app.meter.size
+        size = await app.meter.current()
         waiting = app.spool and app.spool.waiting
         due = [target for target in app.scheduler.targets.values() if target.next_at and not target.held]
         following = min(due, key=lambda target: target.next_at or app.started_at, default=None)
@@ -252,7 +252,8 @@ class Handlers(UpkeepHandlers):
         await self._need_owner(peer, pid)
         async with self._checking:
             report = await self._app.pipeline.check(pid)
-        return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles]}
+        return {"pid": pid, "comm": report.comm, "obstacles": [asdict(obstacle) for obstacle in report.obstacles],
+                "notes": list(report.notes)}
 
     async def _on_Serve(self, *, peer: Peer, more: More | None, listener: int) -> dict[str, Any]:  # noqa: ARG002, N802
         await self._app.served.take(peer.pid, listener)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from crd.catalog.catalog import Catalog
     from crd.catalog.rows import Choice
     from crd.clock import Clock
+    from crd.daemon.meter import Meter
     from crd.daemon.readers import Readers
     from crd.daemon.scheduler import ScheduledTarget
     from crd.ids import Crid
@@ -56,7 +57,7 @@ class Retention:
     ``Images.settle`` ends what was begun.
     """
 
-    def __init__(self, catalog: Catalog, archive: Archive, clock: Clock, readers: Readers,
+    def __init__(self, catalog: Catalog, archive: Archive, clock: Clock, readers: Readers, meter: Meter,
                  settings: Callable[[], RetentionSettings], targets: Mapping[str, ScheduledTarget]) -> None:
         """Work by the settings of the moment.
 
@@ -65,6 +66,7 @@ class Retention:
             archive: of their objects.
             clock: to go by.
             readers: of images.
+            meter: is told of what goes.
             settings: asked each time.
             targets: those there are: images of others are nobody's to forget but by name.
         """
@@ -72,6 +74,7 @@ class Retention:
         self._archive = archive
         self._clock = clock
         self._readers = readers
+        self._meter = meter
         self._settings = settings
         self._targets = targets
         self._applying = asyncio.Lock()
@@ -156,6 +159,7 @@ class Retention:
         """Remove what is left of an image that counts no more."""
         await self._readers.gone(crid)
         await self._archive.forget(crid)
+        self._meter.forgotten()
         await self._catalog.images.bury(crid)
 
     async def run(self) -> None:

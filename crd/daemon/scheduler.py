@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from crd.daemon.schedule import Schedule
 
@@ -40,6 +40,13 @@ class ScheduledTarget:
     loop: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
+class _Moment(NamedTuple):
+    """A time of day, and the seconds that never run backwards."""
+
+    time: datetime
+    monotonic: float
+
+
 class Scheduler:
     """One loop a target; a run that was missed, asleep or held, is made up for once, not many times."""
 
@@ -61,10 +68,10 @@ class Scheduler:
 
     def add(self, name: str, settings: TargetSettings, *, source: str, held: bool) -> ScheduledTarget:
         """Begin with a target."""
-        now = self._clock.now()
-        target = ScheduledTarget(name, settings, Schedule.of(name, settings, now), source, held)
-        target.next_at = target.schedule.after(now)
-        target.loop = asyncio.create_task(self._run(target), name=f"schedule {name}")
+        moment = self._moment()
+        target = ScheduledTarget(name, settings, Schedule.of(name, settings, moment.time), source, held)
+        target.next_at = target.schedule.after(moment.time)
+        target.loop = asyncio.create_task(self._run(target, moment), name=f"schedule {name}")
         self.targets[name] = target
         return target
 
@@ -95,12 +102,10 @@ class Scheduler:
                 job.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _run(self, target: ScheduledTarget) -> None:
-        while target.next_at is not None:
-            await self._sleep_until(target)
-            now = self._clock.now()
-            late = (now - target.next_at).total_seconds()
-            target.next_at = target.schedule.after(now)
+    async def _run(self, target: ScheduledTarget, moment: _Moment) -> None:
+        while woken := await self._sleep_until(target, moment):
+            moment, late = woken
+            target.next_at = target.schedule.after(moment.time)
             if target.held:
                 continue
             if target.running:
@@ -117,17 +122,33 @@ class Scheduler:
         finally:
             target.running = False
 
-    async def _sleep_until(self, target: ScheduledTarget) -> None:
-        """Sleep until a target is due; after the clock was set back its schedule begins anew, else it would not be."""
-        clock = self._clock
-        before, since = clock.now(), clock.monotonic()
-        while target.next_at and (left := (target.next_at - before).total_seconds()) > 0:
-            await clock.sleep(min(left, _NAP_SECONDS))
-            now, passed = clock.now(), clock.monotonic() - since
-            if (now - before).total_seconds() < passed - _JUMP_SECONDS:
-                logger.warning("the clock was set back: %s begins its schedule anew", target.name,
-                               extra={"event": "schedule.clock-set-back", "target": target.name})
-                self.clock_set_back_at = now
-                target.schedule = Schedule.of(target.name, target.settings, now)
-                target.next_at = target.schedule.after(now)
-            before, since = now, since + passed
+    async def _sleep_until(self, target: ScheduledTarget, before: _Moment) -> tuple[_Moment, float] | None:
+        """Sleep until a target is due; after the clock was set back its schedule begins anew, else it would not be.
+
+        Args:
+            target: that waits.
+            before: when its next time was found.
+
+        Returns:
+            when that has come, and how many seconds late it is; None if there is no next time.
+        """
+        while True:
+            now = self._moment()
+            if (now.time - before.time).total_seconds() < now.monotonic - before.monotonic - _JUMP_SECONDS:
+                self._begin_anew(target, now.time)
+            before = now
+            if target.next_at is None:
+                return None
+            if (left := (target.next_at - now.time).total_seconds()) <= 0:
+                return now, -left
+            await self._clock.sleep(min(left, _NAP_SECONDS))
+
+    def _begin_anew(self, target: ScheduledTarget, now: datetime) -> None:
+        logger.warning("the clock was set back: %s begins its schedule anew", target.name,
+                       extra={"event": "schedule.clock-set-back", "target": target.name})
+        self.clock_set_back_at = now
+        target.schedule = Schedule.of(target.name, target.settings, now)
+        target.next_at = target.schedule.after(now)
+
+    def _moment(self) -> _Moment:
+        return _Moment(self._clock.now(), self._clock.monotonic())

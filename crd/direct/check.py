@@ -34,7 +34,7 @@ def check(context: click.Context, pid: int, *, as_json: bool) -> None:
 def _text(report: CheckReport) -> str:
     title = f"{report.pid} ({report.comm})"
     if not report.obstacles:
-        return f"{title} can be checkpointed."
+        return "\n".join([f"{title} can be checkpointed.", *(f"  {note}." for note in report.notes)])
     count = "one obstacle" if len(report.obstacles) == 1 else f"{len(report.obstacles)} obstacles"
     lines = [f"{title} cannot be checkpointed: {count}."]
     for obstacle in report.obstacles:

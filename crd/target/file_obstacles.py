@@ -54,7 +54,7 @@ def descriptors(pid: int, inside: Family, holders: Mapping[int, list[int]],
     """
     table = [entry for entry in open_descriptors(pid) if (pid, entry.fd) != left_out]
     look = nameless.Look(pid, inside, table, kcmp)
-    unix = unix_obstacles.unix_sockets(look)
+    unix = unix_obstacles.unix_sockets(look.table)
     network = inet_obstacles.network_sockets(look)
     for entry in table:
         if entry.fd not in unix and entry.fd not in network and not terminals.is_terminal(entry.file):

@@ -32,11 +32,17 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What preflight found; ``obstacles`` has the most important first and is empty if nothing stands in the way."""
+    """What preflight found.
+
+    Attributes:
+        obstacles: the most important first; empty if nothing stands in the way.
+        notes: what will not be quite as it was after a restart, a sentence each.
+    """
 
     pid: int
     comm: str
     obstacles: tuple[Obstacle, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ outside, and so not found: Landlock domains, security labels, and pipe ends in p
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from crd.errors import Obstacle, TargetGone, TargetNotFound
-from crd.target import file_obstacles, memory_obstacles, permission, procfs, task_obstacles
+from crd.errors import Obstacle, TargetError, TargetGone, TargetNotFound
+from crd.target import file_obstacles, memory_obstacles, permission, procfs, task_obstacles, unix_obstacles
 from crd.target.holders import Holders
 from crd.target.model import CheckReport
 from crd.target.tree import Family
@@ -26,14 +27,19 @@ PID_MAX = 2**22
 
 
 def check(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True) -> CheckReport:
-    """Return what ``obstacles`` finds, with the name of the process.
+    """Return what ``obstacles`` finds, with the name of the process and what is to be said beside.
 
     Raises:
         TargetNotFound: there is no such process.
         TargetGone: it ended meanwhile.
     """
     comm = _find(pid)
-    return CheckReport(pid, printable(comm), obstacles(pid, kcmp=kcmp, tree=tree))
+    found = obstacles(pid, kcmp=kcmp, tree=tree)
+    notes: list[str] = []
+    for member in Family(pid, descendants=tree):
+        with suppress(TargetError):  # it has ended, or is not ours to look at
+            notes += unix_obstacles.notes(member)
+    return CheckReport(pid, printable(comm), found, tuple(notes))
 
 
 def obstacles(pid: int, *, kcmp: Kcmp | None = None, tree: bool = True, waiting: int = 0,

@@ -7,22 +7,24 @@ from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle
 from crd.target import journal
+from crd.target.descriptors import open_descriptors
 from crd.target.holders import description_holders, link_holders, links_inside
 from crd.target.sock_diag import SocketDiagnosis, socket_inode
-from crd.target.wording import process_names
+from crd.target.wording import process_name, process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from crd.target.descriptors import Open
     from crd.target.nameless import Look
     from crd.target.sock_diag import UnixSocketInfo
 
 _CONNECTED_ELSEWHERE = "Close the connection before the checkpoint, or have the program make it again when it is lost."
 
 
-def unix_sockets(look: Look) -> dict[int, UnixSocketInfo]:
+def unix_sockets(table: Iterable[Open]) -> dict[int, UnixSocketInfo]:
     """Return what is known of each descriptor that is a unix socket."""
-    inodes = {entry.fd: inode for entry in look.table if (inode := socket_inode(entry.link)) is not None}
+    inodes = {entry.fd: inode for entry in table if (inode := socket_inode(entry.link)) is not None}
     if not inodes:
         return {}
     with SocketDiagnosis() as diagnosis:
@@ -37,8 +39,7 @@ def obstacles(look: Look, found: dict[int, UnixSocketInfo]) -> Iterator[Obstacle
         found: what is known of its unix sockets.
     """
     ours = {socket_inode(link) for link in links_inside(look.inside)}
-    peers = {fd: info.peer for fd, info in found.items()
-             if info.peer and info.peer not in ours and info.kind != socket.SOCK_DGRAM}
+    peers = {fd: peer for fd, peer in _connected(found).items() if peer not in ours}
     to_journal = _to_the_journal(peers)
     peers = {fd: peer for fd, peer in peers.items() if fd not in to_journal}
     holders = link_holders(look.inside, {f"socket:[{peer}]" for peer in peers.values()}) if peers else {}
@@ -52,6 +53,17 @@ def obstacles(look: Look, found: dict[int, UnixSocketInfo]) -> Iterator[Obstacle
         elif entry.fd in shared:
             yield Obstacle("fd.shared", entry.name, f"is open elsewhere too, in {process_names(shared[entry.fd])}",
                            "Start the program without the other one, or checkpoint it when that has ended.")
+
+
+def notes(pid: int) -> Iterator[str]:
+    """Tell of the connections of a process that a restart makes anew."""
+    table = {entry.fd: entry for entry in open_descriptors(pid)}
+    for fd in sorted(_to_the_journal(_connected(unix_sockets(table.values())))):
+        yield f"{process_name(pid)}, {table[fd].name} leads to the journal, and a restart connects it anew"
+
+
+def _connected(found: Mapping[int, UnixSocketInfo]) -> dict[int, int]:
+    return {fd: info.peer for fd, info in found.items() if info.peer and info.kind != socket.SOCK_DGRAM}
 
 
 def _to_the_journal(peers: dict[int, int]) -> set[int]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TARGETS = 1_000
 PER_SECOND = 20
+WORKERS = 4
+"""Each checkpoint waits for a disk several times."""
 _IDLE_SECONDS = 60.0
 _ROUNDS = 3
 _LAG_ALLOWED = 0.2
@@ -47,7 +49,7 @@ def resting(n: int) -> Iterator[list[int]]:
 
 def config(pids: list[int], schedule: str) -> str:
     """Return settings by which each of the processes is a target."""
-    return '[retention]\nkeep = "last=2"\n' + "".join(
+    return f'[engine]\nworkers = {WORKERS}\n[retention]\nkeep = "last=2"\n' + "".join(
         f"[targets.t{number}]\npid = {pid}\n{schedule}\n" for number, pid in enumerate(pids))
 
 

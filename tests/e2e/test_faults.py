@@ -163,6 +163,9 @@ def test_ten_thousand_requests_are_queued_and_none_is_lost(tmp_path: Path, progr
             assert last["state"] == "queued"
             assert client.call("CancelRequest", number=numbers[-1])["request"]["state"] == "cancelled"
         eventually("the queue to go on", lambda: daemon.metrics()['crd_restart_requests_total{result="failed"}'] >= 5)
+        with Client(daemon.socket) as client:
+            begun = [client.call("GetRequest", number=number)["request"]["started_at"] for number in numbers[:5]]
+        assert begun == sorted(begun), "first come, first served"
         program.assert_unharmed()
 
 

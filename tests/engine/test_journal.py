@@ -78,7 +78,10 @@ def test_it_is_connected_anew_and_says_again_what_it_began_with(tmp_path: Path, 
         (tmp_path / "streams" / f"{peer.st_dev}:{peer.st_ino}").write_text(
             "# This is private data. Do not parse\nPRIORITY=29\nLEVEL_PREFIX=1\nFORWARD_TO_SYSLOG=0\n"
             "STREAM_ID=0123\nIDENTIFIER=teller\nUNIT=teller\\x2eservice\n")
-        assert preflight.check(program.pid, kcmp=kcmp).obstacles == ()
+        found = preflight.check(program.pid, kcmp=kcmp)
+        assert found.obstacles == ()
+        assert len(found.notes) == 1
+        assert "leads to the journal, and a restart connects it anew" in found.notes[0]
         image = taken(program)
         assert first.recv(10) == b""
         assert not restarted(image, program).notes

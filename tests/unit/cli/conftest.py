@@ -80,7 +80,8 @@ class Daemon:
             "ListRequests": [{"requests": [REQUEST]}],
             "CancelRequest": [{"request": {**REQUEST, "state": "cancelled"}}],
             "SaveForShutdown": [{"targets": [{"target": "web", "crid": 42}]}],
-            "PlanRestart": [PLAN], "Check": [{"pid": 4242, "comm": "worker", "obstacles": []}]}
+            "PlanRestart": [PLAN],
+            "Check": [{"pid": 4242, "comm": "worker", "obstacles": [], "notes": ["fd 1 is kept"]}]}
 
     async def __call__(self, method: str, parameters: dict[str, Any], _peer: Peer,
                        more: Callable[[dict[str, Any]], Awaitable[None]] | None) -> dict[str, Any]:

@@ -364,10 +364,10 @@ class TestCheck:
     def test_nothing_stands_in_the_way(self, crctl: Crctl, daemon: Daemon) -> None:
         assert crctl.json("check", "4242")["obstacles"] == []
         assert daemon.parameters == {"pid": 4242}
-        assert crctl("check", "4242") == "4242 (worker) can be checkpointed.\n"
+        assert crctl("check", "4242") == "4242 (worker) can be checkpointed.\n  fd 1 is kept.\n"
 
     def test_obstacles(self, crctl: Crctl, daemon: Daemon) -> None:
-        daemon.replies["Check"] = [{"pid": 4242, "comm": "worker", "obstacles": [OBSTACLE]}]
+        daemon.replies["Check"] = [{"pid": 4242, "comm": "worker", "obstacles": [OBSTACLE], "notes": []}]
         text = crctl("check", "4242", status=13)
         assert "is a terminal" in text
         assert "redirect it" in text

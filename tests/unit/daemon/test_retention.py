@@ -16,6 +16,7 @@ from crd.archive.archive import Archive
 from crd.archive.names import image_key
 from crd.archive.stores.memory import MemoryStore
 from crd.catalog.catalog import Catalog
+from crd.daemon.meter import Meter
 from crd.daemon.readers import Readers
 from crd.daemon.retention import READ, WANTED, Retention
 from crd.daemon.schedule import Schedule
@@ -58,7 +59,9 @@ class Place:
         self.readers = Readers()
         self.settings = RetentionSettings()
         self.targets: dict[str, ScheduledTarget] = {}
-        self.retention = Retention(catalog, self.archive, self.clock, self.readers, lambda: self.settings, self.targets)
+        self.meter = Meter(self.archive, None, Metrics())
+        self.retention = Retention(catalog, self.archive, self.clock, self.readers, self.meter, lambda: self.settings,
+                                   self.targets)
 
     def target(self, name: str, keep: str | None) -> None:
         definition = TargetSettings(pid=1, every="1d", keep=keep)
@@ -117,6 +120,16 @@ async def test_images_in_use_are_kept_and_it_is_said_why(place: Place) -> None:
     assert await place.crids() == [1, 2, 4]
     await place.retention.apply("web")
     assert await place.crids() == [2, 4]
+
+
+async def test_what_is_forgotten_is_counted_no_more(place: Place) -> None:
+    await place.store_images(3)
+    before = await place.meter.current()
+    await place.retention.forget(Crid(1))
+    assert (place.meter.size.images, place.meter.size.stored_bytes) == (2, before.stored_bytes), "as measured last"
+    after = await place.meter.current()
+    assert (after, after.images) == (await place.archive.size(), 2)
+    assert after.stored_bytes < before.stored_bytes
 
 
 async def test_a_reader_that_comes_first_reads_to_its_end(place: Place) -> None:

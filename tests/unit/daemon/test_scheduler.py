@@ -172,6 +172,23 @@ async def test_a_clock_that_is_set_back_holds_nothing_up() -> None:
     await scheduler.close()
 
 
+async def test_a_clock_that_is_set_back_while_nobody_sleeps() -> None:
+    clock, recorder, _ = make()
+
+    async def skip(_target: ScheduledTarget) -> None:
+        clock.set_by = timedelta(days=-3)
+
+    scheduler = Scheduler(clock, recorder.take, skip)
+    recorder.finish.clear()
+    scheduler.add("web", settings(every="10s"), source="settings", held=False)
+    await clock.advance(25)
+    assert clock.set_by
+    recorder.finish.set()
+    await clock.advance(30)
+    assert len(recorder.due) >= 3
+    await scheduler.close()
+
+
 async def test_a_clock_that_is_set_forward_makes_for_one_run_not_many() -> None:
     clock, recorder, scheduler = make()
     scheduler.add("web", settings(every="10s"), source="settings", held=False)

@@ -34,7 +34,8 @@ def test_nothing_in_the_way(tmp_path: Path) -> None:
         text = CliRunner().invoke(check, [str(victim.pid)])
         value = CliRunner().invoke(check, [str(victim.pid), "--json"])
     assert (text.exit_code, text.output) == (0, f"{victim.pid} (idle) can be checkpointed.\n")
-    assert (value.exit_code, json.loads(value.output)) == (0, {"pid": victim.pid, "comm": "idle", "obstacles": []})
+    assert (value.exit_code, json.loads(value.output)) == (0, {"pid": victim.pid, "comm": "idle", "obstacles": [],
+                                                               "notes": []})
 
 
 def test_obstacles_for_people(parent: Program) -> None:
