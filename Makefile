@@ -112,7 +112,7 @@ install-programs: setup
 	install -d $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/bin
 	$(BIN)/uv venv --quiet --relocatable --no-project --python $(PYTHON) $(DESTDIR)$(HOME_DIR).new
 	$(BIN)/uv pip install --quiet --compile-bytecode --link-mode copy --python $(DESTDIR)$(HOME_DIR).new/bin/python \
-		build/wheel/*.whl
+		"$$(echo build/wheel/*.whl)[postgresql]"
 	if [ -e $(DESTDIR)$(HOME_DIR) ]; then mv $(DESTDIR)$(HOME_DIR) $(DESTDIR)$(HOME_DIR).old; fi
 	mv $(DESTDIR)$(HOME_DIR).new $(DESTDIR)$(HOME_DIR)
 	rm -rf $(DESTDIR)$(HOME_DIR).old

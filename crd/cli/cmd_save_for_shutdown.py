@@ -23,7 +23,8 @@ def save_for_shutdown(context: click.Context, unit: str, *, as_json: bool) -> No
     Exit status: 0 done, 1 failed, 3 some were not saved, 10 daemon unavailable, 12 denied.
     """
     with connect() as daemon:
-        targets = daemon.call("SaveForShutdown", unit=unit)["targets"]
+        [reply] = daemon.stream("SaveForShutdown", unit=unit)
+    targets = reply["targets"]
     if as_json:
         print_json(targets)
     else:

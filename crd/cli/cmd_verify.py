@@ -33,7 +33,7 @@ def verify(image: str, *, restart: bool, as_json: bool) -> None:
         print_json(reply)
         return
     found, rehearsal = reply["image"], reply.get("rehearsal")
-    click.echo(f"image {found['crid']}: {units.size(found['stored_bytes'])} read, all as stored")
+    click.echo(f"image {found['crid']}: {units.size(found['image_bytes'])}, all as stored")
     if rehearsal:
         click.echo(f"can be restarted: tasks {rehearsal['tasks']}, threads {rehearsal['threads']}, "
                    f"{'tried' if rehearsal['ran'] else 'made'} in {units.duration(rehearsal['seconds'])}")

@@ -134,7 +134,8 @@ def status_fields(status: Mapping[str, Any]) -> dict[str, object]:
         **({"spool": _spool_text(archive["spool"])} if archive.get("spool") else {}),
         "queue": _queue_text(queue) if queue else "unknown",
         "metrics": status.get("metrics"),
-        "hosts": ", ".join(f"{host['name']} ({units.age(host['seen_at'])})" for host in status["hosts"]) or None,
+        **({"hosts": ", ".join(f"{host['name']} ({units.age(host['seen_at'])})" for host in status["hosts"])}
+           if status["hosts"] else {}),
     }
 
 

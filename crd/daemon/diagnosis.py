@@ -154,7 +154,8 @@ def _of_disk(path: Path) -> Iterator[Problem]:
         full = usage.free < _LEAST_FREE_SHARE * usage.total / 10
         yield Problem(level=ERROR if full else WARNING, code="disk.full" if full else "disk.nearly-full",
                       object=str(path), message=f"{usage.free >> 10} of {usage.total >> 10} KiB are free",
-                      hint="Free some space, or have rules forget more (retention.keep, crctl forget).")
+                      hint="Remove other files first: while there is no space left, no image can be forgotten either."
+                      if full else "Free some space, or have rules forget more (retention.keep, crctl forget).")
 
 
 def _of_catalog(app: App, seen: Seen, now: datetime) -> Iterator[Problem]:

@@ -251,12 +251,15 @@ class Restarts:
         self._clock = clock
         self._asked = asyncio.Event()
         self.changed = asyncio.Condition()
+        self._oldest: datetime | None = None
         self.boot_id = procfs.boot_id()
 
     def wake(self) -> None:
         """Say that there is a new request."""
         self._asked.set()
         self._metrics.queue_length.inc()  # until it is measured again
+        if self._oldest is None:
+            self._note_oldest(self._clock.now())
 
     async def recover(self) -> None:
         """Settle, and count, what a daemon before us left under way."""
@@ -352,6 +355,10 @@ class Restarts:
         """Bring the gauges up to date."""
         queued, running, oldest = await self._catalog.requests.queue()
         self._metrics.queue_length.set(queued + running)
+        self._note_oldest(oldest)
+
+    def _note_oldest(self, oldest: datetime | None) -> None:
+        self._oldest = oldest
         self._metrics.oldest_request.set(oldest.timestamp() if oldest else 0)
 
     async def _tell(self) -> None:

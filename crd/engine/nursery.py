@@ -35,7 +35,10 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, _reap)
     with socket.socket(fileno=int(sys.argv[1])) as control:
         while True:
-            data, fds, _flags, _address = socket.recv_fds(control, 1, 1)
+            try:
+                data, fds, _flags, _address = socket.recv_fds(control, 1, 1)
+            except ConnectionResetError:  # killed while it still wanted one
+                return
             if not data:
                 return
             _make(control, fds[0])

@@ -133,6 +133,15 @@ def _check_cron(expression: str | None) -> str | None:
     return expression
 
 
+def _check_expression(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            re.compile(text)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
 def _check_unit(name: str | None) -> str | None:
     if name is None:
         return None
@@ -174,7 +183,7 @@ class TargetSettings(Section):
 
     pid: Annotated[int, Field(gt=0)] | None = None
     pidfile: Path | None = None
-    comm: str | None = None
+    comm: Annotated[str | None, AfterValidator(_check_expression)] = None
     unit: Annotated[str | None, AfterValidator(_check_unit)] = None
     cgroup: Annotated[str | None, AfterValidator(_check_cgroup)] = None
     every: Annotated[Seconds, Field(ge=1)] | None = None

@@ -124,6 +124,34 @@ def test_every_metric_follows_its_event(tmp_path: Path) -> None:
     assert not [series for series in seen if "_created" in series]
 
 
+@pytest.mark.root
+def test_metrics_of_schedule_and_queue_follow_their_events(tmp_path: Path) -> None:
+    config = f'[targets.ticking]\npidfile = "{tmp_path}/program.pid"\nevery = "1s"\n'
+    due, skipped = (f'crd_checkpoint{what}target="ticking"}}' for what in (
+        "_due_since_timestamp_seconds{", 's_total{engine="userspace",result="skipped",'))
+    with CountingProgram(tmp_path) as program, RunningDaemon(tmp_path, config) as daemon:
+        [image, *_] = eventually("an image", lambda: daemon.crctl("images"))
+        seen = daemon.metrics()
+        assert seen["crd_schedule_lag_seconds_count"] >= 1
+        assert seen['crd_schedule_lag_seconds_bucket{le="+Inf"}'] == seen["crd_schedule_lag_seconds_count"]
+        with daemon.without_workers():
+            numbers = [daemon.crctl("restart", str(image["crid"]))["number"] for _ in range(2)]
+            eventually("the first to be claimed",
+                       lambda: daemon.crctl("request", "show", str(numbers[0]))["state"] == "running")
+            seen = eventually("a run to be skipped", lambda: (now := daemon.metrics())[skipped] > seen[skipped] and now)
+            assert seen[due] > 1.7e9
+            assert seen["crd_checkpoints_running"] == 1
+            assert seen["crd_restart_queue_length"] == 2
+            assert seen["crd_restart_oldest_request_timestamp_seconds"] > 1.7e9
+            daemon.crctl("request", "cancel", str(numbers[1]))
+            seen = daemon.metrics()
+            assert seen['crd_restart_requests_total{result="cancelled"}'] == 1
+            assert seen["crd_restart_queue_length"] == 1
+            assert seen["crd_restart_oldest_request_timestamp_seconds"] == 0
+        eventually("an image again", lambda: daemon.metrics()[due] == 0)
+        program.assert_unharmed()
+
+
 @pytest.fixture
 def small_state(tmp_path: Path) -> Iterator[Path]:
     """A state directory that is soon full."""

@@ -400,7 +400,7 @@ def test_a_target_goes_on_over_a_reboot_and_once(machine: Machine, counting: Cou
     machine.say("systemctl", "start", CRD)
     refused = machine.run("crctl", "target", "add", "pid", "--pid", str(counting.pid), "--every", "1h", "--at-shutdown")
     assert (refused.returncode, "at_shutdown" in refused.stderr) == (2, True)
-    machine.say("crctl", "target", "add", "counting", "--unit", "counting", "--on-calendar", "2100-01-01",
+    machine.say("crctl", "target", "add", "lasting", "--unit", "counting", "--on-calendar", "2100-01-01",
                 "--at-shutdown", "--at-boot", "any")
     unit, number = "counting.service", 0
     for turn in range(2):
@@ -422,14 +422,14 @@ def test_a_target_goes_on_over_a_reboot_and_once(machine: Machine, counting: Cou
         assert counts[:lines + 1] == [*range(1, lines + 2)], f"turn {turn}: each number once, over the shutdown too"
         unit = f"crd-{ended['crid']}-{number}.scope"
         assert counting.cgroup() == unit
-        assert crctl(machine, "checkpoint", "counting")["pid"] == counting.pid, "it is the target yet"
+        assert crctl(machine, "checkpoint", "lasting")["pid"] == counting.pid, "it is the target yet"
     counting.kill()
     for end in (lambda: machine.say("systemctl", "restart", CRD), lambda: killed(machine)):
         end()
         assert crctl(machine, "status")["queue"]["queued"] == 0
         assert crctl(machine, "requests")[0]["number"] == number
         assert not counting.is_there()
-    machine.say("crctl", "target", "remove", "counting")
+    machine.say("crctl", "target", "remove", "lasting")
     eventually("the guards to go", lambda: not guards(machine))
 
 
@@ -439,7 +439,7 @@ def _ended(machine: Machine, number: int) -> Any:
 
 
 def test_what_others_have_started_after_a_boot_is_not_restarted_too(machine: Machine, counting: Counting) -> None:
-    machine.say("crctl", "target", "add", "counting", "--unit", "counting", "--on-calendar", "2100-01-01",
+    machine.say("crctl", "target", "add", "lasting", "--unit", "counting", "--on-calendar", "2100-01-01",
                 "--at-shutdown", "--at-boot", "any")
     eventually("the guard", lambda: guards(machine))
     machine.shut_down()
@@ -452,7 +452,7 @@ def test_what_others_have_started_after_a_boot_is_not_restarted_too(machine: Mac
     ended = eventually("its end", lambda: _ended(machine, number))
     assert (ended["state"], ended["error"]) == ("failed", "target.runs-already")
     counting.assert_counts_on()
-    machine.say("crctl", "target", "remove", "counting")
+    machine.say("crctl", "target", "remove", "lasting")
 
 
 def test_manual_pages_and_completion(machine: Machine) -> None:

@@ -301,7 +301,7 @@ class TestForget:
 
 class TestIntegrity:
     def test_verify(self, crctl: Crctl, daemon: Daemon) -> None:
-        assert crctl("verify", "42") == "image 42: 1.5 KiB read, all as stored\n"
+        assert crctl("verify", "42") == "image 42: 12 MiB, all as stored\n"
         assert daemon.parameters == {"reference": "42", "restart": False}
         rehearsal = {"tasks": 1, "threads": 3, "seconds": 0.02, "notes": ["no ballast"], "ran": True, "hindrance": "",
                      "seen": [{"pid": 7, "comm": "cron\x1b", "what": "ran"}]}

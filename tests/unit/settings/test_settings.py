@@ -67,6 +67,7 @@ def test_the_example_loads_as_it_is() -> None:
     ('[targets.web]\npid = 1\ncron = "soon"\n', 3, "crontab(5)"),
     ('[targets.web]\npid = 1\non_calendar = "soon"\n', 3, "systemd.time(7)"),
     ('[targets.web]\npid = 1\nevery = "0s"\n', 3, "every"),
+    ('[targets.web]\ncomm = "("\nevery = "1s"\n', 2, "no regular expression"),
     ('[targets.web]\nunit = "a/b"\nevery = "1s"\n', 2, "systemd.unit(5)"),
     ('[targets.web]\ncgroup = "/../b"\nevery = "1s"\n', 2, "cgroups(7)"),
     ('[targets.web]\ncgroup = "b"\nevery = "1s"\n', 2, "cgroups(7)"),
