@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +26,8 @@ _FD_MIN = 512
 def checkpoint(fd: int, pid: int = 0) -> int:
     """Write an image of a process (0: this one) and its descendants to a descriptor.
 
+    A signal may come before it is this call's turn: the call is made again, unless its handler raises (PEP 475).
+
     Returns:
         Its crid, above 0; or 0: this is the process that a restart has made of the image.
 
@@ -34,7 +37,9 @@ def checkpoint(fd: int, pid: int = 0) -> int:
             EIO: the image could not be written; ENOSYS: this program was not started by ``crctl run``, the daemon is
             away, or its memory cannot be saved.  ``crctl check PID`` tells more.
     """
-    return syscalls.syscall(syscalls.NR_CHECKPOINT, pid, fd, 0)
+    while True:
+        with suppress(InterruptedError):
+            return syscalls.syscall(syscalls.NR_CHECKPOINT, pid, fd, 0)
 
 
 def restart(fd: int, crid: int = 0) -> NoReturn:
@@ -43,8 +48,9 @@ def restart(fd: int, crid: int = 0) -> NoReturn:
     Raises:
         OSError: it cannot be restarted; this program goes on.
     """
-    syscalls.syscall(syscalls.NR_RESTART, crid, fd, 0)
-    raise AssertionError
+    while True:
+        with suppress(InterruptedError):
+            syscalls.syscall(syscalls.NR_RESTART, crid, fd, 0)
 
 
 def save(*, tag: str | None = None, socket: Path | None = None) -> int:

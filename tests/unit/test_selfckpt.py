@@ -28,6 +28,22 @@ int main(void)
 """
 
 
+def test_a_call_that_a_signal_has_interrupted_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[object] = [InterruptedError(errno.EINTR, ""), InterruptedError(errno.EINTR, ""), 7,
+                             InterruptedError(errno.EINTR, ""), OSError(errno.ENOSYS, "")]
+
+    def syscall(*_: int) -> object:
+        if isinstance(answer := answers.pop(0), OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(syscalls, "syscall", syscall)
+    assert selfckpt.checkpoint(1) == 7
+    with pytest.raises(OSError) as raised:
+        selfckpt.restart(0)
+    assert (raised.value.errno, answers) == (errno.ENOSYS, [])
+
+
 @pytest.mark.parametrize(("compiler", "language"), [("gcc -std=c99", "c"), ("gcc -std=gnu17", "c"), ("g++", "c++")])
 def test_the_header_compiles_without_a_warning_and_without_crd_there_is_no_call(tmp_path: Path, compiler: str,
                                                                                language: str) -> None:
