@@ -19,7 +19,7 @@ GONE = "gone"
 READING = frozenset({"io.crd.GetStatus", "io.crd.ListTargets", "io.crd.ListImages", "io.crd.GetImage",
                      "io.crd.ListRequests", "io.crd.GetRequest", "io.crd.Check"})
 """What changes nothing, and is asked all the time: of interest only if it is denied."""
-_OBJECTS = ("references", "reference", "name", "target", "pid", "number")
+_OBJECTS = ("references", "reference", "name", "target", "pid", "number", "request")
 _OBJECT_CHARACTERS = 200
 _WINDOW_SECONDS = 10.0
 _LINES = 50

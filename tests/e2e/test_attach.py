@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import struct
+import termios
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 USER = 65533
+WINDOW = struct.pack("4H", 22, 77, 0, 0)
 
 
 @pytest.fixture
@@ -84,6 +88,10 @@ def test_a_shell_and_its_jobs(daemon: RunningDaemon, shell: Screen) -> None:
     screen.shows("$ ")
     screen.type("echo still $KEPT $(stty size)\n")
     screen.shows("still remembered 44 90")
+    fcntl.ioctl(screen.master, termios.TIOCSWINSZ, WINDOW)  # the window is made smaller
+    theirs = os.open(f"/proc/{shell.pid}/fd/0", os.O_RDONLY | os.O_NOCTTY)
+    eventually("the new size", lambda: fcntl.ioctl(theirs, termios.TIOCGWINSZ, bytes(8)) == WINDOW)
+    os.close(theirs)
     screen.type("sleep 1000\n")
     eventually("a job", lambda: children(shell.pid))
     screen.type("\x1a")

@@ -40,8 +40,9 @@ class Screen:
     def shows(self, text: str) -> None:
         """Wait for text behind what was waited for before."""
         def look() -> bool:
-            while select.select([self.master], [], [], 0)[0]:
-                self.said += os.read(self.master, 1 << 16).decode(errors="replace")
+            with suppress(OSError):  # EIO: nobody is there any more
+                while select.select([self.master], [], [], 0)[0]:
+                    self.said += os.read(self.master, 1 << 16).decode(errors="replace")
             return text in self.said
 
         eventually(f"{text!r} on the screen", look)
