@@ -75,6 +75,7 @@ class References:
         self._unreadable: set[int] = set()
         self._distrusted: set[int] = set()
         self._since: set[int] = set()  # images that were entered, or have left, before all was known
+        self._leaving: set[int] = set()  # forgotten, and still in the file
         self._damaged = False
         self.are_known = not away
 
@@ -179,6 +180,10 @@ class References:
         shared, own = ([pages for pages, by_others in found if by_others is which] for which in (True, False))
         return Sharing(sum(own), len(own), sum(shared), len(shared))
 
+    async def needing(self, pack: int) -> list[int]:
+        """Return the images that need a pack, in ascending order; for once all are looked at."""
+        return await self._doubting(partial(self._needs.needing, pack)) or []
+
     def distrust(self, pack: int) -> None:
         """Take note that a pack is damaged or missing: no new image shall need it."""
         self._distrusted.add(pack)
@@ -211,7 +216,10 @@ class References:
             self._since.add(crid)
         packs = {pack for pack, _ in await self._doubting(partial(self._needs.of, crid)) or []}
         gone = await self._remove(packs, but_for=crid)  # first: there may be no room to note anything
-        await self._doubting(partial(self._needs.leave, crid))
+        self._leaving.add(crid)
+        for left in [*self._leaving]:  # there was no room, perhaps, when it was to
+            await self._doubting(partial(self._needs.leave, left))
+            self._leaving.discard(left)
         await in_thread(self._needs.bury, gone)
         await self._remove(packs.difference(gone))  # those that were held a moment ago
         self._unreadable.discard(crid)
