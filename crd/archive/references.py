@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from crd.archive.manifest import HEAD, NEED, NO_PACK, parse_head
+from crd.archive.manifest import HEAD, NO_PACK, needs, parse_head
 from crd.archive.names import image_key, numbered, pack_key, token_key
 from crd.archive.needs import Needs
 from crd.archive.threads import in_thread
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_USUAL_PACKS = 64
 _READ_AT_ONCE = 16
 _ENTERED_AT_ONCE = 100
 
@@ -157,10 +156,8 @@ class References:
 
     async def _needed(self, crid: int) -> list[Need]:
         key = image_key(crid)
-        start = await self._store.read(key, 0, HEAD.size + NEED.size * _USUAL_PACKS)
-        head = parse_head(start)
-        needs = head.packs(start if head.n_packs <= _USUAL_PACKS else await self._store.read(key, 0, head.packs_end))
-        return [need for need in needs if need[0] != NO_PACK]
+        head = parse_head(await self._store.read(key, 0, HEAD.size))
+        return await in_thread(needs, await self._store.read(key, 0, head.object_bytes))
 
     async def sound(self, crid: int) -> list[Need]:
         """Return what an image needs, without packs that were found damaged; nothing if it is unknown.

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crd.archive.archive import Archive
+from crd.archive.manifest import HEAD
 from crd.archive.names import image_key, numbered, pack_key
 from crd.archive.references import Sharing
 from crd.archive.stores.memory import MemoryStore, MemoryUpload
@@ -115,6 +116,17 @@ async def test_no_pack_is_removed_while_an_image_cannot_be_read() -> None:
         await archive.forget(Crid(2))
     async with Archive(store):
         assert store.contents == {}
+
+
+async def test_an_image_whose_list_of_packs_is_damaged_costs_no_pack() -> None:
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        await store_image(archive, 1, stream(range(100)))
+    whole = store.contents[image_key(1)]
+    store.contents[image_key(1)] = whole[:HEAD.size] + bytes([whole[HEAD.size] ^ 4]) + whole[HEAD.size + 1:]
+    async with Archive(store) as archive:
+        store.contents[image_key(1)] = whole
+        assert await read_image(archive, 1) == stream(range(100))
 
 
 @pytest.mark.parametrize("damage", ["flip", "remove"])
