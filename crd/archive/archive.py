@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crd.archive.base import known_pages
+from crd.archive.damage import hurt_by
 from crd.archive.heads import Heads, read_head
 from crd.archive.names import image_key, numbered, pack_key
 from crd.archive.references import References, Sharing
@@ -148,6 +149,11 @@ class Archive:
     async def sharing(self, crid: Crid) -> Sharing:
         """Return what an image has in common with others."""
         return await self._references.sharing(crid)
+
+    async def hurt_by(self, key: str) -> list[Crid]:
+        """Return the images that an object hurts which was found damaged or missing; raises ArchiveUnavailable."""
+        return [Crid(crid) for pack in numbered({key: 0}, "pack")
+                for crid in await hurt_by(self._store, self._references, pack)]
 
     async def free_bytes(self) -> int | None:
         """Return how much it has room for, None if nobody knows."""

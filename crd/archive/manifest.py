@@ -163,9 +163,7 @@ def decode(data: bytes) -> Manifest:
     Raises:
         BlobCorrupt: it is damaged, or no image of this version.
     """
-    head = parse_head(data)
-    if blake3(memoryview(data)[:-_SUM_BYTES]).digest() != data[-_SUM_BYTES:] or head.object_bytes != len(data):
-        raise BlobCorrupt("the object is torn or damaged")
+    head = _checked_head(data)
     columns, at = [], head.packs_end
     for length, raw_bytes in zip(head.column_bytes, (8 * head.n_pieces, 8 * head.n_pages, head.n_literal_bytes),
                                  strict=True):
@@ -183,6 +181,22 @@ def decode(data: bytes) -> Manifest:
     if [needed for _, needed in packs] != counts or any(needed and pack == NO_PACK for pack, needed in packs):
         raise BlobCorrupt("the object's packs do not add up")
     return Manifest(head.image_bytes, head.digest, packs, pieces, pages, literals)
+
+
+def needs(data: bytes) -> list[Need]:
+    """Return which packs the image of an object needs, and nothing else of it.
+
+    Raises:
+        BlobCorrupt: it is damaged, or no image of this version.
+    """
+    return [need for need in _checked_head(data).packs(data) if need[0] != NO_PACK]
+
+
+def _checked_head(data: bytes) -> Head:
+    head = parse_head(data)
+    if blake3(memoryview(data)[:-_SUM_BYTES]).digest() != data[-_SUM_BYTES:] or head.object_bytes != len(data):
+        raise BlobCorrupt("the object is torn or damaged")
+    return head
 
 
 def _stored(column: bytes) -> bytes:

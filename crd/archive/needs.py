@@ -111,6 +111,13 @@ class Needs:
         with self._transaction() as database:
             return _needs(database, crid)
 
+    def needing(self, pack: int) -> list[int]:
+        """Return the images that need a pack; all that are known are looked at."""
+        with self._transaction() as database:
+            found = [crid for crid, in database.execute("SELECT crid FROM images WHERE instr(needs, ?)",
+                                                        [pack.to_bytes(8, "little")])]
+            return [crid for crid in found if any(number == pack for number, _ in _needs(database, crid))]
+
     def shared(self, crid: int) -> list[tuple[int, bool]]:
         """Return of each pack that an image needs how many pages it needs, and whether others need the pack, too."""
         with self._transaction() as database:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from crd.archive.manifest import HEAD, NEED, NO_PACK, parse_head
+from crd.archive.manifest import HEAD, NO_PACK, needs, parse_head
 from crd.archive.names import image_key, numbered, pack_key, token_key
 from crd.archive.needs import Needs
 from crd.archive.threads import in_thread
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_USUAL_PACKS = 64
 _READ_AT_ONCE = 16
 _ENTERED_AT_ONCE = 100
 
@@ -75,6 +74,7 @@ class References:
         self._unreadable: set[int] = set()
         self._distrusted: set[int] = set()
         self._since: set[int] = set()  # images that were entered, or have left, before all was known
+        self._leaving: set[int] = set()  # forgotten, and still in the file
         self._damaged = False
         self.are_known = not away
 
@@ -156,10 +156,8 @@ class References:
 
     async def _needed(self, crid: int) -> list[Need]:
         key = image_key(crid)
-        start = await self._store.read(key, 0, HEAD.size + NEED.size * _USUAL_PACKS)
-        head = parse_head(start)
-        needs = head.packs(start if head.n_packs <= _USUAL_PACKS else await self._store.read(key, 0, head.packs_end))
-        return [need for need in needs if need[0] != NO_PACK]
+        head = parse_head(await self._store.read(key, 0, HEAD.size))
+        return await in_thread(needs, await self._store.read(key, 0, head.object_bytes))
 
     async def sound(self, crid: int) -> list[Need]:
         """Return what an image needs, without packs that were found damaged; nothing if it is unknown.
@@ -178,6 +176,10 @@ class References:
         found = await self._doubting(partial(self._needs.shared, crid)) or []
         shared, own = ([pages for pages, by_others in found if by_others is which] for which in (True, False))
         return Sharing(sum(own), len(own), sum(shared), len(shared))
+
+    async def needing(self, pack: int) -> list[int]:
+        """Return the images that need a pack, in ascending order; for once all are looked at."""
+        return await self._doubting(partial(self._needs.needing, pack)) or []
 
     def distrust(self, pack: int) -> None:
         """Take note that a pack is damaged or missing: no new image shall need it."""
@@ -211,7 +213,10 @@ class References:
             self._since.add(crid)
         packs = {pack for pack, _ in await self._doubting(partial(self._needs.of, crid)) or []}
         gone = await self._remove(packs, but_for=crid)  # first: there may be no room to note anything
-        await self._doubting(partial(self._needs.leave, crid))
+        self._leaving.add(crid)
+        for left in [*self._leaving]:  # there was no room, perhaps, when it was to
+            await self._doubting(partial(self._needs.leave, left))
+            self._leaving.discard(left)
         await in_thread(self._needs.bury, gone)
         await self._remove(packs.difference(gone))  # those that were held a moment ago
         self._unreadable.discard(crid)

@@ -232,6 +232,9 @@ def _about(key: str) -> Iterator[None]:
     """Say which object is damaged."""
     try:
         yield
+    except BlobMissing as error:
+        error.details.setdefault("key", key)
+        raise
     except BlobCorrupt as error:
         if "key" in error.details:
             raise

@@ -121,9 +121,11 @@ class Images:
                            stored_bytes=row.stored_bytes, wanted=row.wanted)
                     for row in await connection.execute(query)]
 
-    async def unchecked_since(self, when: datetime) -> Image | None:
-        """Return the image that was not checked for longest, if it was not since then; no damaged one."""
+    async def unchecked_since(self, when: datetime, but: Collection[Crid] = ()) -> Image | None:
+        """Return the image that was not checked for longest, if it was not since then; none that is damaged."""
         good = select(*_FIELDS).where(self._own, images.c.state == "ok").limit(1)
+        if but:
+            good = good.where(images.c.crid.not_in(but))
         never = good.where(images.c.verified_at.is_(None), images.c.taken_at < when).order_by(
             images.c.verified_at, images.c.taken_at)  # all NULL: PostgreSQL sees the order of its index only so
         once = good.where(images.c.verified_at < when).order_by(images.c.verified_at)

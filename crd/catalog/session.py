@@ -23,6 +23,7 @@ READS = "crd_reads"
 """The execution option of a transaction that only reads."""
 HASTY = "crd_hasty"
 """The execution option of one that outlives our death, and need not outlive a power cut; SQLite saves a flush."""
+_DAMAGED = "crd catalog restore puts back a backup, and crctl adopt takes in what only the archive has."
 _HINT = "Write sqlite+aiosqlite:///PATH or postgresql+asyncpg://USER@HOST/DATABASE."
 
 
@@ -63,6 +64,8 @@ class Database:
                 yield connection
         except (SQLAlchemyError, OSError) as error:
             raise self._backend.translated(error) from error
+        except ValueError as error:
+            raise CatalogError(f"a row of the catalog is damaged: {error}", hint=_DAMAGED) from error
 
     @property
     def shared(self) -> bool:

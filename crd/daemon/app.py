@@ -45,7 +45,7 @@ from crd.settings.load import changed_keys, load
 from crd.settings.state import held_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -293,8 +293,24 @@ class App:
             if crids:
                 logger.warning("images %s: %s", what, ", ".join(map(str, crids[:20])),
                                extra={"event": "archive.unsettled"})
-        await asyncio.to_thread(CridCounter(self.settings.engine.crid_file).raise_to, max(there, default=Crid(0)))
+        await asyncio.to_thread(CridCounter(self.settings.engine.crid_file).raise_to,
+                                await self._newest({*there}.difference(settled.unknown), settled.unknown))
         self.without_row, self.without_object = settled.unknown, settled.missing
+
+    async def _newest(self, known: Collection[Crid], unknown: Sequence[Crid]) -> Crid:
+        """Return the largest crid that the archive has; of unknown ones only what is an image has one."""
+        newest = max(known, default=Crid(0))
+        for crid in sorted(unknown, reverse=True):
+            if crid < newest:
+                break
+            try:
+                await self.archive.source(crid)
+            except BlobCorrupt:
+                continue
+            except BlobMissing:
+                pass  # the key for it is
+            return crid
+        return newest
 
     def _apply_rules(self) -> None:
         self.start(self.retention.apply_all())

@@ -26,7 +26,9 @@ from crd.errors import (
     CopyFailed,
     FeatureMissing,
     ImageDamaged,
+    ImageNotFound,
     ImageSinkClosed,
+    KeyMissing,
     NativeError,
     RestartError,
     WorkerDied,
@@ -47,6 +49,10 @@ if TYPE_CHECKING:
     from crd.engine.api import CheckpointOptions, CheckpointResult, RestartPlan, RestartResult
     from crd.engine.client import Worker, WorkerPool
     from crd.target.model import CheckReport
+
+logger = logging.getLogger(__name__)
+
+_NAMED_MAX = 20
 
 
 logger = logging.getLogger(__name__)
@@ -200,7 +206,9 @@ class Pipeline:
             yield worker, result
 
     async def verify(self, image: Image) -> ImageSource:
-        """Read and check all that is stored of an image, and return it; damage is noted in the catalog.
+        """Read and check all that is stored of an image, and return it.
+
+        Damage is noted in the catalog, of all images that it hurts.
 
         Raises:
             BlobCorrupt, BlobMissing: it is damaged.
@@ -211,8 +219,22 @@ class Pipeline:
             await source.verify(image.digest)
         except (BlobCorrupt, BlobMissing) as error:
             await self.catalog.images.damaged(image.crid, error.message)
+            if image.state != "damaged" and not isinstance(error, KeyMissing):
+                await self._note_others(image.crid, error)
             raise
         return source
+
+    async def _note_others(self, crid: Crid, error: ArchiveError) -> None:
+        """Note in the catalog, and in the error, which other images the same damage hurts."""
+        others = [other for other in await self.archive.hurt_by(error.details.get("key", "")) if other != crid]
+        for other in others:
+            logger.error("image %d is damaged: %s", other, error.message,
+                         extra={"event": "image.damaged", "crid": other, "error": error.code})
+            with suppress(ImageNotFound):  # forgotten meanwhile
+                await self.catalog.images.damaged(other, error.message)
+        if others:
+            error.details["images"] = others
+            error.hint = f"It hurts images {', '.join(map(str, others[:_NAMED_MAX]))}, too. {error.hint}".strip()
 
     @asynccontextmanager
     async def sink(self, base: Crid | None = None, *, follow: bool = False) -> AsyncIterator[ImageSink]:

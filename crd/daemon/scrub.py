@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from crd.errors import BlobCorrupt, BlobMissing, CrdError, ImageNotFound
+from crd.errors import ArchiveUnavailable, BlobCorrupt, BlobMissing, CrdError, ImageNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 60.0
 _IMAGES_AT_ONCE = 100
 """Rows that are held in memory."""
+_FAILURES_MAX = 3
+"""Images that cannot be read: then it is the store."""
 
 
 @dataclass(slots=True)
@@ -56,6 +58,7 @@ class Scrub:
         self._clock = clock
         self._readers = readers
         self._settings = settings
+        self._unread: set[Crid] = set()  # images that could not be read: after all others they have another try
 
     async def check(self, crid: Crid) -> Image:
         """Read all that is stored of an image, enter the result, and return the image.
@@ -96,10 +99,15 @@ class Scrub:
         every = self._settings().scrub_every
         if not every:
             return False
-        image = await self._catalog.images.unchecked_since(self._clock.now() - timedelta(seconds=every))
+        image = await self._catalog.images.unchecked_since(self._clock.now() - timedelta(seconds=every), self._unread)
         if image is None:
+            self._unread.clear()
             return False
-        await self._check_slowly(image, Scrubbed(1))
+        try:
+            await self._check_slowly(image, Scrubbed(1))
+        except ArchiveUnavailable:
+            self._unread.add(image.crid)
+            raise
         self._metrics.last_scrub.set(self._clock.now().timestamp())
         return True
 
@@ -110,14 +118,23 @@ class Scrub:
             tell: told after each image how far it is.
 
         Raises:
-            ArchiveUnavailable: an image cannot be read just now.
+            ArchiveUnavailable: an image cannot be read just now, which is said when all others are checked, or the
+                store as a whole.
         """
         so_far, below = Scrubbed(await self._catalog.images.count()), None
+        failures: list[ArchiveUnavailable] = []
         while images := await self._catalog.images.own(below=below, limit=_IMAGES_AT_ONCE):
             for image in images:
-                await self._check_slowly(image, so_far)
+                try:
+                    await self._check_slowly(image, so_far)
+                except ArchiveUnavailable as error:
+                    failures.append(error)
+                    if len(failures) == _FAILURES_MAX:
+                        raise
                 await tell(so_far)
             below = images[-1].crid
+        if failures:
+            raise failures[0]
         self._metrics.last_scrub.set(self._clock.now().timestamp())
         return so_far
 

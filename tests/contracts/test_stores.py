@@ -16,7 +16,7 @@ from crd.archive.stores.s3 import S3Store
 from crd.archive.stores.s3_object import PART_BYTES
 from crd.archive.stores.sealed import SealedStore
 from crd.archive.stores.spooled import SpooledStore
-from crd.errors import ArchiveError, ArchiveUnavailable, BlobMissing
+from crd.errors import ArchiveError, ArchiveUnavailable, BlobCorrupt, BlobMissing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -162,5 +162,5 @@ async def test_a_local_store_follows_no_links(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "store" / "a").symlink_to(tmp_path / "secret")
-    with pytest.raises(ArchiveUnavailable):
+    with pytest.raises(BlobCorrupt):
         await store.read("a", 0, 6)

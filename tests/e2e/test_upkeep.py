@@ -134,6 +134,12 @@ def test_damage_of_what_images_share_hurts_those_and_no_others(daemon: RunningDa
     first, second = taken(daemon), taken(daemon)
     shared = packs(daemon)[0]
     spoil_file(shared)
+    with pytest.raises(Refused) as refused:
+        daemon.crctl("verify", str(first))
+    assert shared.name in refused.value.error["message"]
+    assert refused.value.error["images"] == [second]
+    assert f"It hurts images {second}, too." in refused.value.error["hint"]
+    assert {image["state"] for image in daemon.crctl("images")} == {"damaged"}
     scrub = daemon.run_crctl("scrub", "--json")
     assert (scrub.returncode, sorted(json.loads(scrub.stdout)["damaged"])) == (1, [first, second])
     assert shared.name in daemon.crctl("show", str(second))["damage"]

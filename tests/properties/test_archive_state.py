@@ -103,6 +103,8 @@ class Host(RuleBasedStateMachine):
     def begin(self, *, encrypted: bool) -> None:
         self.keys = [Key(random.Random(7).randbytes(32))] if encrypted else []
         self.run(self.start())
+        for of, at in (("web", 1), ("web", 9), ("db", 2), ("web", 40)):
+            self.take(of, [(page, 7 * page) for page in range(at, VMA_PAGES, 3)])
 
     # what is done to it
 

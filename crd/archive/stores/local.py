@@ -19,7 +19,7 @@ import aiofiles
 
 from crd.archive.threads import in_thread
 from crd.durable import flush_directory
-from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobMissing
+from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobCorrupt, BlobMissing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _TORN = ".part"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_FILE = {errno.ELOOP, errno.ENXIO}  # a link, a socket
 _IOV_MAX = 1024
 _FLUSH_BYTES = 16 << 20
 
@@ -229,15 +230,19 @@ def _open(path: Path) -> int:
 
     Raises:
         BlobMissing: it is missing.
-        ArchiveUnavailable: it is no file.
+        BlobCorrupt: it is no file.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise BlobMissing(f"{path} is missing", path=str(path)) from error
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise BlobCorrupt(f"{path} is no file", path=str(path)) from error
+        raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ArchiveUnavailable(f"{path} is no file", path=str(path))
+        raise BlobCorrupt(f"{path} is no file", path=str(path))
     return fd
 
 

@@ -54,6 +54,7 @@ class Store(Protocol):
 
         Raises:
             BlobMissing: there is no such object.
+            BlobCorrupt: it cannot be one of ours.
             ArchiveUnavailable: the store failed.
         """
         ...

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crd.archive.archive import Archive
+from crd.archive.manifest import HEAD
 from crd.archive.names import image_key, numbered, pack_key
 from crd.archive.references import Sharing
 from crd.archive.stores.memory import MemoryStore, MemoryUpload
@@ -117,6 +118,17 @@ async def test_no_pack_is_removed_while_an_image_cannot_be_read() -> None:
         assert store.contents == {}
 
 
+async def test_an_image_whose_list_of_packs_is_damaged_costs_no_pack() -> None:
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        await store_image(archive, 1, stream(range(100)))
+    whole = store.contents[image_key(1)]
+    store.contents[image_key(1)] = whole[:HEAD.size] + bytes([whole[HEAD.size] ^ 4]) + whole[HEAD.size + 1:]
+    async with Archive(store) as archive:
+        store.contents[image_key(1)] = whole
+        assert await read_image(archive, 1) == stream(range(100))
+
+
 @pytest.mark.parametrize("damage", ["flip", "remove"])
 async def test_no_new_image_needs_a_pack_that_was_found_damaged(damage: str) -> None:
     store = MemoryStore()
@@ -132,6 +144,25 @@ async def test_no_new_image_needs_a_pack_that_was_found_damaged(damage: str) -> 
         again = await store_image(archive, 2, stream(range(100)), base=1)
         await (await archive.source(Crid(2))).verify(again.digest)
         assert await read_image(archive, 2) == stream(range(100))
+
+
+@pytest.mark.parametrize(("damage", "hurt"), [
+    (None, [1, 2, 4]), (70 * PAGE_BYTES, [1, 4]), (5000, [1, 2, 4]), (-20, [1, 2, 4]), (-1, [1, 2, 4])])
+async def test_damage_hurts_the_images_that_need_what_is_damaged(damage: int | None, hurt: list[int]) -> None:
+    store = MemoryStore()
+    async with Archive(store) as archive:
+        await store_image(archive, 1, stream(range(128)))
+        [first] = packs(store)
+        await store_image(archive, 2, stream([*range(64), *range(1000, 1010)]), base=1)
+        await store_image(archive, 3, stream(range(2000, 2010)))
+        await store_image(archive, 4, stream(range(128)), base=1)
+        assert await archive.hurt_by(pack_key(first)) == []
+        content = bytearray(store.contents.pop(pack_key(first)))
+        if damage is not None:
+            content[damage] ^= 1
+            store.contents[pack_key(first)] = bytes(content)
+        assert await archive.hurt_by(pack_key(first)) == hurt
+        assert await archive.hurt_by(image_key(1)) == [], "that is known"
 
 
 class FailingUpload(MemoryUpload):

@@ -80,6 +80,19 @@ async def test_a_damaged_catalog_is_said_so(tmp_path: Path) -> None:
     assert "backup" in damaged.value.hint
 
 
+async def test_a_damaged_row_is_said_so_and_hurts_no_other(tmp_path: Path) -> None:
+    async with await Catalog.open(url(tmp_path), "here") as catalog:
+        for crid in (1, 2):
+            await enter(catalog, crid)
+        for column, value in (("header", "{"), ("taken_at", "yesterday")):
+            async with catalog._database.begin() as connection:
+                await connection.execute(text(f"UPDATE images SET {column} = '{value}' WHERE crid = 1"))
+            with pytest.raises(CatalogError) as damaged:
+                await catalog.images.list()
+            assert "backup" in damaged.value.hint
+            assert (await catalog.images.get(Crid(2))).crid == 2
+
+
 async def test_cancellations_leave_the_catalog_usable(catalog: Catalog) -> None:
     chance = random.Random(5)
     await enter(catalog, 1)

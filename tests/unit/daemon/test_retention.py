@@ -258,10 +258,13 @@ class Checker:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.damaged: set[int] = set()
+        self.unreadable: set[int] = set()
         self.checked: list[int] = []
 
     async def verify(self, found: Image) -> SimpleNamespace:
         self.checked.append(found.crid)
+        if found.crid in self.unreadable:
+            raise ArchiveUnavailable("a sector is bad")
         if found.crid in self.damaged:
             await self.catalog.images.damaged(found.crid, "drawn")
             raise BlobCorrupt("drawn")
@@ -295,3 +298,34 @@ async def test_a_scrub_checks_each_image_once_in_its_time(place: Place) -> None:
     assert (scrubbed.images, scrubbed.checked, scrubbed.damaged, told) == (3, 3, [2], [1, 2, 3])
     assert scrubbed.bytes == (await place.archive.size()).stored_bytes
     assert metrics.registry.get_sample_value("crd_scrub_errors_total") == 2
+
+
+async def test_an_image_that_cannot_be_read_holds_up_no_other(place: Place) -> None:
+    await place.store_images(4)
+    checker = Checker(place.catalog)
+    checker.unreadable = {1, 3}
+    scrub = Scrub(checker, Metrics(), place.clock, place.readers, lambda: place.settings)  # type: ignore[arg-type]
+    place.clock.at = NOW + timedelta(days=8)
+    for is_unreadable in (True, False, True, False):
+        if is_unreadable:
+            with pytest.raises(ArchiveUnavailable):
+                await scrub._next()
+        else:
+            assert await scrub._next()
+    assert sorted(checker.checked) == [1, 2, 3, 4]
+    assert not await scrub._next()
+    with pytest.raises(ArchiveUnavailable):
+        await scrub._next()
+    assert checker.checked[-1] == 1, "it has another try"
+    told: list[int] = []
+
+    async def tell(so_far: Scrubbed) -> None:
+        told.append(so_far.checked)
+
+    with pytest.raises(ArchiveUnavailable):
+        await scrub.all(tell)
+    assert told == [1, 1, 2, 2]
+    checker.unreadable = {2, 3, 4}
+    with pytest.raises(ArchiveUnavailable):
+        await scrub.all(tell)
+    assert told == [1, 1, 2, 2, 0, 0], "the store is away"
