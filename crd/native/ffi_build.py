@@ -7,7 +7,7 @@ from cffi import FFI
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TOPICS = ("core", "tracee", "memory", "pagemap", "clone", "syscall", "stubs", "threads", "pages", "frames", "numbers",
-          "tracking", "stream")
+          "tracking", "stream", "files")
 ARCH = HERE / "csrc" / "arch" / "x86_64"
 SOURCES = [*(HERE / "csrc").glob("*.c"), *ARCH.glob("*.c")]
 

@@ -17,14 +17,14 @@ import os
 import signal
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crd.errors import FeatureMissing, InjectionInterrupted, NativeError, TraceeGone
 from crd.native import tracee
 from crd.native.detour import PATIENCE_NS, Detour
 from crd.native.family import Family
 from crd.native.ffi import ffi, lib
-from crd.native.room import NO_AREA, Area, claim, claimed_area, find_room
+from crd.native.room import NO_AREA, Area, find_room
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
@@ -43,6 +43,19 @@ CALL_BYTES = _CALL.size
 _GENERATION = struct.Struct("<Q")
 CALLS_MAX = 4
 SCRATCH_BYTES = 4096
+
+
+def _code(stub: Any, task: struct.Struct) -> bytes:
+    """Return the code of a stub, without the data at its end."""
+    return bytes(ffi.buffer(stub.start, stub.length - _HOME_BYTES - task.size))
+
+
+_SCRIPT = _code(lib.crd_stub_script_code(), _TASK)
+_SNAPSHOT = _code(lib.crd_stub_snapshot_code(), _SNAPSHOT_TASK)
+_WAITING = _code(lib.crd_stub_survey_code(), _WAITING_TASK)
+_LONGEST = _HOME_BYTES + max(len(_SCRIPT) + _TASK.size + CALLS_MAX * _CALL.size, len(_SNAPSHOT) + _SNAPSHOT_TASK.size,
+                             len(_WAITING) + _WAITING_TASK.size + CALLS_MAX * _CALL.size)
+_SLOT_BYTES = (_LONGEST + _GENERATION.size + 15) & ~15
 
 _WORD = (1 << 64) - 1
 _WORD_BYTES = 8
@@ -109,26 +122,19 @@ class Injector:
         Raises:
             FeatureMissing: there is no room.
         """
-        script, snapshot, waiting = (
-            lib.crd_stub_script_code(), lib.crd_stub_snapshot_code(), lib.crd_stub_survey_code())
-        self._script = bytes(ffi.buffer(script.start, script.length - _HOME_BYTES - _TASK.size))
-        self._snapshot = bytes(ffi.buffer(snapshot.start, snapshot.length - _HOME_BYTES - _SNAPSHOT_TASK.size))
-        self._waiting = bytes(ffi.buffer(waiting.start, waiting.length - _HOME_BYTES - _WAITING_TASK.size))
-        longest = max(script.length + CALLS_MAX * _CALL.size, snapshot.length, waiting.length + CALLS_MAX * _CALL.size)
-        self._slot_bytes = (longest + _GENERATION.size + 15) & ~15
         self.memory = memory
-        self._room = find_room(memory, candidates, 2 * self._slot_bytes)
+        self._room = find_room(memory, candidates, 2 * _SLOT_BYTES)
         self._area = NO_AREA
-        self._leftover = claimed_area(memory, self._room)
-        claim(memory, self._room, self._leftover)
-        self._slots = range(self._room.start, self._room.end - self._slot_bytes + 1, self._slot_bytes)
-        slots = memory.read(self._room.start, len(self._slots) * self._slot_bytes)
-        self._generations = [_GENERATION.unpack_from(slots, (index + 1) * self._slot_bytes - _GENERATION.size)[0]
-                             for index in range(len(self._slots))]
+        self._leftover = self._room.left
+        if not self._room.claimed:
+            memory.write(*self._room.claim())
+        self._slots = range(self._room.start, self._room.end - _SLOT_BYTES + 1, _SLOT_BYTES)
+        self._generations = [_GENERATION.unpack_from(self._room.content, slot - self._room.start + _SLOT_BYTES
+                                                     - _GENERATION.size)[0] for slot in self._slots]
 
     def inside(self, address: int) -> bool:
         """Whether a thread that is at this address is inside a stub that a tracer before us began."""
-        return address in range(self._room.start, self._room.end) or address in self._leftover
+        return self._room.start <= address < self._room.end or address in self._leftover
 
     def script(self, tid: int, original: Registers, calls: Sequence[Call]) -> ScriptResult:
         """Make up to CALLS_MAX system calls in a thread; it ends where it was, stopped.
@@ -146,7 +152,7 @@ class Injector:
         """
         if len(calls) > CALLS_MAX:
             raise ValueError("too many calls for a stub")
-        task = self._send(tid, original, self._script, _TASK.pack(SCRATCH_BYTES, 0))
+        task = self._send(tid, original, _SCRIPT, _TASK.pack(SCRATCH_BYTES, 0))
         _pass(tid, original, 3)  # to the exit of mmap
         scratch = tracee.get_registers(tid).result
         mapped = not -_ERRNO_MAX <= scratch < 0
@@ -177,7 +183,7 @@ class Injector:
         What one call makes can so be looked at before the next takes it away, and is taken away even if we die.  To be
         gone through to its end.
         """
-        self._send(tid, original, self._script, _TASK.pack(0, len(calls)) + b"".join(
+        self._send(tid, original, _SCRIPT, _TASK.pack(0, len(calls)) + b"".join(
             _CALL.pack(*call.words(0)) for call in calls))
         for index in range(len(calls)):
             _pass(tid, original, 3 if index == 0 else 2)  # to its exit
@@ -198,14 +204,13 @@ class Injector:
         Returns:
             What is to be taken; if it fails, part of the area may be there.
         """
-        claim(self.memory, self._room, area)
         parts = [(area.start, writable_bytes, mmap.PROT_READ | mmap.PROT_WRITE),
                  (area.start + writable_bytes, area.length - writable_bytes, mmap.PROT_READ | mmap.PROT_EXEC)]
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE
         self._area = area
         return self._detour(group, [Call(NR.MMAP, (start, length, rights, flags, _WORD, 0))
                                     for start, length, rights in parts],
-                            lib.CRD_UNTIL_MAPPED, area.start + area.length - _WORD_BYTES)
+                            lib.CRD_UNTIL_MAPPED, area.start + area.length - _WORD_BYTES, self._room.claim(area))
 
     def unmapping(self, group: ThreadGroup) -> Detour | None:
         """Have the first thread of a process unmap the area, if there is one; to be followed by ``forget_area``.
@@ -219,18 +224,19 @@ class Injector:
     def forget_area(self) -> None:
         """Note that there is no area any more."""
         self._area = NO_AREA
-        claim(self.memory, self._room)
+        self.memory.write(*self._room.claim())
 
-    def _detour(self, group: ThreadGroup, calls: Sequence[Call], until: int, address: int) -> Detour:
-        """Write a stub with which the first thread makes calls and waits; see ``struct crd_survey``."""
+    def _detour(self, group: ThreadGroup, calls: Sequence[Call], until: int, address: int,
+                *more: tuple[int, bytes]) -> Detour:
+        """Write a stub with which the first thread makes calls and waits (``struct crd_survey``), and more before."""
         home = ffi.new("unsigned char[]", _HOME_BYTES)
         lib.crd_stub_home(group.c[0].registers, group.c[0].mask, home)
-        code = self._waiting + bytes(home)
+        code = _WAITING + bytes(home)
         slot = self._next_slot()
         task = _WAITING_TASK.pack(slot + len(code) + _WAITING_TASK.size, len(calls), 0, 0,
                                   *divmod(PATIENCE_NS, _NANOSECONDS))
-        self._write(slot, code + task + b"".join(_CALL.pack(*call.words(0)) for call in calls))
-        return Detour(self.memory.pid, group, 1, until=until, slots=slot, slot_bytes=self._slot_bytes, data=address)
+        self._write(slot, code + task + b"".join(_CALL.pack(*call.words(0)) for call in calls), *more)
+        return Detour(self.memory.pid, group, 1, until=until, slots=slot, slot_bytes=_SLOT_BYTES, data=address)
 
     def leave_area(self) -> None:
         """Leave the area to the next tracer, since some thread may be in it."""
@@ -262,7 +268,7 @@ class Injector:
     def _unmap(self, tid: int, original: Registers, areas: Sequence[Area]) -> None:
         if areas:
             self.plain(tid, original, [Call(NR.MUNMAP, (area.start, area.length)) for area in areas[:CALLS_MAX]])
-            claim(self.memory, self._room)
+            self.memory.write(*self._room.claim())
 
     def snapshot(self, tid: int, original: Registers, *, child_of_target: bool = False) -> int:
         """Make a copy-on-write child of the target that stays stopped, is our tracee, and dies with us.
@@ -288,7 +294,7 @@ class Injector:
         middle_flags = _CLONE_VM | _CLONE_VFORK | _CLONE_FS | _CLONE_FILES
         child_flags = _CLONE_FS | _CLONE_FILES | (_CLONE_PARENT if child_of_target else 0)
         area, self._area = self._area, NO_AREA
-        self._send(tid, original, self._snapshot, _SNAPSHOT_TASK.pack(middle_flags, child_flags, area.start,
+        self._send(tid, original, _SNAPSHOT, _SNAPSHOT_TASK.pack(middle_flags, child_flags, area.start,
                                                                       area.length))
         family = Family()
         try:
@@ -297,7 +303,7 @@ class Injector:
                 _pass(tid, original, 2)  # to the exit of wait4
             _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
             _come_home(tid, original)
-            claim(self.memory, self._room)
+            self.memory.write(*self._room.claim())
         except BaseException:
             family.kill()
             raise
@@ -324,17 +330,16 @@ class Injector:
         _pass(tid, original, 1)
         return slot + len(code) + _HOME_BYTES
 
-
     def _next_slot(self) -> int:
         """Return the slot that was used longest ago."""
         oldest = self._generations.index(min(self._generations))
         self._generations[oldest] = max(self._generations) + 1 & _WORD
         return self._slots[oldest]
 
-    def _write(self, slot: int, content: bytes) -> None:
-        """Write a stub, and that its slot was used last."""
+    def _write(self, slot: int, content: bytes, *more: tuple[int, bytes]) -> None:
+        """Write a stub, and that its slot was used last; and more before."""
         generation = _GENERATION.pack(max(self._generations))
-        self.memory.write(slot, content.ljust(self._slot_bytes - _GENERATION.size, b"\0") + generation)
+        self.memory.write_parts([*more, (slot, content.ljust(_SLOT_BYTES - _GENERATION.size, b"\0") + generation)])
 
 
 def _check_can_carry(tid: int, registers: Registers) -> None:

@@ -62,6 +62,10 @@ class Memory:
         """Write all of ``data``; private mappings that are read-only get a copy of their page."""
         self.write_runs([(address, memoryview(data).nbytes)], data)
 
+    def write_parts(self, parts: Sequence[tuple[int, bytes]]) -> None:
+        """Write bytes to several addresses, one after the other."""
+        self.write_runs([(address, len(data)) for address, data in parts], b"".join(data for _, data in parts))
+
     def read_u64(self, address: int) -> int:
         """Return a word."""
         return int.from_bytes(self.read(address, 8), "little")

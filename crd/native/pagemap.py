@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from crd.native.memory import Run
 
-_CAPACITY = 16384
+_CAPACITY_FIRST, _CAPACITY = 1024, 16384
+"""Of lists of runs: what is larger is memory that the kernel has to map."""
 _ENTRY_BYTES = 8
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -43,8 +44,9 @@ class FoundRuns:
 
     def room(self) -> Any:
         """Make room for more of them."""
-        memory = _new_uncleared("struct crd_run[]", _CAPACITY)
-        chunk = ffi.new("struct crd_runs *", {"runs": memory, "capacity": _CAPACITY})
+        capacity = _CAPACITY if self._chunks else _CAPACITY_FIRST
+        memory = _new_uncleared("struct crd_run[]", capacity)
+        chunk = ffi.new("struct crd_runs *", {"runs": memory, "capacity": capacity})
         self._memory.append(memory)
         self._chunks.append(chunk)
         return chunk

@@ -23,14 +23,6 @@ _ALIGNMENT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """Bytes from ``start`` up to ``end`` that nobody but stubs uses."""
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
 class Area:
     """Memory that was mapped for stubs, for as long as the target is stopped."""
 
@@ -42,6 +34,31 @@ class Area:
 
 
 NO_AREA = Area(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes from ``start`` up to ``end`` that nobody but stubs uses.
+
+    Attributes:
+        content: of these bytes, as it was found.
+        left: the area that whoever claimed the room has left mapped, or was about to map.
+        claimed: it was claimed before.
+    """
+
+    start: int
+    end: int
+    content: bytes
+    left: Area
+    claimed: bool
+
+    def claim(self, area: Area = NO_AREA) -> tuple[int, bytes]:
+        """Return what marks the room, so that a later tracer knows what is in it, and where that is to be written.
+
+        Args:
+            area: that is mapped, or is about to be.
+        """
+        return self.end, _CLAIM.pack(area.start, area.length, self.end + _CLAIM.size - self.start, _OWNER)
 
 
 def find_room(memory: Memory, candidates: Sequence[tuple[int, int]], wanted_bytes: int) -> Room:
@@ -58,28 +75,18 @@ def find_room(memory: Memory, candidates: Sequence[tuple[int, int]], wanted_byte
     for start, end in candidates:
         with suppress(NativeError):
             tail = memory.read(max(start, end - _TAIL_BYTES_MAX), min(end - start, _TAIL_BYTES_MAX))
-            room_start = end - _room_bytes(tail)
-            if end - _CLAIM.size - room_start >= wanted_bytes:
-                return Room(room_start, end - _CLAIM.size)
+            length = _room_bytes(tail)
+            if length - _CLAIM.size >= wanted_bytes:
+                return _room(end, tail[-length:])
     raise FeatureMissing("the target's code has no padding that could hold a stub",
                          hint="crd copies such a target while it is stopped (--method copy).")
 
 
-def claim(memory: Memory, room: Room, area: Area = NO_AREA) -> None:
-    """Mark the room, so that a later tracer knows what is in it, and what else there is of ours in the target.
-
-    Args:
-        memory: of the target.
-        room: the room.
-        area: that is mapped, or is about to be.
-    """
-    memory.write(room.end, _CLAIM.pack(area.start, area.length, room.end + _CLAIM.size - room.start, _OWNER))
-
-
-def claimed_area(memory: Memory, room: Room) -> Area:
-    """Return the area that whoever claimed the room has left mapped, or was about to map."""
-    start, length, _room_bytes, owner = _CLAIM.unpack(memory.read(room.end, _CLAIM.size))
-    return Area(start, length) if owner == _OWNER else NO_AREA
+def _room(end: int, content: bytes) -> Room:
+    start, length, _, owner = _CLAIM.unpack_from(content, len(content) - _CLAIM.size)
+    claimed = owner == _OWNER
+    return Room(end - len(content), end - _CLAIM.size, content[:-_CLAIM.size],
+                Area(start, length) if claimed else NO_AREA, claimed)
 
 
 def _room_bytes(tail: bytes) -> int:

@@ -25,7 +25,8 @@ _OPEN_BEFORE_MAX = 256
 _MORE_THREADS = 8
 _REGISTERS_BYTES = 216
 _CHILDREN_BYTES = 4 << 10
-_RIP = slice(128, 136)
+_THREAD_BYTES: int = ffi.sizeof("struct crd_thread")
+_RIP = ffi.offsetof("struct crd_thread", "registers") + 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ class ThreadGroup:
 
     def addresses(self) -> list[int]:
         """Return the address that each goes on from."""
-        return [int.from_bytes(ffi.buffer(thread.registers)[_RIP], "little") for thread in self.c]
+        return memoryview(ffi.buffer(self.c)).cast("B").cast("Q")[_RIP // 8::_THREAD_BYTES // 8].tolist()
 
     def set_registers(self, tid: int, registers: Registers) -> None:
         """Have a thread go on with other registers."""

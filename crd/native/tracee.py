@@ -8,7 +8,7 @@ import struct
 import time
 from dataclasses import dataclass, fields
 from itertools import count
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from crd.errors import NativeError
 from crd.native.check import call
@@ -103,8 +103,7 @@ def signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(NamedTuple):
     """What waitpid(2) said of a tracee."""
 
     tid: int

@@ -12,6 +12,7 @@
 #include "../cdef/core.h"
 
 #include "../cdef/clone.h"
+#include "../cdef/files.h"
 #include "../cdef/frames.h"
 #include "../cdef/memory.h"
 #include "../cdef/pagemap.h"
