@@ -161,7 +161,8 @@ class _Taking:
         if self.stubs.remove_leftover(state.pid, state.registers, self.entries.nameless):
             self.entries = Areas.of(state.pid)
         self.notes = _looked(whole.notes.get(state.pid), self.entries)
-        auto = whole.options.method == "auto" and before is not None
+        auto = (whole.options.method == "auto" and before is not None
+                and not huge.why_copy(self.entries.private))  # they count as nobody's memory (RssAnon)
         self.little = auto and (self.notes.is_little() if self.notes
                                 else _is_little(state, self.confined, before, maps))
         self.asked = capturing.asked(state, self.entries, self.stubs, self.confined,
