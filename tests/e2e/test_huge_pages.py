@@ -51,7 +51,9 @@ def test_left_running(victim: Victim, tmp_path: Path) -> None:
     for number in range(3):
         done = crd("checkpoint", str(victim.pid), "-o", tmp_path / f"{number}.image", "--json", home=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout or done.stderr)["method"] == "copy"
+        taken = json.loads(done.stdout)
+        assert taken["method"] == "copy"
+        assert "huge pages" in taken["method_reason"]
         victim.assert_unharmed()
     victim.verify()
 

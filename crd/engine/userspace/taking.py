@@ -167,10 +167,11 @@ class _Taking:
         Without notes that holds only for areas known before; and one that is confined is rather not asked what its
         snapshot child can be.
         """
+        if huge.why_copy(self.entries.private):  # these count as nobody's memory (RssAnon)
+            return False
         if not self.before or self.notes:
             return bool(self.before and self.notes and self.notes.is_little())
         return (self.before.maps == self.seen.maps and not self.confined.filters
-                and not huge.why_copy(self.entries.private)
                 and little.own_bytes(self.state.group.status(self.state.pid)) >= 0)
 
     def take(self, stack: ExitStack, whole: Whole) -> Taken:
