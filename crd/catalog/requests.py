@@ -200,18 +200,22 @@ class Requests:
             await self._database.announce(connection)
         return settled
 
-    async def prune(self, before: datetime) -> Sequence[Crid]:
-        """Drop requests of this host that ended before some time.
+    async def prune(self, before: datetime, boot_id: str) -> Sequence[Crid]:
+        """Drop requests of this host that ended before some time, but the last of each target in this boot: its root.
 
         Returns:
             The forgotten images whose rows were kept for these alone: what is left of them may go now.
         """
+        of_target = (images.c.host == requests.c.host) & (images.c.crid == requests.c.crid)
+        roots = (select(func.max(requests.c.number)).join(images, of_target)
+                 .where(requests.c.host == self._host, requests.c.state == "done", requests.c.boot_id == boot_id,
+                        images.c.target.is_not(None)).group_by(images.c.target))
         freed: set[Crid] = set()
         while True:
             async with self._database.begin() as connection:
                 rows = (await connection.execute(select(requests.c.number, requests.c.crid).where(
-                    requests.c.host == self._host, requests.c.state.in_(_ENDED), requests.c.ended_at < before)
-                    .limit(_PRUNED_AT_ONCE))).all()
+                    requests.c.host == self._host, requests.c.state.in_(_ENDED), requests.c.ended_at < before,
+                    requests.c.number.not_in(roots)).limit(_PRUNED_AT_ONCE))).all()
                 await connection.execute(delete(requests).where(requests.c.number.in_([row.number for row in rows])))
                 freed.update((await connection.execute(select(images.c.crid).where(
                     images.c.host == self._host, images.c.state == "forgotten",

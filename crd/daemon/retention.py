@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from crd.errors import CrdError, ImageInUse
 from crd.retention.policy import Candidate, decide
+from crd.target import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -179,5 +180,6 @@ class Retention:
             CatalogError, ArchiveUnavailable: it cannot be done now.
         """
         if kept := self._settings().requests_for:
-            for crid in await self._catalog.requests.prune(self._clock.now() - timedelta(seconds=kept)):
+            before = self._clock.now() - timedelta(seconds=kept)
+            for crid in await self._catalog.requests.prune(before, procfs.boot_id()):
                 await self._remove(crid)
