@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from crd.daemon.scopes import Scope
 from crd.daemon.turns import Turns
-from crd.engine.api import CheckpointOptions, Files, Pids, RestartOptions, Stdio, Tcp
+from crd.engine.api import UNRESTORED, CheckpointOptions, Files, Pids, RestartOptions, Stdio, Tcp
 from crd.errors import Busy, CatalogError, CrdError, PidInUse, RequestMoved, TargetUnsupported
 from crd.target import procfs
 
@@ -385,11 +385,11 @@ def pids_tried(wanted: str) -> Sequence[Pids]:
 
 
 def _runs(pid: int, start_time: int) -> bool:
-    """Whether a task runs, on its own; one that is still traced is about to be let go or to die with its tracer."""
+    """Whether a task runs, on its own; one that is still traced or unrestored is about to be let go or to be ended."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     try:
         while (stat := procfs.stat(pid)).start_time == start_time and stat.state not in "ZX":
-            if procfs.status(pid)["TracerPid"] == "0":
+            if procfs.status(pid)["TracerPid"] == "0" and stat.comm != UNRESTORED:
                 return True
             if time.monotonic() > deadline:
                 return False

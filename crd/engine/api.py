@@ -30,6 +30,8 @@ USERSPACE = "userspace"
 KERNEL = "kernel"
 AUTO = "auto"
 """The kernel's own calls where they are proven or named, crd's own engine elsewhere."""
+UNRESTORED = "crd-unrestored"
+"""Name of a task that was made for the kernel to restore, until it has."""
 
 
 class After(StrEnum):

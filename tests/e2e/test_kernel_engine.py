@@ -63,6 +63,29 @@ def test_checkpoint_archive_and_restart(tmp_path: Path) -> None:
     assert [call.number for call in kernel.seen] == [387, 388, 387, 388]
 
 
+def test_a_call_that_is_stuck_in_the_kernel_blocks_nobody(tmp_path: Path) -> None:
+    kernel = StandInKernel(named(RELEASE, "x86_64"))
+    kernel.at_checkpoint = lambda _: setattr(kernel, "hangs", kernel.crid > 0)
+    config = f'[engine]\nlinux_cr = "{RELEASE}"\ncheckpoint_timeout = "8s"\nrestart_timeout = "8s"\n'
+
+    def daemon() -> None:
+        with RunningDaemon(tmp_path, config) as running:
+            crid = str(running.crctl("checkpoint", "--pid", str(program.pid))["crid"])
+            for words in (["checkpoint", "--pid", str(program.pid)], ["restart", crid, "--wait"]):
+                stuck = running.run_crctl(*words)
+                assert stuck.returncode == 1, stuck.stderr
+                assert "took longer than 8 s" in stuck.stderr
+                assert running.crctl("status")["engine"] == "kernel"
+            until("thaw", lambda: not list(Path("/sys/fs/cgroup/freezer").glob("crd-*")))
+
+    with sleep(tmp_path, 60) as program:
+        kernel.run(daemon)
+        program.assert_unharmed()
+    *_, last = kernel.seen
+    assert last.number == kernel.numbers.restart
+    until("end of the task that was not restored", lambda: not Path(f"/proc/{last.tid}").exists())
+
+
 def test_a_daemon_that_is_to_use_what_the_kernel_has_not_does_not_start(tmp_path: Path) -> None:
     running = RunningDaemon(tmp_path, '[engine]\nkind = "kernel"\n')
     with pytest.raises(AssertionError):

@@ -105,10 +105,10 @@ class StandInKernel:
         refuse: errno that every call gets, instead of an answer.
         restored: answer a checkpoint by 0, as in the copy that has just been restarted.
         names_only: restart as patch 04 alone does.
-        hangs: read the header, and never answer a restart.
+        hangs: never answer a checkpoint, nor, after it has read the header, a restart.
         kills: end whoever calls restart, as kernels do that have lost the old memory when they meet an error.
         zombies: which tasks of the image end as they are restored: 0 is the first.
-        at_checkpoint: called with the target's pid while the caller waits.
+        at_checkpoint: called with a target's pid while the caller waits.
     """
 
     numbers: CallNumbers
@@ -198,7 +198,7 @@ class StandInKernel:
         try:
             if number == self.numbers.restart:
                 self._on_restart(listener, call)
-            else:
+            elif not self._hangs_at(call):
                 self._reply(listener, call, self._on_checkpoint(call))
         except OSError as error:
             self._reply(listener, call, -(error.errno or errno.EIO))
@@ -224,6 +224,11 @@ class StandInKernel:
             raise OSError(errno.EBADF, "not open for that")
         return fd
 
+    def _hangs_at(self, call: Call) -> bool:
+        if self.at_checkpoint:
+            self.at_checkpoint(call.int32(0))
+        return self.hangs
+
     def _on_checkpoint(self, call: Call) -> int:
         if self.refuse:
             return -self.refuse
@@ -238,8 +243,6 @@ class StandInKernel:
                 return -errno.EBUSY
             if self.restored:
                 return 0
-            if self.at_checkpoint:
-                self.at_checkpoint(pid)
             _write(fd, self.image(pid))
         finally:
             os.close(fd)

@@ -14,6 +14,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from crd.engine.api import UNRESTORED
 from crd.engine.kernel.forest import Node, Role
 from crd.engine.kernel.guardian import close_all_but
 from crd.engine.kernel.table import GHOST
@@ -30,6 +31,7 @@ REPORT = struct.Struct("=ii")
 STEPS = 4
 """What all do at the same time between being made and the call."""
 _CLONE_PARENT_AND_SIGCHLD = 0x8000 | 17
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -84,6 +86,7 @@ class Members:
         status = 1
         try:
             close_all_but(self.image, *self.gates, self.report)
+            syscall(NR.PRCTL, _PR_SET_NAME, UNRESTORED.encode() + b"\0", 0, 0, 0)
             while child := self._made_children(node):
                 node = child
             status = 0 if node.role is Role.PLACEHOLDER else _Member(self, node).live()
