@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from crd.archive.followed import Stretch
 
 BATCH_BYTES = 8 * BLOCK_BYTES
-_HANDED_OVER_AT_ONCE = 4
+_HANDED_OVER_AT_ONCE = 3
 """Batches: the store takes some time for each call, however little it gets."""
-_BATCHES_IN_FLIGHT_PER_THREAD = 4
+_BATCHES_IN_FLIGHT_PER_THREAD = 3
 """Compressed but not yet stored."""
 _COUNT = struct.Struct("<I")
 _RUN_BYTES = 16
