@@ -43,7 +43,7 @@ def waiting(daemon: RunningDaemon) -> int:
 
 def stored(server: SeaweedServer, prefix: str) -> list[str]:
     return [meta["path"] for chunk in obstore.list(server.bucket(BUCKET), prefix) for meta in chunk
-            if not meta["path"].endswith("/lease")]
+            if not meta["path"].endswith(("/lease", ".token"))]
 
 
 def refused(daemon: RunningDaemon) -> tuple[int, str]:
