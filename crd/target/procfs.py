@@ -28,7 +28,7 @@ PROC = Path("/proc")
 _NO_LIMIT = 2**64 - 1
 
 
-class _asking:  # noqa: N801  (a class, since a generator takes five times as long, and much is asked in a stop)
+class asking:  # noqa: N801  (a class, since a generator takes five times as long, and much is asked in a stop)
     """A context in which errors are told as what they mean for a file of a process."""
 
     __slots__ = ("name", "pid")
@@ -53,7 +53,8 @@ class _asking:  # noqa: N801  (a class, since a generator takes five times as lo
                 raise TargetError(f"/proc/{pid}/{name} is not what proc(5) says", pid=pid) from error
 
 
-def _path(pid: int | str, name: str) -> str:
+def path(pid: int | str, name: str) -> str:
+    """Return the name of ``/proc/PID/NAME``, or of ``/proc/PID`` if the name is empty."""
     return f"{PROC}/{pid}/{name}".rstrip("/")
 
 
@@ -64,19 +65,19 @@ def read(pid: int | str, name: str) -> str:
 
 def read_bytes(pid: int | str, name: str) -> bytes:
     """Return the content of ``/proc/PID/NAME``, or of ``/proc/PID`` if the name is empty."""
-    with _asking(pid, name), open(_path(pid, name), "rb", buffering=0) as file:
+    with asking(pid, name), open(path(pid, name), "rb", buffering=0) as file:
         return file.read()
 
 
 def read_link(pid: int | str, name: str) -> str:
     """Return where the link ``/proc/PID/NAME`` points."""
-    with _asking(pid, name):
-        return os.readlink(_path(pid, name))
+    with asking(pid, name):
+        return os.readlink(path(pid, name))
 
 
 def _numbered_entries(pid: int | str, directory: str) -> list[int]:
-    with _asking(pid, directory):
-        return sorted(int(name) for name in os.listdir(_path(pid, directory)))
+    with asking(pid, directory):
+        return sorted(int(name) for name in os.listdir(path(pid, directory)))
 
 
 # --- processes and threads -----------------------------------------------------------------------------------
@@ -91,8 +92,13 @@ def pids() -> Iterator[int]:
 
 def stat(pid: int | str) -> Stat:
     """Parse stat; the name may hold anything, parentheses and newlines included."""
-    head, _, tail = read(pid, "stat").rpartition(")")
-    with _asking(pid, "stat"):
+    return parsed_stat(pid, read(pid, "stat"))
+
+
+def parsed_stat(pid: int | str, text: str) -> Stat:
+    """Parse the text of a stat file."""
+    head, _, tail = text.rpartition(")")
+    with asking(pid, "stat"):
         fields = tuple(tail.split())
         return Stat(comm=head[head.index("(") + 1:], state=fields[0], fields=fields)
 
@@ -115,8 +121,8 @@ def threads(pid: int) -> list[int]:
 
 def n_threads(pid: int) -> int:
     """Return how many threads a process has, with those that are just ending (proc_task_getattr in fs/proc/base.c)."""
-    with _asking(pid, "task"):
-        return os.stat(_path(pid, "task")).st_nlink - 2
+    with asking(pid, "task"):
+        return os.stat(path(pid, "task")).st_nlink - 2
 
 
 def children(pid: int, tids: Iterable[int] | None = None) -> list[int]:
@@ -125,7 +131,7 @@ def children(pid: int, tids: Iterable[int] | None = None) -> list[int]:
     for tid in threads(pid) if tids is None else tids:
         with suppress(TargetGone):  # a thread that has ended has none
             words += read(pid, f"task/{tid}/children").split()
-    with _asking(pid, "children"):
+    with asking(pid, "children"):
         return sorted(int(word) for word in words)
 
 
@@ -146,14 +152,14 @@ def _words(text: str) -> list[str]:
 def number(pid: int | str, name: str) -> int:
     """Return a file that holds one number: oom_score_adj, loginuid, sessionid, timerslack_ns."""
     text = read(pid, name)
-    with _asking(pid, name):
+    with asking(pid, name):
         return int(text)
 
 
 def hexadecimal(pid: int | str, name: str) -> int:
     """Return a file that holds one hexadecimal number: coredump_filter, personality."""
     text = read(pid, name)
-    with _asking(pid, name):
+    with asking(pid, name):
         return int(text, 16)
 
 
@@ -162,7 +168,7 @@ def namespaces(pid: int | str) -> dict[str, int]:
 
     A pid namespace for children that has no process yet has no number: it is 0.
     """
-    with _asking(pid, "ns"):
+    with asking(pid, "ns"):
         return {name: _namespace(PROC / str(pid) / "ns" / name) for name in sorted(os.listdir(PROC / str(pid) / "ns"))}
 
 
@@ -185,7 +191,7 @@ def cgroups(pid: int | str) -> dict[str, str]:
 def auxiliary_vector(pid: int | str) -> dict[int, int]:
     """Return the auxiliary vector by AT_ number, AT_NULL left out (getauxval(3)); of 64-bit tasks only."""
     content = read_bytes(pid, "auxv")
-    with _asking(pid, "auxv"):
+    with asking(pid, "auxv"):
         return {key: value for key, value in struct.iter_unpack("<QQ", content) if key}
 
 
@@ -200,7 +206,7 @@ def limits(pid: int) -> list[tuple[int, int]]:
     """Return soft and hard limit of each resource by number; 2**64-1 is unlimited."""
     found = {}
     lines = read(pid, "limits").split("\n")[1:-1]
-    with _asking(pid, "limits"):
+    with asking(pid, "limits"):
         for line in lines:
             soft, hard = (_NO_LIMIT if word == "unlimited" else int(word) for word in line[26:].split()[:2])
             found[line[:26].strip()] = (soft, hard)
@@ -209,9 +215,14 @@ def limits(pid: int) -> list[tuple[int, int]]:
 
 def posix_timers(pid: int) -> list[PosixTimerEntry]:
     """Parse /proc/PID/timers (CONFIG_POSIX_TIMERS, CONFIG_CHECKPOINT_RESTORE)."""
+    return parsed_posix_timers(pid, read(pid, "timers"))
+
+
+def parsed_posix_timers(pid: int, text: str) -> list[PosixTimerEntry]:
+    """Parse the text of a timers file."""
     entries: list[dict[str, str]] = []
-    lines = read(pid, "timers").split("\n")[:-1]
-    with _asking(pid, "timers"):
+    lines = text.split("\n")[:-1]
+    with asking(pid, "timers"):
         for key, _, value in (line.partition(":") for line in lines):
             if key == "ID":
                 entries.append({})
@@ -231,8 +242,8 @@ def _posix_timer(entry: dict[str, str]) -> PosixTimerEntry:
 
 def exe_stat(pid: int) -> os.stat_result:
     """Return stat of the program file, whatever its name is now."""
-    with _asking(pid, "exe"):
-        return os.stat(_path(pid, "exe"))
+    with asking(pid, "exe"):
+        return os.stat(path(pid, "exe"))
 
 
 def maps(pid: int | str) -> list[MapEntry]:
@@ -242,7 +253,7 @@ def maps(pid: int | str) -> list[MapEntry]:
 
 def parsed_maps(pid: int | str, text: str) -> list[MapEntry]:
     """Parse the text of the maps of a process."""
-    with _asking(pid, "maps"):
+    with asking(pid, "maps"):
         return [_map_entry(line) for line in text.split("\n")[:-1]]
 
 
@@ -267,8 +278,8 @@ def map_file_link(pid: int | str, entry: MapEntry) -> str:
 def map_file_stat(pid: int | str, entry: MapEntry) -> os.stat_result:
     """Return fstat of the mapped file, whatever its name is now; needs CAP_CHECKPOINT_RESTORE."""
     name = f"map_files/{entry.start:x}-{entry.end:x}"
-    with _asking(pid, name):
-        return os.stat(_path(pid, name))
+    with asking(pid, name):
+        return os.stat(path(pid, name))
 
 
 def vm_flags(pid: int | str) -> dict[int, str]:
@@ -279,7 +290,7 @@ def vm_flags(pid: int | str) -> dict[int, str]:
     flags: dict[int, str] = {}
     start = 0
     lines = read(pid, "smaps").split("\n")
-    with _asking(pid, "smaps"):
+    with asking(pid, "smaps"):
         for line in lines:
             first, _, rest = line.partition(" ")
             if first == "VmFlags:":
@@ -299,17 +310,22 @@ def fd_numbers(pid: int) -> list[int]:
 
 def fd_stat(pid: int, fd: int) -> os.stat_result:
     """Return fstat of an open file."""
-    with _asking(pid, f"fd/{fd}"):
-        return os.stat(_path(pid, f"fd/{fd}"))
+    with asking(pid, f"fd/{fd}"):
+        return os.stat(path(pid, f"fd/{fd}"))
 
 
 def fdinfo(pid: int | str, fd: int) -> FdInfo:
     """Parse the information of one descriptor."""
+    return parsed_fdinfo(pid, fd, read(pid, f"fdinfo/{fd}"))
+
+
+def parsed_fdinfo(pid: int | str, fd: int, text: str) -> FdInfo:
+    """Parse the text of the information of one descriptor."""
     values: dict[str, str] = {}
     locks = []
     entries = []
-    lines = read(pid, f"fdinfo/{fd}").split("\n")[:-1]
-    with _asking(pid, f"fdinfo/{fd}"):
+    lines = text.split("\n")[:-1]
+    with asking(pid, f"fdinfo/{fd}"):
         for line in lines:
             key, _, value = line.partition(":")
             if key == "lock":

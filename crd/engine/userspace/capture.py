@@ -13,12 +13,12 @@ from crd.engine.userspace.attributes import Attributes
 from crd.engine.userspace.fds import unnamed
 from crd.engine.userspace.interrupted import begin_again, returned
 from crd.engine.userspace.interview import Asked, Questionnaire
-from crd.engine.userspace.mem import guards, policies
+from crd.engine.userspace.mem import guards, little, policies
 from crd.engine.userspace.mem.areas import Areas
 from crd.engine.userspace.questions import OUT, Question, TargetAsker
 from crd.engine.userspace.sig import pending
 from crd.engine.userspace.timers import interval, posix
-from crd.errors import Obstacle, TargetGone, TargetUnsupported, TraceeGone
+from crd.errors import NativeError, Obstacle, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.profile import IntervalTimer, PendingSignal, PosixTimer, ResourceLimit, Thread
 from crd.native.inject import Injector
 from crd.native.syscall import NR, kcmp
@@ -26,7 +26,7 @@ from crd.target import procfs
 from crd.target.paths import DELETED
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterator
 
     from crd.engine.userspace.caller import Caller
     from crd.engine.userspace.confinement import Confined
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.interview import Interview
     from crd.engine.userspace.mem.layout import MappedObjects
     from crd.engine.userspace.mem.runs import Run
+    from crd.engine.userspace.outside import Outside
     from crd.engine.userspace.scheduling import Scheduling
     from crd.native.memory import Memory
     from crd.native.threads import ThreadGroup
@@ -64,6 +65,8 @@ class Known:
         flags: VmFlags by start of the area.
         wiped: areas that a snapshot child does not have or sees empty (MADV_DONTFORK, MADV_WIPEONFORK).
         maps, entries: text and areas.
+        own_bytes: as of ``little.own_bytes``.
+        apart: start time of the process, and the parent with which it shares nothing; see ``_apart``.
         scheduling: by tid.
         guards: guard regions outside of private memory.
         limits: of the process; and the other attributes that administrators set.
@@ -73,6 +76,8 @@ class Known:
     wiped: set[int] = field(compare=False)
     maps: str = field(compare=False)
     entries: Areas = field(compare=False)
+    own_bytes: int = field(compare=False)
+    apart: tuple[int, int] | None = field(compare=False)
     scheduling: dict[int, Scheduling]
     guards: list[Run]
     limits: list[ResourceLimit]
@@ -158,7 +163,8 @@ def know(pid: int) -> Known:
     flags = policies.vm_flags(pid)
     wiped = {start for start, words in flags.items() if {"dc", "wf"} & set(words.split())}
     entries = Areas(procfs.parsed_maps(pid, maps)).work_out()
-    return replace(_know(pid, entries), flags=flags, wiped=wiped, maps=maps, entries=entries)
+    return replace(_know(pid, entries), flags=flags, wiped=wiped, maps=maps, entries=entries,
+                   own_bytes=little.own_bytes(procfs.read(pid, "status")), apart=_apart(pid))
 
 
 def is_young(pid: int) -> bool:
@@ -174,7 +180,7 @@ def _know(pid: int, entries: Areas) -> Known:
             threads[tid] = scheduling.dump(pid, tid)
     exe = procfs.exe_stat(pid)
     return Known(
-        flags={}, wiped=set(), maps="", entries=Areas(), scheduling=threads,
+        flags={}, wiped=set(), maps="", entries=Areas(), own_bytes=-1, apart=None, scheduling=threads,
         guards=guards.of_files(pid, entries), limits=limits.dump(pid),
         exe=procfs.read_link(pid, "exe"),
         exe_device=exe.st_dev, exe_inode=exe.st_ino, oom_score_adj=procfs.number(pid, "oom_score_adj"),
@@ -209,13 +215,14 @@ def asked(frozen: Frozen, entries: Areas, stubs: Injector, confined: Confined, *
     return Asked(frozen, stubs, entries, questions, at_once=not confined.forbids(confinement.SURVEY))
 
 
-def capture(asked: Asked, known: Known, mapped: MappedObjects, relatives: Container[int],
+def capture(asked: Asked, known: Known, seen: Outside, mapped: MappedObjects, relatives: Container[int],
             confined: Confined) -> Capture:
     """Read a stopped process.
 
     Args:
         asked: the process, and what it has been asked.
         known: what was read before.
+        seen: of it in the stop.
         mapped: the objects of all processes.
         relatives: pids of all processes.
         confined: what seccomp(2) keeps it from.
@@ -227,20 +234,21 @@ def capture(asked: Asked, known: Known, mapped: MappedObjects, relatives: Contai
     frozen, entries = asked.state, asked.entries
     pid = frozen.pid
     assert asked.told  # noqa: S101
-    stat = procfs.stat(pid)
-    shared = _shared(pid, stat.parent_pid if stat.parent_pid in relatives else 0)
+    parent = seen.stat.parent_pid
+    apart = parent not in relatives or known.apart == (seen.stat.start_time, parent)
+    shared = _shared(pid, 0 if apart else parent)
     found = Capture(
-        pid=pid, known=known, stat=stat, confined=confined, group=frozen.group, told=asked.told,
+        pid=pid, known=known, stat=seen.stat, confined=confined, group=frozen.group, told=asked.told,
         asked_everything=asked.questions is _EVERYTHING, entries=entries,
         scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
         shared=shared,
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
-        state="S" if frozen.registers.in_syscall else "R", cwd=procfs.read_link(pid, "cwd"),
-        root=procfs.read_link(pid, "root"), pending=pending.dump_process(pid),
+        state="S" if frozen.registers.in_syscall else "R", cwd=seen.cwd, root=seen.root,
+        pending=pending.dump_process(pid),
         queues={tid: pending.dump_thread(tid) for tid in frozen.threads if frozen.group.is_queued(tid)})
-    if timers := procfs.posix_timers(pid):
+    if seen.posix_timers:
         confined.need(posix.ANY_QUESTIONS)
-        found.posix_timers = posix.dump(timers, TargetAsker(asked.stubs, pid, frozen.registers))
+        found.posix_timers = posix.dump(seen.posix_timers, TargetAsker(asked.stubs, pid, frozen.registers))
     for entry in entries.shared:
         mapped.note(pid, entry)
     return found
@@ -257,10 +265,24 @@ def add_unnamed(captured: Capture, files: FileTable) -> None:
         captured.cwd_object = unnamed.dump_directory(files, f"/proc/{captured.pid}/cwd")
 
 
+def _apart(pid: int) -> tuple[int, int] | None:
+    """Return the start time of a process and its parent if they share nothing: they never will, then (clone(2))."""
+    stat = procfs.stat(pid)
+    with suppress(NativeError):  # it is not ours to look at
+        if not any(_common(pid, stat.parent_pid)):
+            return stat.start_time, stat.parent_pid
+    return None
+
+
+def _common(pid: int, parent: int) -> Iterator[bool]:
+    """Say whether a process shares memory, file table, and directories with its parent."""
+    return (not kcmp(pid, parent, what) for what in (_KCMP_VM, _KCMP_FILES, _KCMP_FS))
+
+
 def _shared(pid: int, parent: int) -> Shared:
     if not parent:
         return Shared(files=False, directories=False)
-    memory, files, directories = (not kcmp(pid, parent, what) for what in (_KCMP_VM, _KCMP_FILES, _KCMP_FS))
+    memory, files, directories = _common(pid, parent)
     if memory:
         raise TargetUnsupported(reasons=[Obstacle(
             "task.shared", f"pid {pid}", f"shares its memory with pid {parent}, which crd cannot save yet")])

@@ -16,8 +16,8 @@ from crd.engine.userspace.fds.content import Contents
 from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.fds.tcp_leaving import Leaving
 from crd.engine.userspace.ipc import messages, semaphores
-from crd.engine.userspace.mem import layout, pages
-from crd.engine.userspace.taking import LITTLE, ChangedError, TryAgainError, Whole, take_all
+from crd.engine.userspace.mem import layout, little, pages
+from crd.engine.userspace.taking import ChangedError, TryAgainError, Whole, take_all
 from crd.engine.userspace.tree import frozen
 from crd.errors import AccessDenied, FreezeTimeout, TargetError, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.header import current_header
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.caller import Caller
     from crd.engine.userspace.capture import Capture, Known
     from crd.engine.userspace.fds.table import FileTable
+    from crd.engine.userspace.mem.shared import Reserve
     from crd.engine.userspace.mem.tracking import Tracking
     from crd.engine.userspace.notes import WriteNotes
     from crd.engine.userspace.taking import Taken
@@ -90,11 +91,13 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
         before = _know(pid, options) if look else {}
         if notes and not written:
             written = notes.prepare(before, options.freeze_seconds)
+        room = little.reserve([known.own_bytes for pid, known in before.items() if pid not in written],
+                              written.values())
         try:
             with (closing(_looked_at(pid, options)) as contents,
                   frozen(pid, options.freeze_seconds, descendants=options.tree, caller=caller) as tree,
                   ExitStack() as stack):
-                parts = _take(stack, tree, before, options, written, contents)
+                parts = _take(stack, tree, before, options, written, room, contents)
                 written_image = _written(tree, parts, sink, hold=hold)
                 if notes:
                     notes.keep(written)
@@ -155,13 +158,13 @@ class _Parts:
 
 
 def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options: CheckpointOptions,
-          written: dict[int, Tracking], contents: Contents) -> _Parts:
+          written: dict[int, Tracking], room: Reserve, contents: Contents) -> _Parts:
     """Capture all processes in the stop."""
     _check_owners(tree, options)
     clocks_ns = (time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
                  time.clock_gettime_ns(time.CLOCK_BOOTTIME))
     mapped = layout.MappedObjects()
-    whole = Whole(options, tree.haste, tree.processes, mapped, written)
+    whole = Whole(options, tree.haste, tree.processes, mapped, written, room)
     processes = take_all(stack, tree.processes, before, whole)
     own_files = [part.pid for part in processes if not part.capture.shared.files]
     leaving = stack.enter_context(Leaving()) if options.after == After.KILL else None
@@ -221,7 +224,7 @@ def _written(tree: FrozenTree, parts: _Parts, sink: DescriptorSink, *, hold: boo
     for part in parts.processes:
         part.memories.pump(pump, part.pid, part.capture.entries, sink)
     writer.finish()
-    method = next((part for part in parts.processes if part.method == "copy" and part.reason != LITTLE),
+    method = next((part for part in parts.processes if part.method == "copy" and part.reason != little.REASON),
                   parts.processes[0])
     return Dumped([part.capture for part in parts.processes], parts.files.leaving, method.method, method.reason,
                   pump.memory_bytes, writer.offset, stop_seconds, parts.clocks_ns[0], header.to_json())

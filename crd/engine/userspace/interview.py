@@ -1,4 +1,4 @@
-"""What all threads of the stopped target are asked: one by stubs complete in themselves, many all at once."""
+"""What all threads of the stopped target are asked: all at once, or where that cannot be one by one."""
 
 from __future__ import annotations
 
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from crd.engine.userspace.questions import Answer, Question
     from crd.native.detour import Detour
     from crd.native.inject import Injector
-
-
-_FEW = 8
-"""Questions that one thread is asked by itself in less time than an area is mapped for."""
 
 
 class Questionnaire:
@@ -66,7 +62,7 @@ class Asked:
         stubs: for system calls in it.
         entries: its areas.
         questions: for it.
-        at_once: all its threads may be asked at the same time.
+        at_once: its threads may be asked at the same time, in an area that is mapped for that.
         told: what it says, once it was asked.
     """
 
@@ -85,9 +81,7 @@ def interview(processes: Sequence[Asked]) -> None:
         FeatureMissing: a stub cannot bring a thread home.
         InjectionInterrupted: try again after letting go.
     """
-    many = [one for one in processes
-            if one.at_once and (len(one.state.group) > 1 or len(one.questions.about_process) > _FEW)]
-    for one, survey in _surveyed(_with_areas(many)):
+    for one, survey in _surveyed(_with_areas([one for one in processes if one.at_once])):
         one.told = _interview(one, survey)
     for one in processes:
         one.told = one.told or _one_by_one(one)
@@ -100,7 +94,7 @@ def _interview(one: Asked, survey: Survey) -> Interview:
 
 
 def _one_by_one(one: Asked) -> Interview:
-    """Ask where an area for all is not to be had, or not worth while."""
+    """Ask where an area for all is not to be had."""
     state = one.state
     of_process = TargetAsker(one.stubs, state.pid, state.registers).ask(one.questions.about_process)
     of_threads = {tid: TargetAsker(one.stubs, tid, state.group.registers(tid)).ask(one.questions.about_thread)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import attributes, confinement
+from crd.engine.userspace import attributes, confinement, outside
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.attributes import Attributes
 from crd.engine.userspace.interview import end_areas, interview
-from crd.engine.userspace.mem import guards, pages, policies
+from crd.engine.userspace.mem import guards, little, pages, policies
 from crd.engine.userspace.mem.areas import Areas
 from crd.engine.userspace.mem.changes import Changes
 from crd.engine.userspace.mem.memories import Memories
-from crd.engine.userspace.mem.runs import total
 from crd.engine.userspace.questions import TargetAsker
 from crd.engine.userspace.snapshot import snapshot
 from crd.errors import InjectionInterrupted, NativeError, Obstacle, TargetGone, TargetUnsupported, TraceeGone
 from crd.native import tracee
-from crd.native.pagemap import PageMap
 from crd.target import procfs
 
 if TYPE_CHECKING:
@@ -30,19 +26,17 @@ if TYPE_CHECKING:
 
     from crd.engine.api import CheckpointOptions
     from crd.engine.userspace.capture import Capture, Known
-    from crd.engine.userspace.confinement import Confined
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.haste import Haste
     from crd.engine.userspace.mem.layout import MappedObjects
     from crd.engine.userspace.mem.runs import Run
+    from crd.engine.userspace.mem.shared import Reserve
     from crd.engine.userspace.mem.tracking import Tracking
+    from crd.engine.userspace.outside import Outside
     from crd.native.inject import Injector
     from crd.target.procfs import MapEntry
 
 _STEP_HOME_SECONDS = 0.002
-_LITTLE_KIB = 1024
-LITTLE = "it has little memory of its own, which is copied in less time than a snapshot child is made"
-_OWN_MEMORY = re.compile(r"^(?:RssAnon|VmSwap):\s*(\d+) kB$", re.MULTILINE)
 _DROPPED_BY_FORK = {"lo", "lf"}
 """VmFlags of mlock(2) and MLOCK_ONFAULT."""
 
@@ -65,6 +59,7 @@ class Whole:
         pids: of the processes.
         mapped: what they have mapped.
         notes: of what was written, by pid.
+        reserve: for copies of memory.
         adopters: processes whose snapshot child the target itself would adopt.
     """
 
@@ -73,6 +68,7 @@ class Whole:
     pids: Container[int]
     mapped: MappedObjects
     notes: Mapping[int, Tracking]
+    reserve: Reserve
     adopters: set[int] = field(default_factory=set)
 
 
@@ -134,6 +130,7 @@ class _Taking:
 
     Attributes:
         state, before: the process; what was read of it before the stop, if anything was.
+        seen: of it in the stop.
         entries: its areas.
         stubs: for system calls in it.
         confined: what seccomp(2) keeps it from.
@@ -142,16 +139,15 @@ class _Taking:
         asked: the questions put to it.
     """
 
-    def __init__(self, state: Frozen, before: Known | None, whole: Whole) -> None:
+    def __init__(self, state: Frozen, before: Known | None, seen: Outside, whole: Whole) -> None:
         """Look at a process that nothing has been done to yet.
 
         Raises:
             TryAgainError: let go and try again.
             TargetUnsupported: no stub can run in it.
         """
-        self.state, self.before = state, before
-        maps = procfs.read(state.pid, "maps")
-        self.entries = before.areas(state.pid, maps) if before else Areas(procfs.parsed_maps(state.pid, maps))
+        self.state, self.before, self.seen = state, before, seen
+        self.entries = before.areas(state.pid, seen.maps) if before else Areas(procfs.parsed_maps(state.pid, seen.maps))
         self.stubs = capturing.injector(state, self.entries)
         self.confined = confinement.look(state)
         if inside := [tid for tid, at in zip(state.group.tids, state.group.addresses(), strict=True)
@@ -161,11 +157,20 @@ class _Taking:
         if self.stubs.remove_leftover(state.pid, state.registers, self.entries.nameless):
             self.entries = Areas.of(state.pid)
         self.notes = _looked(whole.notes.get(state.pid), self.entries)
-        auto = whole.options.method == "auto" and before is not None
-        self.little = auto and (self.notes.is_little() if self.notes
-                                else _is_little(state, self.confined, before, maps))
+        self.little = whole.options.method == "auto" and self._is_little()
         self.asked = capturing.asked(state, self.entries, self.stubs, self.confined,
                                      everything=self.little or whole.options.method == "copy")
+
+    def _is_little(self) -> bool:
+        """Whether it is quickest to copy what it has (left) to be copied in the stop.
+
+        Without notes that holds only for areas known before; and one that is confined is rather not asked what its
+        snapshot child can be.
+        """
+        if not self.before or self.notes:
+            return bool(self.before and self.notes and self.notes.is_little())
+        return (self.before.maps == self.seen.maps and not self.confined.filters
+                and little.own_bytes(self.state.group.status(self.state.pid)) >= 0)
 
     def take(self, stack: ExitStack, whole: Whole) -> Taken:
         """Capture the process, which has been asked, and make its snapshot child or copy its memory.
@@ -173,17 +178,18 @@ class _Taking:
         Parents come first.
         """
         state, stubs = self.state, self.stubs
-        captured = capturing.capture(self.asked, self.before or capturing.know(state.pid), whole.mapped, whole.pids,
-                                     self.confined)
+        captured = capturing.capture(self.asked, self.before or capturing.know(state.pid), self.seen, whole.mapped,
+                                     whole.pids, self.confined)
         if captured.subreaper or state.pid == 1 or captured.stat.parent_pid in whole.adopters:
             whole.adopters.add(state.pid)
         found = None
         if self.little:
-            found = _precopied(state, captured, self.notes) if self.notes else _copied(state, captured)
+            copied = little.copy(state.memory, self.entries.private_runs, self.notes, whole.reserve)
+            found = Taken(captured, copied.memories, copied.method, copied.reason, guards=copied.guards)
         reason = _why_copy(captured, whole)
         if not found and not reason:
-            found = _snapshot(stack, state, stubs, captured, self.notes, must=whole.options.method == "snapshot")
-        found = found or _copy(state, stubs, captured, reason or "the kernel makes no snapshot child", whole.haste)
+            found = _snapshot(stack, state, stubs, captured, self.notes, whole)
+        found = found or _copy(state, stubs, captured, reason or "the kernel makes no snapshot child", whole)
         found.before = self.before
         return found
 
@@ -203,8 +209,9 @@ def take_all(stack: ExitStack, states: Mapping[int, Frozen], before: Mapping[int
     """
     with _understood(states):
         found = []
-        for pid, state in states.items():
-            found.append(_Taking(state, before.get(pid), whole))
+        for pid, seen in outside.look(states):
+            state = states[pid]
+            found.append(_Taking(state, before.get(pid), seen, whole))
             stack.callback(_tidy_up, state, found[-1].stubs)
         interview([one.asked for one in found])
         taken = [one.take(stack, whole) for one in found]
@@ -258,18 +265,6 @@ def _tidy_up(state: Frozen, stubs: Injector) -> None:
         stubs.unmap_area(state.pid, state.registers)
 
 
-def _is_little(state: Frozen, confined: Confined, before: Known | None, maps: str) -> bool:
-    """Whether a process has so little memory of its own, in areas known before, that it is copied in the stop.
-
-    One that is confined is rather not asked what its snapshot child can be.
-    """
-    if before is None or before.maps != maps or confined.filters:
-        return False
-    text = state.group.status(state.pid)  # not parsed as a whole: that takes longer than all of it
-    found = _OWN_MEMORY.findall(text)
-    return len(found) == 2 and sum(map(int, found)) <= _LITTLE_KIB
-
-
 def _why_copy(captured: Capture, whole: Whole) -> str:
     """Say why the target must be copied while it is stopped; empty if a snapshot child may be made of it."""
     if whole.options.method == "copy":
@@ -290,36 +285,17 @@ def _looked(notes: Tracking | None, entries: list[MapEntry]) -> Tracking | None:
     return None
 
 
-def _precopied(state: Frozen, captured: Capture, notes: Tracking) -> Taken:
-    """Copy what was written since it was looked at last."""
-    assert notes.last  # noqa: S101
-    with PageMap(state.pid) as pagemap:
-        written = notes.last.written(pagemap)
-    runs = written.pages
-    copied = [(runs, pages.copy(state.memory, runs, just_written=True))] if runs else []
-    return Taken(captured, Changes(notes, copied), "precopy",
-                 f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "
-                 f"copied before the stop, {total(runs) >> 10} KiB in it",
-                 guards=[*written.guards, *notes.last.kept().guards])
-
-
-def _copied(state: Frozen, captured: Capture) -> Taken:
-    """Copy all private memory, which is little."""
-    runs, guarded, content = pages.copy_little(state.memory, captured.entries.private_runs)
-    return Taken(captured, Memories([(runs, content)] if runs else []), "copy", LITTLE, guards=guarded)
-
-
-def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, notes: Tracking | None, *,
-              must: bool) -> Taken | None:
+def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, notes: Tracking | None,
+              whole: Whole) -> Taken | None:
     """Make the snapshot child; None if the kernel makes none."""
     try:
         child = stack.enter_context(snapshot(state, stubs, captured.entries, confined=bool(captured.confined.filters)))
     except NativeError as error:
-        if error.operation != "clone" or must:
+        if error.operation != "clone" or whole.options.method == "snapshot":
             raise
         return None
     wiped = [entry for entry in captured.entries.private if entry.start in captured.known.wiped]
-    copied = [(runs, pages.copy(state.memory, runs, just_written=False))
+    copied = [(runs, pages.copy(state.memory, runs, whole.reserve, just_written=False))
               for entry in wiped if (runs := pages.private_runs(state.pid, [entry]))]
     guarded = guards.of_private_memory(state.pid, wiped)
     if notes and notes.since:
@@ -329,17 +305,18 @@ def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Captur
                  guards=guarded)
 
 
-def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, haste: Haste) -> Taken:
+def _copy(state: Frozen, stubs: Injector, captured: Capture, reason: str, whole: Whole) -> Taken:
     """Copy all private memory now; needs as much of ours."""
     captured.confined.need(attributes.QUESTIONS)
     told = None if captured.asked_everything else Attributes.told(
         TargetAsker(stubs, state.pid, state.registers).ask(attributes.QUESTIONS))
-    haste.relax()
+    whole.haste.relax()
     flags = policies.vm_flags(state.pid)
     runs = pages.private_runs(state.pid, captured.entries)
-    memories = Memories([(runs, pages.copy(state.memory, runs, just_written=False))] if runs else [])
+    memories = Memories(
+        [(runs, pages.copy(state.memory, runs, whole.reserve, just_written=False))] if runs else [])
     guarded = guards.of_private_memory(state.pid, captured.entries)
-    haste.hurry()
+    whole.haste.hurry()
     return Taken(captured, memories, "copy", reason, attributes=told, flags=flags, guards=guarded)
 
 

@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace import outside
 from crd.image.owner import Owner
 from crd.native.syscall import kcmp, pidfd_getfd
 from crd.target import procfs
@@ -46,14 +47,17 @@ class Description:
     _borrowed: int = field(default=-1, repr=False)
 
     @classmethod
-    def look(cls, pid: int, fd: int, pidfd: int) -> Description:
-        """Look at a descriptor."""
-        return cls(pid, fd, pidfd, procfs.read_link(pid, f"fd/{fd}"), procfs.fd_stat(pid, fd), procfs.fdinfo(pid, fd))
+    def look(cls, entries: Mapping[Entry, int]) -> Iterator[Description]:
+        """Look at descriptors, each given with the pidfd of its process; raises as ``outside.read``."""
+        texts = outside.read([procfs.path(pid, f"fdinfo/{fd}") for pid, fd in entries],
+                             [procfs.path(pid, f"fd/{fd}") for pid, fd in entries])
+        for ((pid, fd), pidfd), info, link in zip(entries.items(), texts, texts[len(entries):], strict=False):
+            yield cls(pid, fd, pidfd, link, procfs.fd_stat(pid, fd), procfs.parsed_fdinfo(pid, fd, info))
 
     @classmethod
     def lent(cls, fd: int) -> Description:
         """Look at a descriptor of ours, which is given back as what was borrowed is."""
-        one = cls.look(os.getpid(), fd, -1)
+        one, = cls.look({(os.getpid(), fd): -1})
         one._borrowed = fd
         return one
 

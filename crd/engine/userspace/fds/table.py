@@ -73,12 +73,12 @@ def dump(pids: Sequence[int], objects: ObjectNumbers, named: set[tuple[int, int]
     """
     table = FileTable(objects, named, leaving)
     with ExitStack() as stack:
-        looked: dict[Entry, Description] = {}
+        entries: dict[Entry, int] = {}
         for pid in pids:
             pidfd = os.pidfd_open(pid)
             stack.callback(os.close, pidfd)
-            looked |= {(pid, fd): Description.look(pid, fd, pidfd) for fd in procfs.fd_numbers(pid)
-                       if (pid, fd) != left_out}
+            entries |= {(pid, fd): pidfd for fd in procfs.fd_numbers(pid) if (pid, fd) != left_out}
+        looked = {(one.pid, one.fd): one for one in Description.look(entries)}
         stack.callback(lambda: _give_back([*looked.values(), *table.descriptions.values()]))
         _add_descriptors(table, looked)
         for kind, found in _by_kind(table).items():

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.layout import is_kernel_area
 from crd.engine.userspace.mem.runs import joined
-from crd.engine.userspace.mem.shared import room
 from crd.errors import NativeError
 from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PageRun, Pages, SharedPages
 from crd.image.since import RUNS_PER_RECORD_MAX, PagesSince
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from crd.engine.userspace.mem.handover import Handover
     from crd.engine.userspace.mem.runs import Run
-    from crd.engine.userspace.mem.shared import Copied
+    from crd.engine.userspace.mem.shared import Copied, Reserve
     from crd.image.writer import ImageWriter
     from crd.target.procfs import MapEntry
 
@@ -35,7 +34,7 @@ def private_runs(pid: int, entries: Sequence[MapEntry]) -> list[Run]:
         return pagemap.own_pages(areas)
 
 
-def copy_little(memory: Memory, areas: Sequence[Run]) -> tuple[list[Run], list[Run], memoryview]:
+def copy_little(memory: Memory, areas: Sequence[Run], reserve: Reserve) -> tuple[list[Run], list[Run], memoryview]:
     """Copy the pages of private areas that are the process's own while it is stopped.
 
     Its relatives go on to share them copy-on-write.
@@ -45,7 +44,7 @@ def copy_little(memory: Memory, areas: Sequence[Run]) -> tuple[list[Run], list[R
     """
     with PageMap(memory.pid) as pagemap:
         runs, guards = pagemap.own_and_guard_pages(areas)
-    return runs, guards, copy(memory, runs, just_written=False)
+    return runs, guards, copy(memory, runs, reserve, just_written=False)
 
 
 def batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
@@ -166,18 +165,19 @@ def selected(batch: Sequence[Run], buffer: memoryview,
     return runs, parts
 
 
-def copy(memory: Memory, runs: Sequence[Run], *, just_written: bool) -> memoryview:
+def copy(memory: Memory, runs: Sequence[Run], reserve: Reserve, *, just_written: bool) -> memoryview:
     """Copy runs of the process itself.
 
     Args:
         memory: of the process.
         runs: of it.
+        reserve: where they go.
         just_written: so hardly a page is shared with a relative, and they may be read the quick way.
 
     Raises:
         EngineError: it needs as much memory of ours, which is not there.
     """
-    content = room(sum(length for _, length in runs))
+    content = reserve.take(sum(length for _, length in runs))
     if not runs:
         return content
     if not just_written:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from crd.engine.userspace.mem.runs import Run
 
+_MADV_POPULATE_WRITE = 23
+
 
 @dataclass(frozen=True, slots=True)
 class Copied:
@@ -62,14 +64,31 @@ def _data(fd: int, size: int) -> Iterator[Run]:
         yield start, end - start
 
 
-def room(length: int) -> memoryview:
-    """Return memory of ours, whose pages come as they are written: huge ones where the kernel has them."""
+class Reserve:
+    """Memory of ours whose pages are there already: in a stop each one would cost."""
+
+    def __init__(self, length: int = 0) -> None:
+        """Have so many bytes; raises as ``room``."""
+        self._left = room(length, at_once=True)
+
+    def take(self, length: int) -> memoryview:
+        """Return so many of them, or of others if there are not as many left; raises as ``room``."""
+        if length > self._left.nbytes:
+            return room(length)
+        taken, self._left = self._left[:length], self._left[length:]
+        return taken
+
+
+def room(length: int, *, at_once: bool = False) -> memoryview:
+    """Return memory of ours, whose pages come at once or as they are written: huge ones where the kernel has them."""
     if not length:
         return memoryview(b"")
     try:
         room = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # EINVAL: a kernel without huge pages
+        with suppress(OSError):  # EINVAL: a kernel without either
             room.madvise(mmap.MADV_HUGEPAGE)
+            if at_once:
+                room.madvise(_MADV_POPULATE_WRITE)  # 5.14
         return memoryview(room)
     except OSError as error:
         raise EngineError(f"copying {length >> 20} MiB of the target's memory takes as much of ours: {error.strerror}",

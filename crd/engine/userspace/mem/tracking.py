@@ -16,6 +16,7 @@ from crd.engine.userspace.mem import pages
 from crd.engine.userspace.mem.layout import is_kernel_area, kind
 from crd.engine.userspace.mem.looks import LastLook, Look, Present
 from crd.engine.userspace.mem.runs import common, joined, total
+from crd.engine.userspace.mem.shared import Reserve
 from crd.errors import NativeError
 from crd.image.profile import VMA_ANONYMOUS
 from crd.native import tracking
@@ -96,7 +97,7 @@ class Tracking:
             if size > _ROUND_BYTES_MAX:
                 break
             try:
-                self.copies.append((runs, pages.copy(memory, runs, just_written=True)))
+                self.copies.append((runs, pages.copy(memory, runs, Reserve(), just_written=True)))
             except NativeError:  # it was unmapped meanwhile
                 break
             if size <= _ROUND_BYTES_FEW:
@@ -109,6 +110,11 @@ class Tracking:
             if total(runs) > size // 2:  # it is written as fast as we copy
                 break
         self.unread = True
+
+    @property
+    def rest_bytes(self) -> int:
+        """How much may be left to be copied in the stop, as a rule; 0 if that is not to be expected."""
+        return _LITTLE_BYTES if self.copies and not self.unread else 0
 
     def look(self, entries: Sequence[MapEntry]) -> None:
         """Look for the last time, while the process is stopped, and begin the notes of the next image.
