@@ -113,8 +113,8 @@ class Tracking:
 
     @property
     def rest_bytes(self) -> int:
-        """How much is left to be copied in the stop, about, if it is: as much as was written in the last round."""
-        return max(_LITTLE_BYTES, total(self.copies[-1][0])) if self.copies and not self.unread else 0
+        """How much may be left to be copied in the stop, as a rule; 0 if that is not to be expected."""
+        return _LITTLE_BYTES if self.copies and not self.unread else 0
 
     def look(self, entries: Sequence[MapEntry]) -> None:
         """Look for the last time, while the process is stopped, and begin the notes of the next image.
