@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem.layout import is_kernel_area
 from crd.engine.userspace.mem.runs import joined
+from crd.engine.userspace.mem.shared import room
 from crd.errors import NativeError
 from crd.image.profile import PAGE_BYTES, PAGES_PER_RECORD_MAX, PageRun, Pages, SharedPages
 from crd.image.since import RUNS_PER_RECORD_MAX, PagesSince
