@@ -17,14 +17,15 @@ from crd.archive.archive import Archive
 from crd.catalog.catalog import Catalog
 from crd.clock import Clock, SystemClock
 from crd.daemon.arrival import Arrival
+from crd.daemon.checkpoints import Checkpoints
 from crd.daemon.handlers import Handlers
 from crd.daemon.health import Health
-from crd.daemon.jobs import Checkpoints, Restarts
 from crd.daemon.kept_notes import KeptNotes
 from crd.daemon.meter import Meter
 from crd.daemon.notify import is_booted, keep, keeps, notify, passed_fds
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.readers import Readers
+from crd.daemon.restarts import Restarts
 from crd.daemon.retention import Retention
 from crd.daemon.scheduler import ScheduledTarget, Scheduler
 from crd.daemon.scrub import Scrub

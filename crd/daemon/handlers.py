@@ -13,10 +13,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from crd.daemon import pages
+from crd.daemon.checkpoints import Order
 from crd.daemon.diagnosis import diagnose, look
-from crd.daemon.jobs import Order, pids_tried
 from crd.daemon.pipeline import usable
 from crd.daemon.rendering import TARGET_KEYS, image_json, plan_json, problem_json, request_json, target_json, time_json
+from crd.daemon.restarts import pids_tried
 from crd.daemon.targets import definition
 from crd.daemon.upkeep import UpkeepHandlers, need_admin
 from crd.engine.api import After, CheckpointOptions, Files, RestartOptions, Stdio, Tcp

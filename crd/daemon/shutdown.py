@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from crd.daemon import systemd
-from crd.daemon.jobs import Order
+from crd.daemon.checkpoints import Order
 from crd.engine.api import After
 from crd.errors import CrdError, SystemdUnavailable, TargetNotFound
 from crd.target import select
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from crd.catalog.catalog import Catalog
     from crd.catalog.rows import Image
     from crd.clock import Clock
-    from crd.daemon.jobs import Checkpoints
+    from crd.daemon.checkpoints import Checkpoints
     from crd.daemon.scheduler import ScheduledTarget
     from crd.daemon.targets import Whereabouts
     from crd.engine.api import CheckpointOptions

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from crd.catalog.catalog import Catalog
+from crd.daemon.checkpoints import Failure
 from crd.daemon.diagnosis import ERROR, WARNING, Seen, diagnose, look
-from crd.daemon.jobs import Failure
 from crd.errors import CatalogUnavailable, TargetNotFound
 from crd.ids import Crid
 from crd.metrics.names import Metrics

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from crd.daemon.jobs import Order
+    from crd.daemon.checkpoints import Order
 
 HERE = "session-1.scope"
 
