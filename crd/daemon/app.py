@@ -35,8 +35,8 @@ from crd.daemon.stores import open_store
 from crd.daemon.targets import Whereabouts, wanted_targets
 from crd.daemon.tracking import Tracks
 from crd.engine.api import USERSPACE, After, CheckpointOptions
-from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
+from crd.engine.pool import WorkerPool
 from crd.engine.userspace.limits import raise_our_own
 from crd.errors import BlobCorrupt, BlobMissing, CrdError, TargetNotFound, TargetRuns
 from crd.ids import Crid

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from crd.catalog.catalog import Catalog
     from crd.clock import Clock
     from crd.daemon.scheduler import Scheduler
-    from crd.engine.client import WorkerPool
+    from crd.engine.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from crd.daemon.scopes import Scope
     from crd.daemon.tracking import Tracks
     from crd.engine.api import CheckpointOptions, CheckpointResult, RestartPlan, RestartResult
-    from crd.engine.client import Worker, WorkerPool
+    from crd.engine.client import Worker
+    from crd.engine.pool import WorkerPool
     from crd.target.model import CheckReport
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prometheus_client import Counter
 
     from crd.engine.api import CheckpointOptions
-    from crd.engine.client import WorkerPool
+    from crd.engine.pool import WorkerPool
     from crd.native.notification import Notification
 
 logger = logging.getLogger(__name__)

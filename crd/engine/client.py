@@ -1,4 +1,4 @@
-"""The daemon's handle on engine workers: each used once, and killed when it is late."""
+"""The daemon's handle on an engine worker: used once, and killed when it is late."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +26,11 @@ from crd.errors import CrdError, WorkerDied
 from crd.target.model import CheckReport
 
 if TYPE_CHECKING:
-    from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from pathlib import Path
-    from types import TracebackType
-    from typing import Self
 
     from crd.native.notification import Notification
 
-_PID_BYTES_MAX = 16
 ProcessKey = tuple[int, int]
 """Pid and start time: together they name a process for ever."""
 
@@ -247,7 +242,7 @@ class Worker:
         self._channel.close()
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        await _readable(self._pidfd)
+        await readable(self._pidfd)
         os.close(self._pidfd)
 
     async def _send(self, message: dict[str, Any], *fds: int) -> None:
@@ -262,7 +257,7 @@ class Worker:
 
     async def _receive_one_of(self, *events: str) -> tuple[str, Any, list[int]]:
         """Return which of these events there was ("": the result), what came with it, and the descriptors."""
-        await _readable(self._channel)
+        await readable(self._channel)
         try:
             data, fds, _flags, _address = socket.recv_fds(self._channel, MESSAGE_BYTES_MAX, FDS_MAX)
         except OSError as error:
@@ -282,124 +277,11 @@ class Worker:
                           hint="The daemon's log has what it said last.")
 
 
-async def _readable(file: socket.socket | int) -> None:
+async def readable(file: socket.socket | int) -> None:
+    """Wait until there is something to read."""
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(file, ready.set)
     try:
         await ready.wait()
     finally:
         loop.remove_reader(file)
-
-
-def _connect(path: Path) -> socket.socket:
-    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        control.connect(str(path))
-    except OSError as error:
-        control.close()
-        raise WorkerDied(f"no engine worker can be started: {path}: {error.strerror}",
-                         hint="Does crd-engine.socket run?  An empty engine.socket does without it.") from error
-    return control
-
-
-def _discard(asking: asyncio.Future[tuple[int, int]]) -> None:
-    if not asking.cancelled() and not asking.exception():
-        os.close(asking.result()[1])
-
-
-class WorkerPool:
-    """Gives out workers, which are forked by a process that has loaded all they need.  An async context manager."""
-
-    def __init__(self, nursery: Path | None = None) -> None:
-        """Have no such process yet.
-
-        Args:
-            nursery: a socket; who connects to it gets a nursery of its own (``systemd/crd-engine.socket``).  None: it
-                is a child of ours.
-        """
-        self._where = nursery
-        self._nursery: Process | None = None
-        self._control: socket.socket | None = None
-        self._turn = asyncio.Lock()
-
-    async def __aenter__(self) -> Self:
-        await self._begin()
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> None:
-        await self._end()
-
-    @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Worker]:
-        """Give out a worker, which does not outlive the context.
-
-        Raises:
-            WorkerDied: none can be started.
-        """
-        worker = await self._worker()
-        try:
-            yield worker
-        finally:
-            await asyncio.shield(worker.end())
-
-    async def _worker(self) -> Worker:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        asking = asyncio.ensure_future(self._ask_in_turn(theirs))
-        try:
-            pid, pidfd = await asyncio.shield(asking)
-        except BaseException:
-            ours.close()  # which ends a worker that comes too late
-            asking.add_done_callback(_discard)
-            raise
-        return Worker(pid, pidfd, ours)
-
-    async def _ask_in_turn(self, theirs: socket.socket) -> tuple[int, int]:
-        with theirs:
-            async with self._turn:
-                return await self._ask(theirs)
-
-    async def _ask(self, theirs: socket.socket) -> tuple[int, int]:
-        """Have a worker made, by another nursery if the one there was has ended."""
-        for _ in range(2):
-            if not self._control:
-                await self._begin()
-            assert self._control  # noqa: S101
-            try:
-                socket.send_fds(self._control, [b"+"], [theirs.fileno()])
-                await _readable(self._control)
-                data, fds, _flags, _address = socket.recv_fds(self._control, _PID_BYTES_MAX, 1)
-            except OSError:
-                data = b""
-            if data:
-                return int(data), fds[0]
-            await self._end()
-        raise WorkerDied("no engine worker can be started", hint="The daemon's log says why.")
-
-    async def _begin(self) -> None:
-        if self._where:
-            self._control = _connect(self._where)
-        else:
-            await self._spawn()
-
-    async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            self._nursery = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "crd.engine.nursery", str(theirs.fileno()), pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, start_new_session=True)
-        except OSError as error:
-            ours.close()
-            raise WorkerDied(f"no engine worker can be started: {error.strerror}") from error
-        finally:
-            theirs.close()
-        self._control = ours
-
-    async def _end(self) -> None:
-        if self._control:
-            self._control.close()
-            self._control = None
-        if self._nursery:
-            await self._nursery.wait()
-            self._nursery = None

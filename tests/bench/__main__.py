@@ -29,8 +29,8 @@ from crd.catalog.catalog import Catalog
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.tracking import Tracks
 from crd.engine.api import CheckpointOptions, checkpoint, restart
-from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
+from crd.engine.pool import WorkerPool
 from crd.engine.userspace.tree import frozen
 from crd.native.memory import process_read_runs
 from crd.native.pagemap import PageMap

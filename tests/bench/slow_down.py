@@ -14,7 +14,7 @@ from crd.catalog.catalog import Catalog
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.tracking import Tracks
 from crd.engine.api import CheckpointOptions
-from crd.engine.client import WorkerPool
+from crd.engine.pool import WorkerPool
 from tests.support.gaps import mark
 from tests.support.victims import Victim
 

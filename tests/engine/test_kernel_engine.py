@@ -14,12 +14,12 @@ import pytest
 
 from crd.engine import api
 from crd.engine.api import CheckpointOptions
-from crd.engine.client import WorkerPool
 from crd.engine.crid import CridCounter
 from crd.engine.kernel import freezer
 from crd.engine.kernel.calls import KernelCalls
 from crd.engine.kernel.proof import RunningKernel
 from crd.engine.kernel.table import named
+from crd.engine.pool import WorkerPool
 from crd.errors import (
     EngineError,
     FeatureMissing,

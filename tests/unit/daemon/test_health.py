@@ -15,7 +15,7 @@ from crd.catalog.catalog import Catalog
 from crd.daemon.health import Health
 from crd.daemon.notify import keep, passed_fds, watchdog_seconds
 from crd.daemon.scheduler import Scheduler
-from crd.engine.client import WorkerPool
+from crd.engine.pool import WorkerPool
 from tests.unit.daemon.test_scheduler import FakeClock, Recorder, settings
 
 if TYPE_CHECKING:

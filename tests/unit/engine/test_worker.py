@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions
-from crd.engine.client import WorkerPool
+from crd.engine.pool import WorkerPool
 from crd.errors import ImageTruncated, TargetNotFound, WorkerDied
 from tests.support.victims import sleep, until
 
