@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("image", type=click.File("rb"), metavar="FILE|-")
-@click.option("--records", is_flag=True, help="List every record with its offset, not only how many there are.")
+@click.option("--records", is_flag=True, help="List every record with its offset and what it says.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
 def inspect(image: BinaryIO, *, records: bool, as_json: bool) -> None:
     """Show what the image in FILE (or on standard input) holds.
@@ -32,7 +32,7 @@ def inspect(image: BinaryIO, *, records: bool, as_json: bool) -> None:
     Exit status: 0 the image is whole, 1 it is broken or no image, 2 usage.
     """
     try:
-        inspection = inspect_image(image)  # type: ignore[arg-type]  # a binary file has readinto
+        inspection = inspect_image(image, contents=records)  # type: ignore[arg-type]  # a binary file has readinto
     except OSError as error:
         raise ImageError(f"{image.name} cannot be read: {error.strerror}") from error
     if as_json:
@@ -64,8 +64,9 @@ def _tables(inspection: Inspection, *, all_records: bool) -> Iterator[_Table]:
                    file.position, file.path)
                   for file in inspection.files])
     if all_records:
-        yield _Table("Records", ("offset", "type", "name", "payload bytes"),
-                     [(entry.offset, entry.type, entry.name, entry.payload_bytes) for entry in inspection.records])
+        yield _Table("Records", ("offset", "type", "name", "payload bytes", "content"),
+                     [(entry.offset, entry.type, entry.name, entry.payload_bytes, entry.content or "")
+                      for entry in inspection.records])
     else:
         counts = Counter(entry.name for entry in inspection.records)
         yield _Table("Records", ("name", "count"), list(counts.items()))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from crd.errors import ImageError
 from crd.image.cursor import Cursor
 from crd.image.generations import PREFIX_BYTES, Generation, recognise
-from crd.image.inspection import Damage, FileEntry, Inspection, MemoryEntry, RecordEntry, TaskEntry
+from crd.image.inspection import Damage, FileEntry, Inspection, MemoryEntry, RecordEntry, TaskEntry, shown
 from crd.image.objects import DESCRIPTIONS, PipeEnd, RegularFile
 from crd.image.profile import PAGE_BYTES, VMA_PRIVATE_FILE, FileDescriptor, Pages, Process, Thread, Vma, Zombie
 from crd.image.reader import ImageReader
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from crd.image.framing import Source
 
 
-def inspect(source: Source) -> Inspection:
+def inspect(source: Source, *, contents: bool = False) -> Inspection:
     """Read an image, and what follows it, to the end; what is broken is part of the answer.
+
+    Args:
+        source: of the image.
+        contents: remember what each record says, not only where it is.
 
     Raises:
         ImageError: it is no image of any Linux-CR generation.
@@ -35,7 +39,7 @@ def inspect(source: Source) -> Inspection:
     cursor = Cursor(source)
     dialect = recognise(cursor.peek(PREFIX_BYTES))
     inspection = Inspection(dialect.generation, dialect.generation.versions,
-                            "little" if dialect.byte_order == "<" else "big")
+                            "little" if dialect.byte_order == "<" else "big", contents)
     try:
         if dialect.generation is Generation.CRD:
             _walk_crd(cursor, inspection)
@@ -72,8 +76,9 @@ def _remembered(reader: ImageReader, inspection: Inspection) -> Iterator[Record]
     inspection.records = [RecordEntry(0, 1, "HEAD", 40),
                           *(RecordEntry(offset, 3, "BUFFER", 65) for offset in (48, 121, 194))]
     for record in verified(reader):
+        said = shown({name: getattr(record, name) for name in record.fields}) if inspection.contents else None
         inspection.add_record(RecordEntry(reader.offset, record.record_type, record.record_name,
-                                          reader.bytes_read - reader.offset - 8))
+                                          reader.bytes_read - reader.offset - 8, said))
         yield record
     inspection.add_record(RecordEntry(reader.offset, 5001, "TAIL", 8))
 

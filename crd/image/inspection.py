@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Any
 from crd.errors import ImageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from crd.image.header import Header
 
 RECORDS_MAX = 1 << 18
 """An image with more records is walked no further: what is remembered of it stays bounded."""
+_SHOWN_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class RecordEntry:
-    """A record: where it starts, its number and name, the bytes of its payload."""
+    """A record: where it starts, its number and name, the bytes of its payload, and what it says if that was asked."""
 
     offset: int
     type: int
     name: str
     payload_bytes: int
+    content: str | None = None
 
 
 @dataclass(slots=True)
@@ -86,11 +90,13 @@ class Inspection:
         trailing_bytes: behind the tail; normal for images of the ``ckpt`` tool.
         broken: None for a whole image.
         notes: peculiarities of the kernel that wrote it.
+        contents: whether it is remembered what records say.
     """
 
     generation: str
     versions: str
     byte_order: str
+    contents: bool = False
     header: Header | None = None
     records: list[RecordEntry] = field(default_factory=list)
     tasks: list[TaskEntry] = field(default_factory=list)
@@ -127,6 +133,23 @@ class Inspection:
             "tasks": [*map(_to_json, self.tasks)], "memory": [*map(_to_json, self.memory)],
             "files": [*map(_to_json, self.files)], "records": [*map(_to_json, self.records)],
         }
+
+
+def shown(fields: Mapping[str, Any]) -> str:
+    """Return fields as text, but padding."""
+    return " ".join(f"{name}={_value(name, value)}" for name, value in fields.items() if not name.startswith("pad"))
+
+
+def _value(name: str, value: object) -> object:
+    if isinstance(value, bytes | memoryview):
+        return hexed(value)
+    return f"{value:#x}" if name == "magic" else value
+
+
+def hexed(data: bytes | memoryview) -> str:
+    """Return the beginning of bytes as hexadecimal digits, and how many there are if that is not all."""
+    rest = f"...({len(data)} bytes)" if len(data) > _SHOWN_BYTES else ""
+    return f"{data[:_SHOWN_BYTES].hex()}{rest}"
 
 
 def _to_json(entry: RecordEntry | TaskEntry | MemoryEntry | FileEntry | Damage) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from crd.image.codec import corrupt
 from crd.image.generations import BUFFER, FULL_SERIES, PATCH_04, V16, V18, Dialect, Generation, Layouts, record_name
 from crd.image.header import Header
-from crd.image.inspection import Inspection, RecordEntry
+from crd.image.inspection import Inspection, RecordEntry, hexed, shown
 from crd.image.records import MAGIC_TAIL, UTS_BYTES
 
 if TYPE_CHECKING:
     from crd.image.cursor import Cursor
 
 _VARYING = {"HEAD_ARCH", "CPU", "THREAD", "MM_CONTEXT", "FD_DATA"}
+_TEXTS = {"BUFFER", "STRING", "FNAME"}
 TEXT_BYTES_MAX = 64 << 10
 """Payloads up to this are looked into; longer ones (gen-C's pages) are passed over."""
 
@@ -85,9 +86,10 @@ class Walker:
             payload = self.cursor.take(payload_bytes)
         else:
             self.cursor.skip(payload_bytes)
-        entry = RecordEntry(start, number, name, payload_bytes)
-        self.inspection.add_record(entry)
         fields = layout.decode(self.dialect, payload) if layout and len(payload) == expected else {}
+        said = _said(name, fields, payload) if self.inspection.contents else None
+        entry = RecordEntry(start, number, name, payload_bytes, said)
+        self.inspection.add_record(entry)
         return Step(entry, parent[0] if parent else 0, payload, fields)
 
     def known_name(self) -> str:
@@ -179,6 +181,13 @@ class Walker:
         frame = self.cursor.peek(self.dialect.frame_bytes)
         whole = len(frame) == self.dialect.frame_bytes
         return int(self.dialect.unpack(self.dialect.frame, frame)[0]) if whole else 0
+
+
+def _said(name: str, fields: dict[str, Any], payload: bytes) -> str:
+    """Return what a record says: its fields, its text, or the beginning of its payload if nobody knows its layout."""
+    if name in _TEXTS:
+        return text_of(payload)
+    return shown(fields) if fields else hexed(payload)
 
 
 def _header_numbers(dialect: Dialect, head: Step) -> dict[str, int]:

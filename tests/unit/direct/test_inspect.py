@@ -12,6 +12,7 @@ from crd.errors import ImageError
 from crd.image.profile import PROFILE_VERSION, Profile
 from tests.support.builders import make_file, make_image, make_records, write_image
 from tests.support.linux_cr import GenC
+from tests.unit.image.test_self_checkpoint import EXAMPLE
 
 
 @pytest.fixture
@@ -38,6 +39,17 @@ def test_a_whole_image(run):
 def test_every_record_on_request(run):
     result = run(make_image(), "--records")
     assert "  283     1129447425  PROFILE" in result.output
+    assert re.search(r"^  267 +2 +HEAD_ARCH +8 +has_fxsr=1 has_xsave=1 xstate_bytes=832$", result.output, re.MULTILINE)
+    assert re.search(r"^  \d+ +\d+ +PIPE_DATA +\d+ +objref=4 packet=0 data=68656c6c6f$", result.output, re.MULTILINE)
+
+
+def test_what_records_of_a_kernel_say(run):
+    result = run(EXAMPLE, "--records", "--json")
+    records = json.loads(result.output)["records"]
+    assert [entry["content"] for entry in records[1:]] == [
+        "2.6.29-rc8-cr", "#1 Mon Mar 30 12:00:00 EDT 2009", "i686",
+        "state=0 exit_state=0 exit_code=0 exit_signal=17 comm_bytes=16", "self", "magic=0x2d2a0cc0deef00"]
+    assert records[0]["content"].startswith("00d2a2c00cedfe00")
 
 
 def test_json(run):
@@ -46,7 +58,8 @@ def test_json(run):
     assert value["whole"] is True
     assert value["header"]["magic"] == "0x00feed0cc0a2d200"
     assert [task["pid"] for task in value["tasks"]] == [4242, 4243]
-    assert value["records"][5] == {"offset": 283, "type": 0x43520001, "name": "PROFILE", "payload_bytes": 154}
+    assert value["records"][5] == {"offset": 283, "type": 0x43520001, "name": "PROFILE", "payload_bytes": 154,
+                                   "content": None}
 
 
 def test_a_broken_image_is_shown_as_far_as_it_goes(run):
