@@ -154,10 +154,11 @@ class Program:
             self.pid = pid
             self.kill()
         self._child.poll()
-        for pid in {*self._session(), *self._in_directory()}:
-            if not self._is_a_stranger(pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for _ in range(2):  # a server may start another worker before it is killed itself
+            for pid in {*self._session(), *self._in_directory()}:
+                if not self._is_a_stranger(pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
     def _in_directory(self) -> list[int]:
         """Return the processes that work in its directory."""
