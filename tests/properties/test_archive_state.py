@@ -31,6 +31,7 @@ from crd.catalog.backup import back_up, restore
 from crd.catalog.catalog import Catalog
 from crd.daemon.adoption import adopt_all
 from crd.daemon.app import App
+from crd.daemon.meter import Meter
 from crd.daemon.pipeline import Pipeline
 from crd.daemon.retention import Retention
 from crd.daemon.scrub import Scrub
@@ -315,7 +316,8 @@ class Host(RuleBasedStateMachine):
         pipeline = Pipeline(None, archive, catalog, self.home / "crid", "here", None, 60, 60)  # type: ignore[arg-type]
         self.life = Life(
             store, catalog, archive, app, pipeline,
-            Retention(catalog, archive, app.clock, app.readers, lambda: app.settings.retention, {}),
+            Retention(catalog, archive, app.clock, app.readers, Meter(archive, None, app.metrics),
+                      lambda: app.settings.retention, {}),
             Scrub(pipeline, app.metrics, app.clock, app.readers, lambda: app.settings.retention))
         app.catalog, app.archive = catalog, archive
         await archive.__aenter__()

@@ -90,8 +90,8 @@ class Power:
         real_begin, real_read = database.begin, database.read
 
         @asynccontextmanager
-        async def begin() -> AsyncIterator[Any]:
-            async with real_begin() as connection:
+        async def begin(*, is_durable: bool = True) -> AsyncIterator[Any]:
+            async with real_begin(is_durable=is_durable) as connection:
                 self.step("begin")
                 yield connection
                 self.step("commit")

@@ -215,7 +215,7 @@ def asked(frozen: Frozen, entries: Areas, stubs: Injector, confined: Confined, *
     return Asked(frozen, stubs, entries, questions, at_once=not confined.forbids(confinement.SURVEY))
 
 
-def capture(asked: Asked, known: Known, seen: Outside, mapped: MappedObjects, relatives: Container[int],
+def capture(asked: Asked, known: Known, seen: Outside, shared: Shared, mapped: MappedObjects,
             confined: Confined) -> Capture:
     """Read a stopped process.
 
@@ -223,8 +223,8 @@ def capture(asked: Asked, known: Known, seen: Outside, mapped: MappedObjects, re
         asked: the process, and what it has been asked.
         known: what was read before.
         seen: of it in the stop.
+        shared: with its parent.
         mapped: the objects of all processes.
-        relatives: pids of all processes.
         confined: what seccomp(2) keeps it from.
 
     Raises:
@@ -234,9 +234,6 @@ def capture(asked: Asked, known: Known, seen: Outside, mapped: MappedObjects, re
     frozen, entries = asked.state, asked.entries
     pid = frozen.pid
     assert asked.told  # noqa: S101
-    parent = seen.stat.parent_pid
-    apart = parent not in relatives or known.apart == (seen.stat.start_time, parent)
-    shared = _shared(pid, 0 if apart else parent)
     found = Capture(
         pid=pid, known=known, stat=seen.stat, confined=confined, group=frozen.group, told=asked.told,
         asked_everything=asked.questions is _EVERYTHING, entries=entries,
@@ -279,8 +276,20 @@ def _common(pid: int, parent: int) -> Iterator[bool]:
     return (not kcmp(pid, parent, what) for what in (_KCMP_VM, _KCMP_FILES, _KCMP_FS))
 
 
-def _shared(pid: int, parent: int) -> Shared:
-    if not parent:
+def shared(pid: int, known: Known | None, seen: Outside, relatives: Container[int]) -> Shared:
+    """Say what a stopped process, to which nothing has been done yet, shares with its parent.
+
+    Args:
+        pid: of the process.
+        known: what was read before the stop, if anything was.
+        seen: of it in the stop.
+        relatives: pids of all processes.
+
+    Raises:
+        TargetUnsupported: memory, in which the stubs of both would meet.
+    """
+    parent = seen.stat.parent_pid
+    if parent not in relatives or (known and known.apart == (seen.stat.start_time, parent)):
         return Shared(files=False, directories=False)
     memory, files, directories = _common(pid, parent)
     if memory:

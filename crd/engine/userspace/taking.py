@@ -131,6 +131,7 @@ class _Taking:
     Attributes:
         state, before: the process; what was read of it before the stop, if anything was.
         seen: of it in the stop.
+        shared: with its parent.
         entries: its areas.
         stubs: for system calls in it.
         confined: what seccomp(2) keeps it from.
@@ -147,6 +148,7 @@ class _Taking:
             TargetUnsupported: no stub can run in it.
         """
         self.state, self.before, self.seen = state, before, seen
+        self.shared = capturing.shared(state.pid, before, seen, whole.pids)
         self.entries = before.areas(state.pid, seen.maps) if before else Areas(procfs.parsed_maps(state.pid, seen.maps))
         self.stubs = capturing.injector(state, self.entries)
         self.confined = confinement.look(state)
@@ -180,8 +182,8 @@ class _Taking:
         Parents come first.
         """
         state, stubs = self.state, self.stubs
-        captured = capturing.capture(self.asked, self.before or capturing.know(state.pid), self.seen, whole.mapped,
-                                     whole.pids, self.confined)
+        captured = capturing.capture(self.asked, self.before or capturing.know(state.pid), self.seen, self.shared,
+                                     whole.mapped, self.confined)
         if captured.subreaper or state.pid == 1 or captured.stat.parent_pid in whole.adopters:
             whole.adopters.add(state.pid)
         found = None
