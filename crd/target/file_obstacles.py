@@ -151,7 +151,7 @@ def working_directory(pid: int) -> Iterator[Obstacle]:
     """Find a working or root directory that a restart could not go to."""
     for name, noun in (("cwd", "working directory"), ("root", "root directory")):
         link = procfs.read_link(pid, name)
-        found = (procfs.PROC / str(pid) / name).stat()
+        found = procfs.link_stat(pid, name)
         how = reach(link, found)
         if how is not Reach.SAME and not (name == "cwd" and unnamed.is_unnamed(found)):
             yield Obstacle(f"task.{name}", f"{noun} {printable(link)}", how.value,

@@ -73,7 +73,7 @@ def mappings(pid: int, holders: Mapping[tuple[int, int], list[int]]) -> Iterator
 def _program(pid: int) -> Iterator[Obstacle]:
     """Find out whether the program's file is gone: /proc/PID/exe could lead nowhere."""
     link = procfs.read_link(pid, "exe")
-    how = reach(link, procfs.exe_stat(pid))
+    how = reach(link, procfs.link_stat(pid, "exe"))
     if how is not Reach.SAME:
         yield Obstacle("task.exe", f"program {printable(link)}", f"{how.value}, and crd cannot save it yet",
                        _FILE_REMEDY)

@@ -70,6 +70,12 @@ def read_bytes(pid: int | str, name: str) -> bytes:
         return file.read()
 
 
+def link_stat(pid: int, name: str) -> os.stat_result:
+    """Return stat of what ``exe``, ``cwd`` or ``root`` leads to, whatever its name is now."""
+    with asking(pid, name):
+        return os.stat(path(pid, name))
+
+
 def read_link(pid: int | str, name: str) -> str:
     """Return where the link ``/proc/PID/NAME`` points."""
     with asking(pid, name):
@@ -244,12 +250,6 @@ def _posix_timer(entry: dict[str, str]) -> PosixTimerEntry:
 
 
 # --- memory --------------------------------------------------------------------------------------------------
-
-
-def exe_stat(pid: int) -> os.stat_result:
-    """Return stat of the program file, whatever its name is now."""
-    with asking(pid, "exe"):
-        return os.stat(path(pid, "exe"))
 
 
 def maps(pid: int | str) -> list[MapEntry]:

@@ -178,7 +178,7 @@ def _know(pid: int, entries: Areas) -> Known:
     for tid in procfs.threads(pid):
         with suppress(TargetGone, TraceeGone):
             threads[tid] = scheduling.dump(pid, tid)
-    exe = procfs.exe_stat(pid)
+    exe = procfs.link_stat(pid, "exe")
     return Known(
         flags={}, wiped=set(), maps="", entries=Areas(), own_bytes=-1, apart=None, scheduling=threads,
         guards=guards.of_files(pid, entries), limits=limits.dump(pid),
