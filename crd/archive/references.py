@@ -246,8 +246,11 @@ class References:
         try:
             return await in_thread(ask)
         except BlobCorrupt as error:
-            self._damaged = True
-            logger.error("no pack will be removed until the next start: %s", error.message,  # noqa: TRY400
-                         extra={"event": "archive.unknown-needs"})
-            await in_thread(self._needs.vouch, None)
+            await self._give_up(error)
             return None
+
+    async def _give_up(self, error: BlobCorrupt) -> None:
+        self._damaged = True
+        logger.error("no pack will be removed until the next start: %s", error.message,
+                     extra={"event": "archive.unknown-needs"})
+        await in_thread(self._needs.vouch, None)

@@ -77,7 +77,29 @@ def relay(masters: Sequence[int], pidfd: int, *, connection: int | None = None, 
         connection: at whose end the terminal is another's.
         key: the byte that, typed, detaches us; empty: none does.
     """
-    return _copy(pidfd, list(masters), connection, key)
+    first, typed, sources = masters[0], b"", [_IN]
+    masters, watched = [*masters], [] if connection is None else [connection]
+    os.set_blocking(first, False)
+    while True:
+        ended = select.select([pidfd], [], [], 0)[0]
+        # typed input waits while a program does not take it, which keeps no output waiting
+        readable, writable, _ = select.select([*masters, *([] if typed or ended else [pidfd, *sources]), *watched],
+                                              [first] if typed and not ended else [], [], 0 if ended else None)
+        if connection in readable:
+            return End.TAKEN
+        if ended and not readable:
+            return End.ENDED
+        for master in readable:
+            if master in masters and not _say(master, aloud=master == first):
+                masters.remove(master)
+        if _IN in readable:
+            typed = os.read(_IN, _PIECE_BYTES)
+            sources = sources if typed else []
+            if key and key in typed:
+                return End.DETACHED
+        if writable:
+            with suppress(BlockingIOError, OSError):
+                typed = typed[os.write(first, typed):]
 
 
 def begin(master: int) -> None:
@@ -104,32 +126,6 @@ def _resize(master: int) -> None:
     """Give the terminal the size of ours, of which the kernel tells its foreground (SIGWINCH)."""
     with suppress(OSError):
         fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(_IN, termios.TIOCGWINSZ, bytes(8)))
-
-
-def _copy(pidfd: int, masters: list[int], connection: int | None, key: bytes) -> End:
-    """Copy in both directions; typed input waits while a program does not take it, which keeps no output waiting."""
-    first, typed, sources = masters[0], b"", [_IN]
-    watched = [] if connection is None else [connection]
-    os.set_blocking(first, False)
-    while True:
-        ended = select.select([pidfd], [], [], 0)[0]
-        readable, writable, _ = select.select([*masters, *([] if typed or ended else [pidfd, *sources]), *watched],
-                                              [first] if typed and not ended else [], [], 0 if ended else None)
-        if connection in readable:
-            return End.TAKEN
-        if ended and not readable:
-            return End.ENDED
-        for master in readable:
-            if master in masters and not _say(master, aloud=master == first):
-                masters.remove(master)
-        if _IN in readable:
-            typed = os.read(_IN, _PIECE_BYTES)
-            sources = sources if typed else []
-            if key and key in typed:
-                return End.DETACHED
-        if writable:
-            with suppress(BlockingIOError, OSError):
-                typed = typed[os.write(first, typed):]
 
 
 def _say(master: int, *, aloud: bool) -> bool:

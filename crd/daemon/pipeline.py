@@ -56,9 +56,6 @@ logger = logging.getLogger(__name__)
 _NAMED_MAX = 20
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass(slots=True)
 class Pipeline:
     """What images flow through; the times that a job may take can be changed."""

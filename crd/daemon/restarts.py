@@ -94,6 +94,7 @@ class Restarts:
 
     async def _carry_out(self, request: Request) -> None:
         made: list[RestartResult] = []
+        target: str | None = None
 
         async def note(result: RestartResult) -> None:
             await self._catalog.requests.releasing(request.number, result.root_pid, result.start_time, self.boot_id)
@@ -106,16 +107,14 @@ class Restarts:
             await self._restart(request, note)
         except CrdError as error:
             if made and _runs(made[0].root_pid, made[0].start_time):
-                await self._done(request, made[0])  # the worker died after the last step
+                await self._done(request, made[0], target)  # the worker died after the last step
             else:
                 await self._failed(request, error)
         except Exception:
             logger.exception("restart", extra={"event": "restart.crashed", "request": request.number})
             await self._failed(request, CrdError("the daemon failed; its log says why"))
         else:
-            await self._done(request, made[0])
-            if target:
-                self._restarted(target, made[0].root_pid, made[0].start_time)
+            await self._done(request, made[0], target)
         await self._tell()
 
     async def _restart(self, request: Request, note: Callable[[RestartResult], Awaitable[None]]) -> None:
@@ -132,10 +131,12 @@ class Restarts:
                 raise
             await self._pipeline.restart(request.crid, replace(options, pids=others[0]), note, self._serve, scope)
 
-    async def _done(self, request: Request, result: RestartResult) -> None:
+    async def _done(self, request: Request, result: RestartResult, target: str | None) -> None:
         await self._entered(lambda: self._catalog.requests.done(request.number, self._clock.now()))
         self._metrics.requests.labels("done").inc()
         self._metrics.restart_seconds.observe(result.duration_seconds)
+        if target:
+            self._restarted(target, result.root_pid, result.start_time)
         logger.info("restarted", extra={"event": "restart.done", "request": request.number, "crid": request.crid,
                                         "pid": result.root_pid})
 

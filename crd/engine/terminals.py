@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from crd.engine.userspace.fds.stdio import HOLDER
 from crd.errors import BadRequest, NativeError, TargetError, TerminalNotHeld
 from crd.native.syscall import NR, pidfd_getfd, syscall
-from crd.target import procfs
+from crd.target import procfs, select
 from crd.target.terminals import PTMX, is_slave, slave_index, slave_name
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def held_terminal(pid: int) -> Iterator[HeldTerminal]:
         TargetNotFound, TargetGone: there is no such process.
         TerminalNotHeld: it has none, or one of somebody else's.
     """
-    index = _terminal_of(pid)
+    index = _terminal_of(select.by_pid(pid).pid)
     name = slave_name(index)
     found = next(filter(None, (_opened(holder, index) for holder in procfs.pids())), None)
     if not found:

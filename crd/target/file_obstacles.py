@@ -31,9 +31,6 @@ _ANONYMOUS_INODES = {
     "anon_inode:[userfaultfd]": ("fd.userfaultfd", "a userfaultfd"),
     "anon_inode:[fanotify]": ("fd.fanotify", "a fanotify group"),
 }
-_NAMELESS_PREFIXES = {
-    "anon_inode:": ("fd.special", "a special kernel object"),
-}
 _REMEDIES = {
     "fd.terminal": "Start it with its input and output redirected, such as: setsid PROGRAM </dev/null >LOG 2>&1.",
     "fd.device": "Close the device before the checkpoint.",
@@ -96,12 +93,7 @@ def _kind(entry: Open, look: nameless.Look) -> Iterator[Obstacle]:
 
 
 def _nameless(link: str) -> tuple[str, str] | None:
-    if link in _ANONYMOUS_INODES:
-        return _ANONYMOUS_INODES[link]
-    for prefix, found in _NAMELESS_PREFIXES.items():
-        if link.startswith(prefix):
-            return found
-    return None if link.startswith("/") else ("fd.special", "a special kernel object")
+    return None if link.startswith("/") else _ANONYMOUS_INODES.get(link, ("fd.special", "a special kernel object"))
 
 
 def _special_file(file: os.stat_result) -> tuple[str, str]:

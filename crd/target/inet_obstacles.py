@@ -44,7 +44,8 @@ def network_sockets(look: Look) -> set[int]:
     """Return the descriptors that are sockets of TCP, UDP and the protocols of netlink that crd saves."""
     inodes = {entry.fd: inode for entry in look.table if (inode := socket_inode(entry.link))}
     protocols = {fd: protocol(look.pid, fd) for fd in inodes}
-    others = {inode for inode, info in netlink_sockets().items() if info.protocol not in SAVED}
+    netlink = netlink_sockets() if "NETLINK" in protocols.values() else {}
+    others = {inode for inode, info in netlink.items() if info.protocol not in SAVED}
     return {fd for fd, inode in inodes.items() if protocols[fd] in _SAVED and inode not in others}
 
 

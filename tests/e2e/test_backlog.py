@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.test_file_contents import crd
+from tests.support.direct import crd
 from tests.support.victims import Program, python_script, until
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,11 +15,11 @@ import pytest
 from crd.api.client import Client
 from crd.errors import CrdError
 from tests.support.daemon import RunningDaemon, children, eventually
+from tests.support.restless import Restless
 from tests.support.workload import CountingProgram
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Self
 
 pytestmark = pytest.mark.root
 
@@ -28,19 +28,18 @@ WORKERS_A_LIFE = 45
 PROGRAMS = 3
 
 
-class Load:
+class Load(Restless):
     """Threads that ask for checkpoints of processes, again and again, whatever becomes of the daemon."""
 
     def __init__(self, daemon: RunningDaemon, pids: list[int]) -> None:
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(daemon.socket, pid)) for pid in pids]
+        super().__init__(partial(self._ask, daemon.socket, pid) for pid in pids)
         self.acknowledged: list[int] = []
 
     def _ask(self, socket: Path, pid: int) -> None:
-        while not self._over.is_set():
+        while not self.over.is_set():
             try:
                 with Client(socket) as client:
-                    while not self._over.is_set():
+                    while not self.over.is_set():
                         try:
                             [*_, last] = client.stream("Checkpoint", pid=pid)
                             self.acknowledged.append(last["image"]["crid"])
@@ -49,16 +48,6 @@ class Load:
                                 raise
             except CrdError:
                 time.sleep(0.02)
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def kill_workers(daemon: RunningDaemon, chance: random.Random, times: int) -> int:

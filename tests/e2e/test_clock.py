@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -44,5 +46,6 @@ def test_a_clock_that_is_set_back_and_forth(tmp_path: Path) -> None:
         assert daemon.metrics()[SKIPPED] < 10_000, "of the 34 million that the jump went past"
         request = daemon.crctl("restart", "counter@latest", "--new-pids", "--wait")
         assert request["state"] == "done"
+        os.kill(request["root_pid"], signal.SIGKILL)
         assert daemon.run_crctl("target", "hold", "counter").returncode == 0
         program.assert_unharmed()

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import BIN, RunningDaemon, eventually
+from tests.support.daemon import RunningDaemon, eventually
+from tests.support.direct import checkpoint, crd, restart
 from tests.support.victims import Victim, until
 
 pytestmark = pytest.mark.root
 
 SAVING = ("--save-files", "1MiB")
-
-
-def crd(*words: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([BIN / "crd", *words], env={**os.environ, "CRD_ENGINE__CRID_FILE": str(home / "crid")},
-                          capture_output=True, text=True, check=False, timeout=60)
-
-
-def checkpoint(victim: Victim, image: Path, *words: str) -> None:
-    done = crd("checkpoint", str(victim.pid), "-o", image, *words, home=image.parent)
-    assert done.returncode == 0, done.stderr
-
-
-def restart(victim: Victim, image: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return crd("restart", "-i", image, *words, home=image.parent)
 
 
 def write_on(victim: Victim) -> None:
@@ -56,7 +41,7 @@ def test_killed_and_the_older_image_restarted(tmp_path: Path) -> None:
         for image in ("newer.image", "older.image"):
             write_on(victim)
             victim.kill()
-            done = restart(victim, tmp_path / image, "--files", "rollback")
+            done = restart(tmp_path / image, "--files", "rollback")
             assert done.returncode == 0, done.stderr
             for suffix in ("log", "data", "mapped"):
                 assert f"contents.{suffix}" in done.stderr
@@ -77,7 +62,7 @@ def test_by_default_nothing_is_taken_from_a_file(tmp_path: Path) -> None:
         write_on(victim)
         victim.kill()
         before = victim.file("log").read_bytes()
-        done = restart(victim, tmp_path / "image")
+        done = restart(tmp_path / "image")
         assert done.returncode == 0, done.stderr
         victim.restarted_as(victim.pid)
         write_on(victim)
@@ -92,7 +77,7 @@ def test_a_file_that_has_changed_is_refused_before_anything_is_made(files: str, 
         write_on(victim)
         victim.kill()
         before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-        done = restart(victim, tmp_path / "image", "--files", files)
+        done = restart(tmp_path / "image", "--files", files)
         assert done.returncode == 14
         assert "has changed since the image was taken" in done.stderr
         assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
@@ -135,7 +120,7 @@ def test_in_a_namespace_of_its_own(tmp_path: Path) -> None:
         assert inspected.returncode == 0, inspected.stderr
         write_on(victim)
         victim.kill()
-        done = restart(victim, tmp_path / "image", "--pidns", "--files", "rollback")
+        done = restart(tmp_path / "image", "--pidns", "--files", "rollback")
         assert done.returncode == 0, done.stderr
         victim.restarted_as(int(done.stdout))
         victim.verify()

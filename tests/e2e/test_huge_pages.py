@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.test_file_contents import checkpoint, crd, restart
+from tests.support.direct import checkpoint, crd, killed_and_restarted_from_both, restart
 from tests.support.victims import Victim
 
 if TYPE_CHECKING:
@@ -60,14 +60,7 @@ def test_left_running(victim: Victim, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [(), ("--pidns",)], ids=["", "pidns"])
 def test_killed_and_the_older_image_restarted(victim: Victim, words: tuple[str, ...], tmp_path: Path) -> None:
-    checkpoint(victim, tmp_path / "older.image")
-    checkpoint(victim, tmp_path / "newer.image")
-    for image in ("newer.image", "older.image"):
-        victim.kill_tree()
-        done = restart(victim, tmp_path / image, *words)
-        assert done.returncode == 0, done.stderr
-        victim.restarted_as(int(done.stdout))
-        victim.assert_unharmed()
+    killed_and_restarted_from_both(victim, tmp_path, *words)
     areas = Path(f"/proc/{victim.pid}/smaps").read_text()
     assert areas.count("KernelPageSize:     2048 kB") == 3
     victim.verify()
@@ -77,9 +70,9 @@ def test_too_few_of_them_are_found_before_anything_is_made(victim: Victim, tmp_p
     checkpoint(victim, tmp_path / "image")
     victim.kill_tree()
     (POOL / "nr_hugepages").write_text(str(int((POOL / "nr_hugepages").read_text()) - PAGES + 1))
-    plan = restart(victim, tmp_path / "image", "--plan")
+    plan = restart(tmp_path / "image", "--plan")
     assert plan.returncode == 13
     assert "8 huge pages of 2 MiB are needed" in plan.stdout + plan.stderr
     assert "vm.nr_hugepages=" in plan.stdout + plan.stderr
-    assert restart(victim, tmp_path / "image").returncode == 13
+    assert restart(tmp_path / "image").returncode == 13
     assert not victim.is_there()

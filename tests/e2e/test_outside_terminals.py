@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.test_file_contents import crd
 from tests.support.daemon import BIN, eventually
+from tests.support.direct import crd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

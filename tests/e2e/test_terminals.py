@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.test_file_contents import checkpoint, crd, restart
 from tests.support.daemon import eventually
+from tests.support.direct import checkpoint, crd, killed_and_restarted_from_both
 from tests.support.victims import Victim
 
 if TYPE_CHECKING:
@@ -50,14 +50,7 @@ def test_killed_and_the_older_image_restarted(words: tuple[str, ...], low_number
                                               tmp_path: Path) -> None:
     with Victim("jobs", tmp_path) as victim:
         low_numbers()
-        checkpoint(victim, tmp_path / "older.image")
-        checkpoint(victim, tmp_path / "newer.image")
-        for image in ("newer.image", "older.image"):
-            victim.kill_tree()
-            done = restart(victim, tmp_path / image, *words)
-            assert done.returncode == 0, done.stderr
-            victim.restarted_as(int(done.stdout))
-            victim.assert_unharmed()
+        killed_and_restarted_from_both(victim, tmp_path, *words)
         victim.verify()
 
 

@@ -14,9 +14,9 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from contextlib import closing, suppress
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -31,10 +31,11 @@ from crd.errors import CrdError
 from tests.e2e.test_encryption import config, new_key
 from tests.support.builders import make_image_of_pages
 from tests.support.daemon import RunningDaemon
+from tests.support.restless import Restless
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-    from typing import Self
 
 pytestmark = pytest.mark.root
 
@@ -42,7 +43,7 @@ KILLS = int(os.environ.get("CRD_TEST_KILLS", "3"))
 AGAIN_SECONDS = 0.02
 
 
-class Upkeep:
+class Upkeep(Restless):
     """Threads that import and forget images and have all checked, whatever becomes of the daemon.
 
     Attributes:
@@ -52,18 +53,17 @@ class Upkeep:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._again_and_again, args=[work])
-                         for work in (self._import, self._import, self._forget, self._scrub)]
+        super().__init__(partial(self._again_and_again, work)
+                         for work in (self._import, self._import, self._forget, self._scrub))
         self._pages = [0] * 64
         self._chance = random.Random(5)
         self.there: set[int] = set()
         self.gone: set[int] = set()
 
-    def _again_and_again(self, work: object) -> None:
-        while not self._over.is_set():
+    def _again_and_again(self, work: Callable[[], None]) -> None:
+        while not self.over.is_set():
             with suppress(CrdError, OSError):
-                work()  # type: ignore[operator]
+                work()
             time.sleep(AGAIN_SECONDS)
 
     def _import(self) -> None:
@@ -86,16 +86,6 @@ class Upkeep:
     def _scrub(self) -> None:
         with Client(self._path) as client:
             assert client.call("Scrub")["damaged"] == []
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def objects(daemon: RunningDaemon) -> set[int]:

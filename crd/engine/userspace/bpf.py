@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 INSTRUCTION = struct.Struct("<HBBI")
 """struct sock_filter: code, jumps if true and if false, operand."""
 INSTRUCTIONS_MAX = 4096
+_PROGRAM = struct.Struct("<H6xQ")
 
 ALLOW, LOG, USER_NOTIFY = 0x7FFF_0000, 0x7FFC_0000, 0x7FC0_0000
 _ACTION = 0xFFFF_0000
@@ -33,6 +34,11 @@ Value = int | None
 """A word; None: it may be any."""
 _Way = tuple[int, Value, Value, tuple[Value, ...]]
 """Where it is, accumulator, index register, memory."""
+
+
+def fprog(code: bytes, address: int) -> bytes:
+    """Return struct sock_fprog of a program that is at an address."""
+    return _PROGRAM.pack(len(code) // INSTRUCTION.size, address)
 
 
 class TooManyWaysError(Exception):

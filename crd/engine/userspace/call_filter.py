@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import struct
 from typing import TYPE_CHECKING
 
 from crd import syscalls
+from crd.engine.userspace import bpf
 from crd.native.syscall import NR, pidfd_getfd, syscall
 
 if TYPE_CHECKING:
     from crd.engine.userspace.vessel import Vessel
-
-_PROGRAM = struct.Struct("<H6xQ")
-"""struct sock_fprog."""
 
 
 def restart(vessel: Vessel) -> int:
     """Put a vessel, and all threads that it will make, under the filter; return the listener, ours to close."""
     batch = vessel.batch
     code = batch.data(syscalls.PROGRAM)
-    program = batch.data(_PROGRAM.pack(len(syscalls.PROGRAM) // 8, code))
+    program = batch.data(bpf.fprog(syscalls.PROGRAM, code))
     batch.call(NR.SECCOMP, syscalls.SET_MODE_FILTER, syscalls.NEW_LISTENER | syscalls.WAIT_KILLABLE_RECV, program,
                what="installing the filter of crctl run")
     [listener] = vessel.run()

@@ -6,7 +6,6 @@ ends with the tracer, and with it the target if a stub is under way.  So a stub 
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from crd.target.procfs import Status
 
 _SET_MODE_FILTER = 1
-_PROGRAM = struct.Struct("<H6xQ")  # struct sock_fprog
 _REMEDY = "Let its filter allow that (systemd: SystemCallFilter=), or run it without one."
 
 STUB = [Question(NR.RT_SIGPROCMASK, (2, OUT, 0, 8)), Question(NR.MMAP, (0, OUT, 3, 0x22, -1, 0)),
@@ -171,6 +169,6 @@ def _install(objrefs: Sequence[int], plan: Plan, vessel: Vessel, tid: int) -> No
     for objref in objrefs:
         record: SeccompFilter = plan.objects[objref]
         code = vessel.batch.data(record.program)
-        program = vessel.batch.data(_PROGRAM.pack(len(record.program) // bpf.INSTRUCTION.size, code))
+        program = vessel.batch.data(bpf.fprog(record.program, code))
         vessel.batch.call(NR.SECCOMP, _SET_MODE_FILTER, record.flags, program, what="installing a filter of seccomp")
         vessel.run(tid)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace import bpf
 from crd.engine.userspace.fds.kind import Kind, Making
 from crd.errors import NativeError, Obstacle, RestartError, TargetUnsupported
 from crd.image.sockets import SocketFilter
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from crd.engine.userspace.fds.description import Description
 
 _ATTACH_FILTER, _LOCK_FILTER = 26, 44
-_INSTRUCTION_BYTES = 8
-_PROGRAM = struct.Struct("<H6xQ")  # struct sock_fprog
 
 
 class SocketFilters(Kind):
@@ -48,7 +46,7 @@ def dump(one: Description, sock: socket.socket) -> Iterator[SocketFilter]:
     """
     try:
         length = _look(sock.fileno(), bytearray(1), 0)
-        program = bytearray(length * _INSTRUCTION_BYTES)
+        program = bytearray(length * bpf.INSTRUCTION.size)
         _look(sock.fileno(), program, length)
     except NativeError as error:
         raise TargetUnsupported(reasons=[Obstacle("fd.filter", one.name, "has a filter of extended BPF",
@@ -66,10 +64,9 @@ def _look(fd: int, room: bytearray, length: int) -> int:
 
 
 def _set(fd: int, record: SocketFilter) -> None:
-    length = len(record.program) // _INSTRUCTION_BYTES
     with socket.socket(fileno=os.dup(fd)) as sock:
         try:
-            sock.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, _PROGRAM.pack(length, address(record.program)))
+            sock.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, bpf.fprog(record.program, address(record.program)))
             sock.setsockopt(socket.SOL_SOCKET, _LOCK_FILTER, record.locked)
         except OSError as error:
             raise RestartError(f"the filter of a socket: {error.strerror}", errno=error.errno) from error
