@@ -17,13 +17,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from crd.archive.compressor import BlockCompressor
 from crd.archive.manifest import LITERAL_BYTES_MAX
 from crd.archive.pack import BLOCK_BYTES, PAGES_MAX, SCATTERED_FRAME_PAGES, entry
 from crd.archive.reader import StreamReader
 from crd.errors import ArchiveError, ImageError
 from crd.image.framing import FRAME, PAYLOAD_BYTES_MAX
 from crd.image.since import KEPT_RUNS_MAX, RUNS_PER_RECORD_MAX, PagesSince
-from crd.native.frames import BLOCK_PAGES, BlockCompressor
+from crd.native.frames import BLOCK_PAGES
 from crd.native.memory import PAGE_BYTES
 from crd.native.pages import HASH_BYTES
 
@@ -177,7 +178,7 @@ class StreamCutter:
             ArchiveError: it is more than is kept in one image.
         """
         batch = memoryview(bytearray(BATCH_BYTES))
-        compressor = BlockCompressor(self._level, BATCH_BYTES // PAGE_BYTES)
+        compressor = BlockCompressor(self._level)
         try:
             while True:
                 self._room.acquire()

@@ -1,10 +1,9 @@
-"""Pages in blocks of zstd frames, many in one call without the GIL; the layout is told in ``crd.archive.pack``."""
+"""Pages out of blocks of zstd frames, many in one call without the GIL; the layout is told in ``crd.archive.pack``."""
 
 from __future__ import annotations
 
 import errno
 from array import array
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from crd.errors import BlobCorrupt, NativeError
@@ -19,28 +18,6 @@ if TYPE_CHECKING:
     from crd.native.pages import PageKey
 
 BLOCK_PAGES = 64
-
-
-class BlockCompressor:
-    """Makes blocks of pages; for one thread."""
-
-    def __init__(self, level: int, pages_max: int) -> None:
-        """Use a level of zstd, 1 to 19, for up to so many pages at once."""
-        self._zstd = ffi.gc(lib.crd_compressor_new(level), lib.crd_compressor_free)
-        if not self._zstd:
-            raise MemoryError
-        self._room = memoryview(bytearray(max(lib.crd_blocks_room(pages_max, n) for n in (1, BLOCK_PAGES))))
-        self._lengths = array("I", bytes(4 * (pages_max // BLOCK_PAGES + 1)))
-
-    def blocks(self, pages: memoryview | bytes | bytearray, frame_pages: int) -> list[bytes]:
-        """Return the blocks of some pages, each as it is stored, in frames of so many pages."""
-        n_pages = memoryview(pages).nbytes // PAGE_BYTES
-        call(lib.crd_blocks_make, self._zstd, ffi.from_buffer(pages), n_pages, frame_pages,
-             ffi.from_buffer(self._room), len(self._room), ffi.from_buffer("uint32_t[]", self._lengths))
-        ends = [0]
-        for length in self._lengths[:-(-n_pages // BLOCK_PAGES)]:
-            ends.append(ends[-1] + length)
-        return [bytes(self._room[start:end]) for start, end in pairwise(ends)]
 
 
 def blocks_of(numbers: array[int]) -> array[int]:

@@ -8,8 +8,9 @@ from contextlib import suppress
 
 import pytest
 
+from crd.archive.compressor import BlockCompressor
 from crd.errors import BlobCorrupt
-from crd.native.frames import BLOCK_PAGES, BlockCompressor, blocks_of, open_pages
+from crd.native.frames import BLOCK_PAGES, blocks_of, open_pages
 from crd.native.memory import PAGE_BYTES
 from crd.native.pages import PageKey
 
@@ -35,7 +36,7 @@ def opened(numbers: array[int], stored: dict[int, bytes], n_pages: int) -> bytes
 @pytest.mark.parametrize("n_pages", [1, 3, 64, 65, 200, 256])
 def test_pages_come_out_in_any_order_as_they_went_in(n_pages: int, frame_pages: int) -> None:
     pages, chance = content(n_pages), random.Random(1)
-    stored = dict(enumerate(BlockCompressor(1, 256).blocks(pages, frame_pages)))
+    stored = dict(enumerate(BlockCompressor(1).blocks(memoryview(pages), frame_pages)))
     assert len(stored) == -(-n_pages // BLOCK_PAGES)
     straight = array("Q", range(n_pages))
     assert opened(straight, stored, n_pages) == pages
@@ -51,7 +52,7 @@ def test_blocks_are_told_once_and_in_order() -> None:
 
 @pytest.mark.parametrize("at", [0, 3, 4, 8, 20, 60, -1])
 def test_a_damaged_block_is_refused_or_gives_other_pages(at: int) -> None:
-    [stored] = BlockCompressor(1, 256).blocks(content(10), 4)
+    [stored] = BlockCompressor(1).blocks(memoryview(content(10)), 4)
     damaged = bytearray(stored)
     damaged[at] ^= 0x41
     with suppress(BlobCorrupt):
@@ -59,14 +60,14 @@ def test_a_damaged_block_is_refused_or_gives_other_pages(at: int) -> None:
 
 
 def test_every_truncation_is_refused() -> None:
-    [stored] = BlockCompressor(1, 256).blocks(b"ab" * (5 * PAGE_BYTES), 4)
+    [stored] = BlockCompressor(1).blocks(memoryview(b"ab" * (5 * PAGE_BYTES)), 4)
     for length in range(len(stored)):
         with pytest.raises(BlobCorrupt):
             opened(array("Q", [9]), {0: stored[:length]}, 10)
 
 
 def test_a_block_that_is_missing_is_refused() -> None:
-    [stored] = BlockCompressor(1, 256).blocks(content(10), 4)
+    [stored] = BlockCompressor(1).blocks(memoryview(content(10)), 4)
     with pytest.raises(BlobCorrupt):
         open_pages(array("Q", [70]), array("Q", [0]), [memoryview(stored)], [10], PageKey(),
                    memoryview(bytearray(PAGE_BYTES)))

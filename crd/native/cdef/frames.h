@@ -2,14 +2,6 @@
  * the n places for blocks the first that are returned are filled in. */
 size_t crd_blocks_of(const uint64_t *numbers, size_t n, uint64_t *blocks);
 
-/* Compresses pages, at a level of zstd, into blocks of 64, the last one maybe shorter, of frames of so many pages; the length
- * of each block as it is stored. ENOBUFS: there was less room than crd_blocks_room. */
-void *crd_compressor_new(int level);
-void crd_compressor_free(void *compressor);
-size_t crd_blocks_room(size_t n_pages, size_t frame_pages);
-int crd_blocks_make(void *compressor, const unsigned char *pages, size_t n_pages, size_t frame_pages,
-                    unsigned char *stored, size_t room, uint32_t *lengths, struct crd_error *err);
-
 /* A block: its number, how it is stored, how long that is, and how many pages it must hold. */
 struct crd_block {
     uint64_t number;
