@@ -1,7 +1,8 @@
 """A stream cut into literals and pages: threads take turns to read it, and compress side by side what is new.
 
 The thread that reads hashes the pages, looks them up, and keeps those that no pack holds yet until it has a batch of
-them; then the next thread reads, while this one compresses the batch, which is in that core's cache.
+them; then the next thread reads, while this one compresses the batch, which is in that core's cache.  There is one more
+of them than may compress, so that these need not wait for what is read.
 
 ::
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 BATCH_BYTES = 8 * BLOCK_BYTES
 _HANDED_OVER_AT_ONCE = 3
 """Batches: the store takes some time for each call, however little it gets."""
-_BATCHES_IN_FLIGHT_PER_THREAD = 3
+_BATCHES_IN_FLIGHT_PER_WORKER = 3
 """Compressed but not yet stored."""
 _COUNT = struct.Struct("<I")
 _RUN_BYTES = 16
@@ -114,6 +115,7 @@ class StreamCutter:
 
     Attributes:
         cut: what of it is read.
+        workers: how many threads must ``work``: one reads while the others compress.
     """
 
     def __init__(self, fd: int, known: Known, hand_over: Callable[[list[Batch]], object], *,
@@ -126,15 +128,16 @@ class StreamCutter:
             hand_over: takes the new pages, in order, some batches at a time, from one of the threads; ``stored`` says
                 when they are done.
             level: of zstd.
-            threads: how many will ``work``.
+            threads: that compress at a time.
         """
         self._reader = StreamReader(fd)
         self._index = known.index
         self._followed = known.followed
         self._hand_over = hand_over
         self._level = level
-        self._threads = threads
-        self._room = threading.Semaphore(_BATCHES_IN_FLIGHT_PER_THREAD * threads)
+        self.workers = threads + 1
+        self._room = threading.Semaphore(_BATCHES_IN_FLIGHT_PER_WORKER * self.workers)
+        self._compressing = threading.Semaphore(threads)
         self._turn = threading.Lock()  # who reads: guards all that is told of the stream
         self._ended = False
         self._n_batches = 0
@@ -160,7 +163,7 @@ class StreamCutter:
         """Make ``work`` return soon, in all threads."""
         self._ended = True
         self._reader.stop()
-        self._room.release(self._threads)
+        self._room.release(self.workers)
 
     def close(self) -> None:
         """Free what it holds; only when ``work`` has returned in all threads."""
@@ -189,7 +192,8 @@ class StreamCutter:
                         break
                     number = self._n_batches
                     self._n_batches += 1
-                blocks = compressor.blocks(batch[:length], SCATTERED_FRAME_PAGES if scattered else BLOCK_PAGES)
+                with self._compressing:
+                    blocks = compressor.blocks(batch[:length], SCATTERED_FRAME_PAGES if scattered else BLOCK_PAGES)
                 self._take(number, Batch(blocks, b"".join(map(entry, blocks))))
             self._take_no_more()
         except BaseException:

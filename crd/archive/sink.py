@@ -106,8 +106,8 @@ class ImageSink:
         cutter = StreamCutter(fd, self._known, lambda some: loop.call_soon_threadsafe(batches.put_nowait, some),
                               level=self._level, threads=self._threads)
         with closing(cutter):
-            cutting = asyncio.gather(*(loop.run_in_executor(self._executor, cutter.work) for _ in range(self._threads)),
-                                     return_exceptions=True)
+            cutting = asyncio.gather(*(loop.run_in_executor(self._executor, cutter.work)
+                                       for _ in range(cutter.workers)), return_exceptions=True)
             cutting.add_done_callback(lambda _: batches.put_nowait([]))
             try:
                 while ready := await batches.get():

@@ -182,7 +182,7 @@ def python(home: Path, source: str, *words: str) -> Iterator[int]:
             process.wait()
 
 
-def zstd_alone(pid: int) -> Used:
+def zstd_alone(pid: int, threads: int) -> Used:
     """Compress the same bytes, in memory already, by the same level, frames and threads."""
     runs = resident(pid)
     content = memoryview(bytearray(sum(length for _, length in runs)))
@@ -197,7 +197,7 @@ def zstd_alone(pid: int) -> Used:
             local.zstd = zstandard.ZstdCompressor(level=1)
         return len(local.zstd.compress(content[start:start + FRAME_BYTES]))
 
-    with ThreadPoolExecutor(2) as executor:
+    with ThreadPoolExecutor(threads) as executor:
         began, before = time.monotonic(), cpu_seconds()
         sum(executor.map(compress, range(0, len(content), FRAME_BYTES)))
         return Used(len(content), time.monotonic() - began, cpu_seconds() - before)
@@ -213,16 +213,23 @@ async def stored(pipeline: Pipeline, pid: int, target: str | None = None) -> tup
     return image, Used(image.memory_bytes, seconds, cpu_seconds() - before)
 
 
-async def whole_checkpoint(home: Path, rows: int, n: int) -> None:
-    """Measure a checkpoint from the request to the catalog, in clear and encrypted, and reading it back."""
+async def whole_checkpoint(home: Path, rows: int, n: int, threads: int) -> None:
+    """Measure a checkpoint from the request to the catalog, in clear and encrypted, and reading it back.
+
+    Args:
+        home: an empty directory.
+        rows: of the program.
+        n: how often.
+        threads: that compress.
+    """
     keys = KeyRing([Key(secrets.token_bytes(KEY_BYTES))])
     clear: list[Used] = []
     encrypted: list[Used] = []
     alone: list[Used] = []
     read: list[float] = []
     with python(home / "heap", HEAP, str(rows)) as pid:
-        async with (Archive(LocalStore(home / "archive")) as archive,
-                    Archive(SealedStore(LocalStore(home / "sealed"), keys)) as sealed,
+        async with (Archive(LocalStore(home / "archive"), threads=threads) as archive,
+                    Archive(SealedStore(LocalStore(home / "sealed"), keys), threads=threads) as sealed,
                     await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "bench") as catalog,
                     WorkerPool() as workers):
             for _ in range(n):
@@ -234,8 +241,8 @@ async def whole_checkpoint(home: Path, rows: int, n: int) -> None:
                         seconds = await read_seconds(archive, image.crid, image.digest)
                         read.append(image.image_bytes / seconds / 2**20)
                     await kept.forget(image.crid)
-                alone.append(await asyncio.to_thread(zstd_alone, pid))
-    what = f"whole checkpoint of {alone[0].size >> 20} MiB of Python heap into the archive"
+                alone.append(await asyncio.to_thread(zstd_alone, pid, threads))
+    what = f"whole checkpoint of {alone[0].size >> 20} MiB of Python heap into the archive, compressed by {threads}"
     for name, taken, wanted in ((what, clear, 0.8), (f"{what}, encrypted", encrypted, 0.7)):
         ours, theirs = (statistics.median(used.rate for used in each) for each in (taken, alone))
         row(name, n, f"{ours:.0f} MiB/s", f"{theirs:.0f} MiB/s zstd alone, of which {wanted} is wanted",
@@ -354,7 +361,9 @@ def main() -> None:
         stop_of_threads(home, 15)
         trees(home, 7)
         filter_cost(home, 15, row)
-        asyncio.run(whole_checkpoint(home, 2_600_000, 5))
+        for threads in (1, 2):
+            (whole := home / f"by {threads}").mkdir()
+            asyncio.run(whole_checkpoint(whole, 2_600_000, 5, threads))
         asyncio.run(increments(home, 7))
         asyncio.run(workers.compare(home, python, row))
         memory_while_storing(home, row)
