@@ -266,7 +266,7 @@ class Settings(BaseSettings):
     @property
     def catalog_url(self) -> str:
         """Where the catalog is."""
-        return self.catalog.url or f"sqlite+aiosqlite:///{self.daemon.state_dir / 'catalog.db'}"
+        return self.catalog.url or f"sqlite:///{self.daemon.state_dir / 'catalog.db'}"
 
     @classmethod
     def settings_customise_sources(  # the signature is pydantic's
