@@ -24,14 +24,16 @@ if TYPE_CHECKING:
     from crd.catalog.session import Database
     from crd.ids import ImageRef
 
-_FIELDS = [images.c[field.name] for field in fields(Image)]
+_NAMES = [field.name for field in fields(Image)]
+_FIELDS = [images.c[name] for name in _NAMES]
 _ROWS_AT_ONCE = 10_000
+_UNENDED = ["queued", "running", "releasing"]
 _THERE = images.c.state.in_(["ok", "damaged"])
 _PLACE = (images.c.taken_at, images.c.crid, images.c.host)
 _NEWEST_FIRST = tuple(column.desc() for column in _PLACE)
 _ONE = (images.c.host == bindparam("of_host"), images.c.crid == bindparam("of_crid"))
 _WANTED = exists().where(requests.c.host == images.c.host, requests.c.crid == images.c.crid,
-                         requests.c.state.in_(["queued", "running", "releasing"]))
+                         requests.c.state.in_(_UNENDED))
 
 # What each checkpoint takes is put together once: to do so each time takes longer than SQLite does.
 _BEGIN = insert(images)
@@ -42,9 +44,10 @@ _LARGEST = select(func.max(images.c.crid).label("crid")).where(images.c.host == 
 _BURY = delete(images).where(
     *_ONE, images.c.state == "forgotten", images.c.crid < select(_LARGEST.c.crid).scalar_subquery(),
     ~exists().where(requests.c.host == bindparam("of_host"), requests.c.crid == bindparam("of_crid")))
-_CHOICES = select(images.c.crid, images.c.taken_at, images.c.pinned, images.c.state, images.c.stored_bytes,
-                  _WANTED.label("wanted")).where(images.c.host == bindparam("of_host"),
-                                                 images.c.target == bindparam("of_target"), _THERE)
+_CHOICES = select(images.c.crid, images.c.taken_at, images.c.pinned, images.c.state == "damaged",
+                  images.c.stored_bytes).where(images.c.host == bindparam("of_host"),
+                                               images.c.target == bindparam("of_target"), _THERE)
+_ALL_WANTED = select(requests.c.crid).where(requests.c.host == bindparam("of_host"), requests.c.state.in_(_UNENDED))
 _NEWEST_GOOD = select(images.c.crid).where(images.c.host == bindparam("of_host"), images.c.state == "ok").order_by(
     images.c.crid.desc()).limit(1)
 _RELATIVES = (_NEWEST_GOOD.where(images.c.pid == bindparam("of_pid")),
@@ -131,9 +134,10 @@ class Images(Verbs):
     @reads
     def choices(self, connection: Connection, target: str) -> list[Choice]:
         """Return what retention has to know of the images of a target."""
-        return [Choice(crid=row.crid, taken_at=row.taken_at, pinned=row.pinned, damaged=row.state == "damaged",
-                       stored_bytes=row.stored_bytes, wanted=row.wanted)
-                for row in connection.execute(_CHOICES, {"of_host": self._host, "of_target": target})]
+        wanted = {*connection.execute(_ALL_WANTED, {"of_host": self._host}).scalars()}
+        found = connection.execute(_CHOICES, {"of_host": self._host, "of_target": target}).all()
+        return [Choice(Crid(crid), taken_at, pinned, damaged, stored_bytes, crid in wanted)
+                for crid, taken_at, pinned, damaged, stored_bytes in found]
 
     @reads
     def unchecked_since(self, connection: Connection, when: datetime, but: Collection[Crid] = ()) -> Image | None:
@@ -245,7 +249,7 @@ class Images(Verbs):
         if after is not None:
             query = query.where(images.c.taken_at <= after.taken_at, tuple_(*_PLACE) < after)
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
-        return [_image(row) for row in connection.execute(query)]
+        return [_image(row) for row in connection.execute(query).all()]
 
     @reads
     def own(self, connection: Connection, *, below: int | None = None, limit: int) -> Sequence[Image]:
@@ -253,7 +257,7 @@ class Images(Verbs):
         query = select(*_FIELDS).where(self._own, _THERE).order_by(images.c.crid.desc()).limit(limit)
         if below is not None:
             query = query.where(images.c.crid < below)
-        return [_image(row) for row in connection.execute(query)]
+        return [_image(row) for row in connection.execute(query).all()]
 
     @reads
     def count(self, connection: Connection) -> int:
@@ -311,7 +315,7 @@ def _got(connection: Connection, crid: Crid, host: str) -> Image:
 
 
 def _image(row: Row[Any]) -> Image:
-    return Image(**row._mapping)
+    return Image(**dict(zip(_NAMES, row, strict=True)))
 
 
 def _not_found(crid: Crid, host: str = "") -> ImageNotFound:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -46,8 +47,9 @@ class Postgresql:
             CatalogError: the driver is not installed.
         """
         try:
-            self.sessions = create_async_engine(url, pool_pre_ping=True, connect_args={
-                "timeout": _CONNECT_SECONDS, "command_timeout": _ANSWER_SECONDS})
+            self.sessions = create_async_engine(
+                url, pool_pre_ping=True, json_deserializer=msgspec.json.decode,
+                connect_args={"timeout": _CONNECT_SECONDS, "command_timeout": _ANSWER_SECONDS})
         except ModuleNotFoundError as error:
             raise CatalogError("catalog.url: asyncpg is not installed", hint="Install crd[postgresql].") from error
         self.announcement = select(func.pg_notify(CHANNEL, ""))

@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 from sqlalchemy import create_engine, event
 from sqlalchemy.exc import OperationalError
 
@@ -53,7 +54,8 @@ class Sqlite:
         self._path = Path(url.database or "")
         with _translated_os(self._path):
             _make(self._path)  # readable by nobody else; SQLite gives its companions (-wal, -shm) the same mode
-        self.engine = create_engine(url.set(drivername="sqlite"), connect_args={"timeout": _BUSY_SECONDS})
+        self.engine = create_engine(url.set(drivername="sqlite"), json_deserializer=msgspec.json.decode,
+                                    connect_args={"timeout": _BUSY_SECONDS})
         _set_up(self.engine)
         self._hasty = self.engine.execution_options(**{_HASTY: True})
         self._reader = self.engine.execution_options(**{_READS: True})

@@ -21,7 +21,7 @@ from crd.catalog.rows import Image, Place
 from crd.catalog.schema import checkpoints, images
 from crd.daemon.pages import ROWS_MAX
 from crd.ids import CRID_MAX, Crid, ImageRef, TargetName
-from crd.retention.policy import Candidate, decide
+from crd.retention.policy import decide
 from crd.settings.keep import parse_keep
 from tests.support.postgres import BIN, PostgresServer
 
@@ -124,8 +124,7 @@ def _questions(opened: Catalog, size: int) -> dict[str, Callable[[], Awaitable[o
         await opened.checkpoints.finish(number, "ok", now, crid=crid)
 
     async def verdicts() -> None:
-        decide([Candidate(crid=one.crid, taken_at=one.taken_at, pinned=one.pinned, damaged=one.damaged)
-                for one in await found.choices(target)], keep, min_images=1, now=now, zone=None)
+        decide(await found.choices(target), keep, min_images=1, now=now, zone=None)
 
     return {
         "a page of images": lambda: found.list(limit=ROWS_MAX + 1),
