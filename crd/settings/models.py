@@ -93,7 +93,8 @@ class CatalogSettings(Section):
     ``host`` is this host's name in a catalog that several share; empty: its host name.
     """
 
-    url: str = ""
+    url: Annotated[str, _shaped(r"sqlite(\+aiosqlite)?:///.+|postgresql\+asyncpg://.*/.+",
+                                "sqlite:////PATH or postgresql+asyncpg://USER@HOST/DATABASE")] = ""
     host: Annotated[str, _shaped(r"[A-Za-z0-9][\w.-]{0,62}", "a name such as a host has")] = ""
 
 
