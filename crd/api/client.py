@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 from contextlib import suppress
@@ -15,7 +16,7 @@ from crd.api.protocol import FAILED, INTERFACE, SERVICE, Call, MessageBuffer, Re
 from crd.errors import AccessDenied, ApiError, BadRequest, CrdError, DaemonUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -25,6 +26,8 @@ SOCKET_VARIABLE = "CRD_API__SOCKET"
 _REPLY_BYTES_MAX = 1 << 28
 _READ_BYTES = 1 << 18
 _PATIENCE_SECONDS = 60.0
+_UNHEARD_SECONDS = 2.0
+_SIGN_SECONDS = 1.0
 
 
 def default_socket() -> Path:
@@ -35,14 +38,20 @@ def default_socket() -> Path:
 class Client:
     """A connection to the daemon."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, unheard: Callable[[Path], object] | None = None) -> None:
         """Connect.
+
+        Args:
+            path: of the socket; None: where the daemon is expected.
+            unheard: told once that no answer has come for a while, and that the daemon does not answer others either:
+                systemd holds the socket, so whoever connects waits for a daemon that starts, or that cannot.
 
         Raises:
             DaemonUnavailable: nobody listens there.
             AccessDenied: this user may not connect.
         """
         self._path = path or default_socket()
+        self._unheard = unheard
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._buffer = MessageBuffer(_REPLY_BYTES_MAX)
         self._arrived: list[bytearray] = []
@@ -145,6 +154,8 @@ class Client:
             raise self._lost(error) from error
 
     def _receive(self) -> Reply:
+        if self._unheard and not self._arrived:
+            self._listen(self._unheard)
         while not self._arrived:
             try:
                 data = self._socket.recv(_READ_BYTES)
@@ -155,12 +166,32 @@ class Client:
             self._arrived += self._buffer.feed(data)
         return decode_reply(self._arrived.pop(0))
 
+    def _listen(self, unheard: Callable[[Path], object]) -> None:
+        """Wait a while for the first bytes of an answer."""
+        self._unheard = None
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        if not waiting.poll(_UNHEARD_SECONDS * 1000) and not _answers(self._path):
+            unheard(self._path)
+
     def _lost(self, error: OSError | None = None) -> DaemonUnavailable:
         if isinstance(error, TimeoutError):
             return DaemonUnavailable(f"the daemon at {self._path} does not answer",
                                      hint="Its log says what it is doing: journalctl -u crd.")
         return DaemonUnavailable(f"the daemon at {self._path} hung up before it had answered",
                                  hint="It was stopped, or failed; its log says which.")
+
+
+def _answers(path: Path) -> bool:
+    """Whether the daemon answers at all: what it was asked may take long."""
+    try:
+        with Client(path) as other:
+            other._socket.settimeout(_SIGN_SECONDS)
+            other._send(Call(f"{SERVICE}.GetInfo", {}))
+            other._receive()
+    except CrdError:
+        return False
+    return True
 
 
 def _timeval(seconds: float) -> bytes:

@@ -180,18 +180,20 @@ class StreamCutter:
             ArchiveUnavailable: the stream cannot be read.
             ArchiveError: it is more than is kept in one image.
         """
-        batch = memoryview(bytearray(BATCH_BYTES))
-        compressor = BlockCompressor(self._level)
+        batch, compressor = memoryview(b""), None  # made when there is something for them: most images are small
         try:
             while True:
                 self._room.acquire()
                 with self._turn:
+                    if not (self._ended or batch):
+                        batch = memoryview(bytearray(BATCH_BYTES))
                     length, scattered = (0, False) if self._ended else self._fill(batch)
                     if not length:
                         self._ended = True
                         break
                     number = self._n_batches
                     self._n_batches += 1
+                compressor = compressor or BlockCompressor(self._level)
                 with self._compressing:
                     blocks = compressor.blocks(batch[:length], SCATTERED_FRAME_PAGES if scattered else BLOCK_PAGES)
                 self._take(number, Batch(blocks, b"".join(map(entry, blocks))))

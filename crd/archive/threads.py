@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **keywords: P.kwarg
     ``asyncio.to_thread`` leaves the thread running when it is cancelled: the descriptors and files it works on may be
     closed, and used again for something else, under its hands.  Here the cancellation waits for the function.
     """
-    return await to_end(asyncio.ensure_future(asyncio.to_thread(function, *args, **keywords)))
+    return await to_end(asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **keywords)))
 
 
 async def to_end(work: asyncio.Future[T]) -> T:

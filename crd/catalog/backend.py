@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable
 
     from sqlalchemy import Executable
     from sqlalchemy.engine import Connection
@@ -13,21 +13,33 @@ if TYPE_CHECKING:
 
     from crd.errors import CatalogError
 
+T = TypeVar("T")
+
 
 class Backend(Protocol):
     """A database of one kind."""
 
     @property
-    def engine(self) -> AsyncEngine:
-        """What makes connections."""
-
-    @property
-    def writing(self) -> AbstractAsyncContextManager[Any]:
-        """What is entered around each transaction that may write."""
+    def sessions(self) -> AsyncEngine | None:
+        """What makes connections of one's own, if daemons of several hosts share the database."""
 
     @property
     def announcement(self) -> Executable | None:
         """What tells all who share the database of a change; None: nobody does."""
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Do what only reads, in one transaction."""
+
+    async def write(self, work: Callable[[Connection], T], *, is_durable: bool = True) -> T:
+        """Do what may write, in one transaction, which is undone if it raises.
+
+        Args:
+            work: to be done.
+            is_durable: it has to outlive a power cut once this returns.
+        """
+
+    async def close(self) -> None:
+        """Close all connections."""
 
     def prepare(self) -> None:
         """Make an empty database ready for the first table; it may block."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, insert, select, text, update
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
+
+    from sqlalchemy.engine import Connection
 
     from crd.clock import Clock
 
@@ -48,7 +51,7 @@ class Catalog:
         database = await open_database(url)
         try:
             if not database.shared:
-                await _follow(database, host)
+                await database.write(partial(_follow, host))
         except BaseException:
             await database.close()
             raise
@@ -63,8 +66,9 @@ class Catalog:
         """Return the hosts whose daemons share the catalog, and when each was last heard of."""
         if not self._database.shared:
             return {}
-        async with self._database.read() as connection:
-            return {row.host: row.seen_at for row in await connection.execute(select(hosts).order_by(hosts.c.host))}
+        return await self._database.read(
+            lambda connection: {row.host: row.seen_at
+                                for row in connection.execute(select(hosts).order_by(hosts.c.host))})
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,13 +78,12 @@ class Catalog:
         await self._database.close()
 
 
-async def _follow(database: Database, host: str) -> None:
+def _follow(host: str, connection: Connection) -> None:
     """Have a catalog that is of one host follow it when it gets another name."""
-    async with database.begin() as connection:
-        if (await connection.execute(select(hosts.c.host).where(hosts.c.host == host))).first():
-            return
-        await connection.execute(text("PRAGMA defer_foreign_keys=ON"))  # until the transaction ends
-        for table in (images, requests, checkpoints, targets, holds):
-            await connection.execute(update(table).values(host=host))
-        await connection.execute(delete(hosts))
-        await connection.execute(insert(hosts).values(host=host, seen_at=datetime.now(UTC)))
+    if connection.execute(select(hosts.c.host).where(hosts.c.host == host)).first():
+        return
+    connection.execute(text("PRAGMA defer_foreign_keys=ON"))  # until the transaction ends
+    for table in (images, requests, checkpoints, targets, holds):
+        connection.execute(update(table).values(host=host))
+    connection.execute(delete(hosts))
+    connection.execute(insert(hosts).values(host=host, seen_at=datetime.now(UTC)))

@@ -5,9 +5,9 @@ What a daemon enters is of its own host, but for requests, which are for the hos
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -15,7 +15,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from crd.errors import CatalogError, CatalogUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.engine import URL, Connection
+
+T = TypeVar("T")
 
 CHANNEL = "crd_requests"
 """Where daemons tell each other that requests have changed."""
@@ -43,12 +47,25 @@ class Postgresql:
             CatalogError: the driver is not installed.
         """
         try:
-            self.engine = create_async_engine(url, pool_pre_ping=True, connect_args={
-                "timeout": _CONNECT_SECONDS, "command_timeout": _ANSWER_SECONDS})
+            self.sessions = create_async_engine(
+                url, pool_pre_ping=True, json_deserializer=msgspec.json.decode,
+                connect_args={"timeout": _CONNECT_SECONDS, "command_timeout": _ANSWER_SECONDS})
         except ModuleNotFoundError as error:
             raise CatalogError("catalog.url: asyncpg is not installed", hint="Install crd[postgresql].") from error
-        self.writing = nullcontext()
         self.announcement = select(func.pg_notify(CHANNEL, ""))
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Do it in the event loop, which goes on while the server works."""
+        return await self.write(work)
+
+    async def write(self, work: Callable[[Connection], T], *, is_durable: bool = True) -> T:  # noqa: ARG002  it always is
+        """Do it likewise."""
+        async with self.sessions.begin() as connection:
+            return await connection.run_sync(work)
+
+    async def close(self) -> None:
+        """Close them."""
+        await self.sessions.dispose()
 
     def prepare(self) -> None:
         """Nothing: the database is the administrator's."""

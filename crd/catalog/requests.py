@@ -15,7 +15,7 @@ from sqlalchemy import delete, exists, func, insert, select, update
 
 from crd.catalog.rows import Request
 from crd.catalog.schema import images, requests
-from crd.catalog.whole import whole
+from crd.catalog.verbs import Verbs, reads, writes
 from crd.errors import ImageNotFound, QueueFull, RequestMoved, RequestNotCancellable, RequestNotFound
 from crd.ids import Crid
 
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.engine import Connection
 
-    from crd.catalog.session import Database
     from crd.errors import CrdError
 
 QUEUED_MAX = 20_000
@@ -40,21 +39,17 @@ _MESSAGES = {"running": "the daemon ended before a task of it ran",
 _HINTS = {"running": "Ask again.", "releasing": "They may have run and ended; ask again if they did not."}
 
 
-@whole
-class Requests:
+class Requests(Verbs):
     """The verbs on requests."""
 
-    def __init__(self, database: Database, host: str) -> None:
-        """Work on a database, for a host: requests for its images are its to carry out."""
-        self._database = database
-        self._host = host
-
-    async def add(self, crid: Crid, *, pids: str, files: str, uid: int, now: datetime, tcp: str = "auto",
-                  stdio: str = "pty", force_version: bool = False, gids: Collection[int] | None = None, host: str = "",
-                  boot_id: str | None = None) -> Request:
+    @writes
+    def add(self, connection: Connection, crid: Crid, *, pids: str, files: str, uid: int, now: datetime,
+            tcp: str = "auto", stdio: str = "pty", force_version: bool = False, gids: Collection[int] | None = None,
+            host: str = "", boot_id: str | None = None) -> Request:
         """Queue a request for an image of this host, or of another; it is durable when this returns.
 
         Args:
+            connection: of the transaction.
             crid: of the image.
             pids: as of ``RestartOptions``.
             files: as of ``RestartOptions``.
@@ -71,33 +66,34 @@ class Requests:
             ImageNotFound: the image was forgotten meanwhile.
             QueueFull: too many are queued, of this user or of all.
         """
-        async with self._database.begin() as connection:
-            await _need_room(connection, host or self._host, None if gids is None else uid)
-            if not (await connection.execute(select(images.c.crid).where(
-                    images.c.host == (host or self._host), images.c.crid == crid,
-                    images.c.state.in_(["ok", "damaged"])).with_for_update(read=True))).first():
-                raise ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
-            done = await connection.execute(insert(requests).values(
-                host=host or self._host, crid=crid, state="queued", pids=pids, files=files, tcp=tcp, stdio=stdio,
-                force_version=force_version, uid=uid, requested_at=now,
-                gids=None if gids is None else sorted(gids), boot_id=boot_id))
-            await self._database.announce(connection)
-            return await _get(connection, int(done.inserted_primary_key[0]))  # type: ignore[index]
+        _need_room(connection, host or self._host, None if gids is None else uid)
+        if not connection.execute(select(images.c.crid).where(
+                images.c.host == (host or self._host), images.c.crid == crid,
+                images.c.state.in_(["ok", "damaged"])).with_for_update(read=True)).first():
+            raise ImageNotFound(f"there is no image {crid}", crid=crid, hint="crctl images lists them.")
+        done = connection.execute(insert(requests).values(
+            host=host or self._host, crid=crid, state="queued", pids=pids, files=files, tcp=tcp, stdio=stdio,
+            force_version=force_version, uid=uid, requested_at=now,
+            gids=None if gids is None else sorted(gids), boot_id=boot_id))
+        self._database.announce(connection)
+        return _get(connection, int(done.inserted_primary_key[0]))  # type: ignore[index]
 
-    async def get(self, number: int) -> Request:
+    @reads
+    def get(self, connection: Connection, number: int) -> Request:
         """Return a request.
 
         Raises:
             RequestNotFound: there is none of that number.
         """
-        async with self._database.read() as connection:
-            return await _get(connection, number)
+        return _get(connection, number)
 
-    async def list(self, *, limit: int | None = None, uid: int | None = None,
-                   below: int | None = None) -> list[Request]:
+    @reads
+    def list(self, connection: Connection, *, limit: int | None = None, uid: int | None = None,
+             below: int | None = None) -> list[Request]:
         """Return requests of all hosts, the newest first.
 
         Args:
+            connection: of the transaction.
             limit: at most so many.
             uid: only those of this user.
             below: only those with a smaller number.
@@ -107,22 +103,21 @@ class Requests:
             query = query.where(requests.c.uid == uid)
         if below is not None:
             query = query.where(requests.c.number < below)
-        async with self._database.read() as connection:
-            return [Request(**row._mapping) for row in await connection.execute(query)]
+        return [Request(**row._mapping) for row in connection.execute(query)]
 
-    async def claim(self, now: datetime, boot_id: str = "") -> Request | None:
+    @writes
+    def claim(self, connection: Connection, now: datetime, boot_id: str = "") -> Request | None:
         """Take the oldest queued request of this host that has not to wait for the end of this boot, or None."""
-        async with self._database.begin() as connection:
-            row = (await connection.execute(
-                select(requests).where(requests.c.host == self._host, requests.c.state == "queued",
-                                       requests.c.boot_id.is_(None) | (requests.c.boot_id != boot_id))
-                .order_by(requests.c.number).limit(1).with_for_update(skip_locked=True))).first()
-            if row is None:
-                return None
-            await connection.execute(update(requests).where(requests.c.number == row.number)
-                                     .values(state="running", started_at=now))
-            await self._database.announce(connection)
-            return Request(**{**row._mapping, "state": "running", "started_at": now})
+        row = connection.execute(
+            select(requests).where(requests.c.host == self._host, requests.c.state == "queued",
+                                   requests.c.boot_id.is_(None) | (requests.c.boot_id != boot_id))
+            .order_by(requests.c.number).limit(1).with_for_update(skip_locked=True)).first()
+        if row is None:
+            return None
+        connection.execute(update(requests).where(requests.c.number == row.number)
+                           .values(state="running", started_at=now))
+        self._database.announce(connection)
+        return Request(**{**row._mapping, "state": "running", "started_at": now})
 
     async def releasing(self, number: int, root_pid: int, root_start_time: int, boot_id: str) -> None:
         """Note that all is made and about to run; durable when this returns.
@@ -148,56 +143,58 @@ class Requests:
         await self._pass(number, {"running", "releasing"}, state="failed", ended_at=now, error=error.code,
                          message=error.message, hint=error.hint)
 
-    async def cancel(self, number: int, now: datetime) -> Request:
+    @writes
+    def cancel(self, connection: Connection, number: int, now: datetime) -> Request:
         """Cancel a request that is still queued.
 
         Raises:
             RequestNotFound: there is none of that number.
             RequestNotCancellable: it is being carried out, or has ended.
         """
-        async with self._database.begin() as connection:
-            done = await connection.execute(
-                update(requests).where(requests.c.number == number, requests.c.state == "queued")
-                .values(state="cancelled", ended_at=now))
-            await self._database.announce(connection)
-            request = await _get(connection, number)
+        done = connection.execute(
+            update(requests).where(requests.c.number == number, requests.c.state == "queued")
+            .values(state="cancelled", ended_at=now))
+        self._database.announce(connection)
+        request = _get(connection, number)
         if not done.rowcount:
             raise RequestNotCancellable(f"request {number} is {request.state}", number=number)
         return request
 
-    async def roots(self, boot_id: str) -> dict[str, tuple[int, int]]:
+    @reads
+    def roots(self, connection: Connection, boot_id: str) -> dict[str, tuple[int, int]]:
         """Return pid and start time of what each target was restarted as last in this boot."""
         query = (select(images.c.target, requests.c.root_pid, requests.c.root_start_time)
                  .join(images, (images.c.host == requests.c.host) & (images.c.crid == requests.c.crid))
                  .where(requests.c.host == self._host, requests.c.state == "done", requests.c.boot_id == boot_id,
                         images.c.target.is_not(None))
                  .order_by(requests.c.number.desc()).limit(_ROOTS_MAX))
-        async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = connection.execute(query).all()
         return {row.target: (row.root_pid, row.root_start_time) for row in reversed(rows)}
 
-    async def recover(self, now: datetime, boot_id: str, runs: Callable[[int, int], bool]) -> Sequence[str]:
+    @writes
+    def recover(self, connection: Connection, now: datetime, boot_id: str,
+                runs: Callable[[int, int], bool]) -> Sequence[str]:
         """Settle what was under way when the daemon ended; return the state that each has now.
 
         Args:
+            connection: of the transaction.
             now: the time.
             boot_id: of the running kernel: pids of another boot mean nothing.
             runs: whether a task of that pid and start time runs.
         """
         settled: list[str] = []
-        async with self._database.begin() as connection:
-            rows = (await connection.execute(select(requests).where(
-                requests.c.host == self._host, requests.c.state.in_(["running", "releasing"])))).all()
-            for row in rows:
-                released = (row.state == "releasing" and row.boot_id == boot_id
-                            and runs(row.root_pid, row.root_start_time))
-                values: dict[str, Any] = {"state": "done"} if released else {
-                    "state": "failed", "error": _INTERRUPTED,
-                    "message": _MESSAGES[row.state], "hint": _HINTS[row.state]}
-                await connection.execute(update(requests).where(requests.c.number == row.number)
-                                         .values(ended_at=now, **values))
-                settled.append(values["state"])
-            await self._database.announce(connection)
+        rows = connection.execute(select(requests).where(
+            requests.c.host == self._host, requests.c.state.in_(["running", "releasing"]))).all()
+        for row in rows:
+            released = (row.state == "releasing" and row.boot_id == boot_id
+                        and runs(row.root_pid, row.root_start_time))
+            values: dict[str, Any] = {"state": "done"} if released else {
+                "state": "failed", "error": _INTERRUPTED,
+                "message": _MESSAGES[row.state], "hint": _HINTS[row.state]}
+            connection.execute(update(requests).where(requests.c.number == row.number)
+                               .values(ended_at=now, **values))
+            settled.append(values["state"])
+        self._database.announce(connection)
         return settled
 
     async def prune(self, before: datetime, boot_id: str) -> Sequence[Crid]:
@@ -206,60 +203,64 @@ class Requests:
         Returns:
             The forgotten images whose rows were kept for these alone: what is left of them may go now.
         """
+        freed: set[Crid] = set()
+        dropped = _PRUNED_AT_ONCE
+        while dropped == _PRUNED_AT_ONCE:
+            dropped, some = await self._prune_some(before, boot_id)
+            freed.update(some)
+        return sorted(freed)
+
+    @writes
+    def _prune_some(self, connection: Connection, before: datetime, boot_id: str) -> tuple[int, Sequence[Crid]]:
+        """Drop some; return how many, and as ``prune``."""
         of_target = (images.c.host == requests.c.host) & (images.c.crid == requests.c.crid)
         roots = (select(func.max(requests.c.number)).join(images, of_target)
                  .where(requests.c.host == self._host, requests.c.state == "done", requests.c.boot_id == boot_id,
                         images.c.target.is_not(None)).group_by(images.c.target))
-        freed: set[Crid] = set()
-        while True:
-            async with self._database.begin() as connection:
-                rows = (await connection.execute(select(requests.c.number, requests.c.crid).where(
-                    requests.c.host == self._host, requests.c.state.in_(_ENDED), requests.c.ended_at < before,
-                    requests.c.number.not_in(roots)).limit(_PRUNED_AT_ONCE))).all()
-                await connection.execute(delete(requests).where(requests.c.number.in_([row.number for row in rows])))
-                freed.update((await connection.execute(select(images.c.crid).where(
-                    images.c.host == self._host, images.c.state == "forgotten",
-                    images.c.crid.in_({row.crid for row in rows}),
-                    ~exists().where(requests.c.host == self._host, requests.c.crid == images.c.crid)))).scalars())
-            if len(rows) < _PRUNED_AT_ONCE:
-                return sorted(map(Crid, freed))
+        rows = connection.execute(select(requests.c.number, requests.c.crid).where(
+            requests.c.host == self._host, requests.c.state.in_(_ENDED), requests.c.ended_at < before,
+            requests.c.number.not_in(roots)).limit(_PRUNED_AT_ONCE)).all()
+        connection.execute(delete(requests).where(requests.c.number.in_([row.number for row in rows])))
+        freed = connection.execute(select(images.c.crid).where(
+            images.c.host == self._host, images.c.state == "forgotten", images.c.crid.in_({row.crid for row in rows}),
+            ~exists().where(requests.c.host == self._host, requests.c.crid == images.c.crid))).scalars()
+        return len(rows), [Crid(crid) for crid in freed]
 
-    async def queue(self) -> tuple[int, int, datetime | None]:
+    @reads
+    def queue(self, connection: Connection) -> tuple[int, int, datetime | None]:
         """Return how many are queued and running, and when the oldest queued one was asked for."""
-        async with self._database.read() as connection:
-            counted = {row[0]: row[1] for row in await connection.execute(
-                select(requests.c.state, func.count()).where(
-                    requests.c.host == self._host, requests.c.state.in_(_UNENDED)).group_by(requests.c.state))}
-            oldest = (await connection.execute(select(requests.c.requested_at).where(
-                requests.c.host == self._host, requests.c.state == "queued").order_by(requests.c.number).limit(1))
-                ).scalar()
+        counted = {row[0]: row[1] for row in connection.execute(
+            select(requests.c.state, func.count()).where(
+                requests.c.host == self._host, requests.c.state.in_(_UNENDED)).group_by(requests.c.state))}
+        oldest = connection.execute(select(requests.c.requested_at).where(
+            requests.c.host == self._host, requests.c.state == "queued").order_by(requests.c.number).limit(1)).scalar()
         return counted.get("queued", 0), counted.get("running", 0) + counted.get("releasing", 0), oldest
 
-    async def _pass(self, number: int, before: set[str], **values: Any) -> None:
-        async with self._database.begin() as connection:
-            done = await connection.execute(update(requests).where(
-                requests.c.number == number, requests.c.state.in_(before)).values(values))
-            await self._database.announce(connection)
-            if not done.rowcount:
-                request = await _get(connection, number)
-                raise RequestMoved(f"request {number} is {request.state}, and cannot become {values['state']}")
+    @writes
+    def _pass(self, connection: Connection, number: int, before: set[str], /, **values: Any) -> None:
+        done = connection.execute(update(requests).where(
+            requests.c.number == number, requests.c.state.in_(before)).values(values))
+        self._database.announce(connection)
+        if not done.rowcount:
+            request = _get(connection, number)
+            raise RequestMoved(f"request {number} is {request.state}, and cannot become {values['state']}")
 
 
-async def _need_room(connection: AsyncConnection, host: str, uid: int | None) -> None:
+def _need_room(connection: Connection, host: str, uid: int | None) -> None:
     """Refuse to queue more than can be carried out in a while; ``uid``: of a user who is no administrator."""
     queued = select(func.count()).where(requests.c.host == host, requests.c.state == "queued")
-    found = (await connection.execute(queued)).scalar_one()
+    found = connection.execute(queued).scalar_one()
     if found >= QUEUED_MAX:
         raise QueueFull(f"{found} restarts are queued already", hint="Try again when some of them are done.")
     if uid is not None:
-        found = (await connection.execute(queued.where(requests.c.uid == uid))).scalar_one()
+        found = connection.execute(queued.where(requests.c.uid == uid)).scalar_one()
         if found >= QUEUED_MAX_OF_USER:
             raise QueueFull(f"{found} of your restarts are queued already",
                             hint="Try again when some of them are done, or cancel some: crctl requests.")
 
 
-async def _get(connection: AsyncConnection, number: int) -> Request:
-    row = (await connection.execute(select(requests).where(requests.c.number == number))).first()
+def _get(connection: Connection, number: int) -> Request:
+    row = connection.execute(select(requests).where(requests.c.number == number)).first()
     if row is None:
         raise RequestNotFound(f"there is no request {number}", number=number, hint="crctl requests lists them.")
     return Request(**row._mapping)

@@ -56,8 +56,7 @@ class Place(NamedTuple):
     host: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Choice(NamedTuple):
     """An image that retention decides about; ``wanted`` says that a restart of it is asked for."""
 
     crid: Crid

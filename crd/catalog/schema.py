@@ -94,7 +94,8 @@ images = Table(
     Column("damage", Text),
     Index("ix_images_target_taken_at", "target", "taken_at"),
     Index("ix_images_taken_at", "taken_at"),
-    Index("ix_images_target_crid", "host", "target", "crid"),
+    # With all that ``Images.choices`` asks for: to look up each row besides takes four times as long.
+    Index("ix_images_target_crid", "host", "target", "crid", "state", "taken_at", "pinned", "stored_bytes"),
     Index("ix_images_pid_crid", "host", "pid", "crid"),
     Index("ix_images_uid_taken_at", "uid", "taken_at"),
     Index("ix_images_verified_at", "host", "verified_at", "taken_at"),

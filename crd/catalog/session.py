@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -12,19 +12,19 @@ from crd.catalog.upgrade import upgrade
 from crd.errors import CatalogError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-    from sqlalchemy.engine import URL
+    from sqlalchemy.engine import URL, Connection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from crd.catalog.backend import Backend
 
-READS = "crd_reads"
-"""The execution option of a transaction that only reads."""
-HASTY = "crd_hasty"
-"""The execution option of one that outlives our death, and need not outlive a power cut; SQLite saves a flush."""
+T = TypeVar("T")
+
+_SQLITE = {"sqlite", "sqlite+aiosqlite"}
+"""The second is how it was written when another driver was used."""
 _DAMAGED = "crd catalog restore puts back a backup, and crctl adopt takes in what only the archive has."
-_HINT = "Write sqlite+aiosqlite:///PATH or postgresql+asyncpg://USER@HOST/DATABASE."
+_HINT = "Write sqlite:///PATH or postgresql+asyncpg://USER@HOST/DATABASE."
 
 
 class Database:
@@ -33,15 +33,13 @@ class Database:
     def __init__(self, backend: Backend) -> None:
         """Use a database; ``open_database`` opens it."""
         self._backend = backend
-        self._reader = backend.engine.execution_options(**{READS: True})
-        self._hasty = backend.engine.execution_options(**{HASTY: True})
 
-    @asynccontextmanager
-    async def begin(self, *, is_durable: bool = True) -> AsyncIterator[AsyncConnection]:
-        """Run a transaction: committed when the context ends, undone if it raises.
+    async def write(self, work: Callable[[Connection], T], *, is_durable: bool = True) -> T:
+        """Do something in a transaction: committed when it returns, undone if it raises.
 
         Args:
-            is_durable: whether it outlives a power cut once the context ends; else it does when a later one does.
+            work: to be done, maybe in another thread.
+            is_durable: whether it outlives a power cut once this returns; else it does when a later one does.
 
         Raises:
             CatalogBusy: another program holds the lock.
@@ -50,18 +48,14 @@ class Database:
             CatalogError: anything else, such as a full disk.
         """
         try:
-            engine = self._backend.engine if is_durable else self._hasty
-            async with self._backend.writing, engine.begin() as connection:
-                yield connection
+            return await self._backend.write(work, is_durable=is_durable)
         except (SQLAlchemyError, OSError) as error:
             raise self._backend.translated(error) from error
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """See one state of the database, while others may write; raises as ``begin``."""
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """See one state of the database, while others may write; raises as ``write``."""
         try:
-            async with self._reader.begin() as connection:
-                yield connection
+            return await self._backend.read(work)
         except (SQLAlchemyError, OSError) as error:
             raise self._backend.translated(error) from error
         except ValueError as error:
@@ -70,13 +64,14 @@ class Database:
     @property
     def shared(self) -> bool:
         """Whether daemons of other hosts may use it, too."""
-        return self._backend.announcement is not None
+        return self._backend.sessions is not None
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncConnection]:
-        """Have a connection of one's own; raises as ``begin``."""
+        """Have a connection of one's own to what is ``shared``; raises as ``write``."""
+        assert self._backend.sessions is not None  # noqa: S101
         try:
-            async with self._backend.engine.connect() as connection:
+            async with self._backend.sessions.connect() as connection:
                 try:
                     yield connection
                 finally:
@@ -84,21 +79,21 @@ class Database:
         except (SQLAlchemyError, OSError) as error:
             raise self._backend.translated(error) from error
 
-    async def announce(self, connection: AsyncConnection) -> None:
+    def announce(self, connection: Connection) -> None:
         """Have the daemons that share the database hear of a change to requests once the transaction is committed."""
         if self._backend.announcement is not None:
-            await connection.execute(self._backend.announcement)
+            connection.execute(self._backend.announcement)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._backend.engine.dispose()
+        await self._backend.close()
 
 
 async def open_database(url: str) -> Database:
     """Open a database, made or brought up to date if need be.  What is no catalog of ours is left as it is.
 
     Args:
-        url: of SQLAlchemy: ``sqlite+aiosqlite:////var/lib/crd/catalog.db`` or
+        url: of SQLAlchemy: ``sqlite:////var/lib/crd/catalog.db`` or
             ``postgresql+asyncpg://crd@db.example.com/crd``.
 
     Raises:
@@ -107,23 +102,28 @@ async def open_database(url: str) -> Database:
         CatalogError: it cannot be opened.
     """
     try:
-        backend = _backend(make_url(url))
+        backend = backend_of(make_url(url))
     except ArgumentError as error:
         raise CatalogError(f"{url!r} is no database URL", hint=_HINT) from error
     try:
         await upgrade(backend)
         backend.opened()
     except (SQLAlchemyError, OSError) as error:
-        await backend.engine.dispose()
+        await backend.close()
         raise backend.translated(error) from error
     except BaseException:
-        await backend.engine.dispose()
+        await backend.close()
         raise
     return Database(backend)
 
 
-def _backend(url: URL) -> Backend:
-    if url.drivername == "sqlite+aiosqlite" and url.database:
+def backend_of(url: URL) -> Backend:
+    """Return what serves a database, which is not asked for anything yet.
+
+    Raises:
+        CatalogError: nothing does.
+    """
+    if url.drivername in _SQLITE and url.database:
         from crd.catalog.sqlite import Sqlite
 
         return Sqlite(url)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from crd.ids import Crid
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _COUNTING = frozenset({"ok", "damaged"})
 
@@ -52,8 +52,8 @@ class Differences:
             self.missing.append(crid)
 
 
-async def compare(parts: AsyncIterator[Sequence[tuple[int, str]]], objects: Sequence[int],
-                  whole: Mapping[Crid, int], left: Collection[Crid] | None) -> Differences:
+def compare(parts: Iterator[Sequence[tuple[int, str]]], objects: Sequence[int],
+            whole: Mapping[Crid, int], left: Collection[Crid] | None) -> Differences:
     """Compare rows, as crid and state, with objects, as crids, both in ascending order.
 
     Args:
@@ -63,7 +63,7 @@ async def compare(parts: AsyncIterator[Sequence[tuple[int, str]]], objects: Sequ
         left: as of ``Images.settle``.
     """
     found, reached = Differences(), 0
-    async for part in parts:
+    for part in parts:
         end = bisect_right(objects, part[-1][0], reached)
         beside = objects[reached:end]
         reached = end

@@ -2,7 +2,7 @@
 
 A transaction that begins by reading and then writes fails at once under another writer, whatever the busy timeout:
 SQLite cannot turn its snapshot into the newest one.  So one that may write begins by taking the write lock.  Within
-this process writers queue up for a lock of ours, since SQLite's own waiting is asking again after up to 100 ms.
+this process there is one thread that writes, since SQLite's own waiting is asking again after up to 100 ms.
 """
 
 from __future__ import annotations
@@ -13,22 +13,29 @@ import os
 import sqlite3
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import create_async_engine
+import msgspec
+from sqlalchemy import create_engine, event
+from sqlalchemy.exc import OperationalError
 
-from crd.catalog.session import HASTY, READS
 from crd.errors import CatalogBusy, CatalogError, CatalogOutOfDate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from sqlalchemy.engine import URL, Connection
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.engine import URL, Connection, Engine
 
+T = TypeVar("T")
+
+_READS = "crd_reads"
+"""The execution option of a transaction that only reads."""
+_HASTY = "crd_hasty"
+"""The execution option of one that outlives our death, and need not outlive a power cut: it saves a flush."""
+_READERS = 4
 _BUSY_SECONDS = 20
 _LOOK_AGAIN_SECONDS = 0.02
 
@@ -36,7 +43,7 @@ _LOOK_AGAIN_SECONDS = 0.02
 class Sqlite:
     """A file; see ``crd.catalog.backend``."""
 
-    announcement = None
+    sessions = announcement = None
 
     def __init__(self, url: URL) -> None:
         """Use a file, which is made if it is missing.
@@ -47,9 +54,28 @@ class Sqlite:
         self._path = Path(url.database or "")
         with _translated_os(self._path):
             _make(self._path)  # readable by nobody else; SQLite gives its companions (-wal, -shm) the same mode
-        self.engine = create_async_engine(url, connect_args={"timeout": _BUSY_SECONDS})
-        self.writing = asyncio.Lock()
+        self.engine = create_engine(url.set(drivername="sqlite"), json_deserializer=msgspec.json.decode,
+                                    connect_args={"timeout": _BUSY_SECONDS})
         _set_up(self.engine)
+        self._hasty = self.engine.execution_options(**{_HASTY: True})
+        self._reader = self.engine.execution_options(**{_READS: True})
+        self._writing = ThreadPoolExecutor(1, "crd-catalog-write")
+        self._reading = ThreadPoolExecutor(_READERS, "crd-catalog-read")
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Do it in one of some threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, _transacted, self._reader, work)
+
+    async def write(self, work: Callable[[Connection], T], *, is_durable: bool = True) -> T:
+        """Do it in the one thread that writes."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._writing, _transacted, self.engine if is_durable else self._hasty, work)
+
+    async def close(self) -> None:
+        """Close them, which may write back what is in the write-ahead log."""
+        await asyncio.get_running_loop().run_in_executor(self._writing, self.engine.dispose)
+        for executor in (self._writing, self._reading):
+            executor.shutdown()
 
     def prepare(self) -> None:
         """Switch to write-ahead logging, which the file remembers.
@@ -106,6 +132,11 @@ class Sqlite:
         return CatalogError(f"the catalog: {cause or error}", hint=hints.get(code, ""))
 
 
+def _transacted(engine: Engine, work: Callable[[Connection], T]) -> T:
+    with engine.begin() as connection:
+        return work(connection)
+
+
 def copy_database(path: Path, copy: Path) -> None:
     """Copy a database as it is at one moment, by SQLite's own means, durably, to a file that only its owner reads.
 
@@ -139,22 +170,24 @@ def _translated_os(path: Path) -> Iterator[None]:
         raise CatalogError(f"the catalog {path}: {error.strerror}", path=str(path)) from error
 
 
-def _set_up(engine: AsyncEngine) -> None:
+def _set_up(engine: Engine) -> None:
     """Set up every connection; sqlite3 is to begin no transactions by itself."""
 
-    @event.listens_for(engine.sync_engine, "connect")
+    @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
-        options = connection.get_execution_options()
-        safety = "NORMAL" if options.get(HASTY) else "FULL"
-        if not options.get(READS) and connection.info.get("synchronous") != safety:
-            # In WAL mode NORMAL leaves the flushing to a later commit; FULL costs 1 to 8 ms.
-            connection.exec_driver_sql(f"PRAGMA synchronous={safety}")
-            connection.info["synchronous"] = safety
-        connection.exec_driver_sql("BEGIN" if options.get(READS) else "BEGIN IMMEDIATE")
+        options, driver = connection.get_execution_options(), connection.connection.driver_connection
+        statement = "BEGIN" if options.get(_READS) else "BEGIN IMMEDIATE"
+        try:  # past SQLAlchemy, for which each statement is a lot of work
+            if not options.get(_READS):
+                # In WAL mode NORMAL leaves the flushing to a later commit; FULL costs 1 to 8 ms.
+                driver.execute(f"PRAGMA synchronous={'NORMAL' if options.get(_HASTY) else 'FULL'}")
+            driver.execute(statement)
+        except sqlite3.Error as error:
+            raise OperationalError(statement, None, error) from error

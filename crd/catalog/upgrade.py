@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from crd.catalog.backend import Backend
 
-HEAD = "20261128_stdio"
+HEAD = "20261128_choices"
 """The newest revision in ``migrations/versions``; a test says if that is not so."""
 _REVISION = Table("alembic_version", MetaData(naming_convention={"pk": "%(table_name)s_pkc"}),
                   Column("version_num", String(32), primary_key=True))
@@ -50,8 +51,7 @@ async def upgrade(backend: Backend) -> None:
         CatalogOutOfDate: a newer crd wrote it, or it is no catalog.
         CatalogError: it cannot be copied.
     """
-    async with backend.engine.connect() as connection:
-        revision = await connection.run_sync(_revision)
+    revision = await backend.write(_revision)
     if revision == HEAD:
         return
     if revision and revision not in known_revisions():
@@ -61,8 +61,7 @@ async def upgrade(backend: Backend) -> None:
         await asyncio.to_thread(backend.back_up, revision)
     else:
         await asyncio.to_thread(backend.prepare)
-    async with backend.engine.connect() as connection:
-        await connection.run_sync(_make_or_migrate, backend)
+    await backend.write(partial(_make_or_migrate, backend))
 
 
 def _revision(connection: Connection) -> str | None:
@@ -77,7 +76,7 @@ def _revision(connection: Connection) -> str | None:
     return None
 
 
-def _make_or_migrate(connection: Connection, backend: Backend) -> None:
+def _make_or_migrate(backend: Backend, connection: Connection) -> None:
     backend.lock_schema(connection)
     if _revision(connection):  # another daemon may have made it just now
         _migrate(connection)
@@ -85,7 +84,6 @@ def _make_or_migrate(connection: Connection, backend: Backend) -> None:
         metadata.create_all(connection, checkfirst=False)
         _REVISION.create(connection, checkfirst=True)
         connection.execute(_REVISION.insert().values(version_num=HEAD))
-    connection.commit()
 
 
 def _migrate(connection: Connection) -> None:

@@ -29,7 +29,14 @@ def connect() -> Client:
     Raises:
         DaemonUnavailable, AccessDenied: as ``Client``.
     """
-    return Client(click.get_current_context().find_root().obj)
+    context = click.get_current_context()
+    as_json = context.params.get("as_json")  # then what is said beside the result is JSON, too
+    return Client(context.find_root().obj, unheard=None if as_json else _say_that_we_wait)
+
+
+def _say_that_we_wait(path: Path) -> None:
+    click.echo(f"The daemon at {path} does not answer yet, maybe it cannot start: journalctl -u crd.  Waiting for it.",
+               err=True)
 
 
 def listed(method: str, what: str, limit: int | None, **parameters: Any) -> Iterator[dict[str, Any]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from crd.catalog.rows import Checkpoint, Image
+from crd.daemon.retention import Verdict
 from crd.daemon.targets import definition
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from crd.catalog.rows import Checkpoint, Image, Request
+    from crd.catalog.rows import Request
     from crd.daemon.diagnosis import Problem
-    from crd.daemon.retention import Verdict
     from crd.daemon.scheduler import ScheduledTarget
     from crd.engine.api import RestartPlan
 
@@ -27,19 +30,37 @@ def time_json(when: datetime | None) -> str | None:
     return when.isoformat() if when else None
 
 
+def _rendering(names: Sequence[str]) -> Callable[[Any], dict[str, Any]]:
+    """Return what makes an object of these attributes of a row: there may be very many rows."""
+    values, times = attrgetter(*names), [name for name in names if name.endswith("_at")]
+
+    def rendered(row: object) -> dict[str, Any]:
+        found = dict(zip(names, values(row), strict=True))
+        for name in times:
+            found[name] = time_json(found[name])
+        return found
+
+    return rendered
+
+
+_image, _verdict, _checkpoint, _request = map(_rendering, (
+    [field.name for field in fields(Image)], Verdict._fields, [field.name for field in fields(Checkpoint)],
+    _REQUEST_FIELDS))
+
+
 def image_json(image: Image) -> dict[str, Any]:
     """Return a value of type Image."""
-    return _with_times(_named(image))
+    return _image(image)
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
     """Return a value of type Verdict."""
-    return _with_times(_named(verdict)) | {"reasons": list(verdict.reasons)}
+    return _verdict(verdict)
 
 
 def request_json(request: Request) -> dict[str, Any]:
     """Return a value of type Request."""
-    return _with_times({name: getattr(request, name) for name in _REQUEST_FIELDS})
+    return _request(request)
 
 
 def problem_json(problem: Problem) -> dict[str, Any]:
@@ -59,14 +80,5 @@ def target_json(target: ScheduledTarget, last: Checkpoint | None) -> dict[str, A
     """Return a value of type Target."""
     written = definition(target.settings)
     return {**{key: written.get(key) for key in TARGET_KEYS}, "name": target.name, "held": target.held,
-            "source": target.source, "last": _with_times(_named(last)) if last else None,
+            "source": target.source, "last": _checkpoint(last) if last else None,
             "next_at": time_json(target.next_at)}
-
-
-def _named(value: Image | Verdict | Checkpoint) -> dict[str, Any]:
-    """Return the fields by name; ``asdict`` would copy each, which takes longer than all the rest."""
-    return {name: getattr(value, name) for name in value.__slots__}
-
-
-def _with_times(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: time_json(value) if name.endswith("_at") else value for name, value in values.items()}

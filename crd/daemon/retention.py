@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from crd.errors import CrdError, ImageInUse
-from crd.retention.policy import Candidate, decide
+from crd.retention.policy import decide
 from crd.target import procfs
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from crd.daemon.readers import Readers
     from crd.daemon.scheduler import ScheduledTarget
     from crd.ids import Crid
+    from crd.retention.policy import Decision
     from crd.settings.keep import Keep
     from crd.settings.models import RetentionSettings
 
@@ -34,8 +34,7 @@ READ = "it is being read"
 _PRUNE_SECONDS = 3600.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What becomes, or became, of an image; field names are those of ``io.crd.varlink``.
 
     Attributes:
@@ -82,21 +81,24 @@ class Retention:
 
     async def verdicts(self, target: str) -> list[Verdict]:
         """Return what the rules mean for each image of a target, the newest first."""
+        return [self._verdict(target, choice, decision) for choice, decision in await self._decided(target)]
+
+    async def verdict(self, target: str, crid: Crid) -> Verdict | None:
+        """Return what the rules mean for an image of a target, None if there is none."""
+        return next((self._verdict(target, choice, decision) for choice, decision in await self._decided(target)
+                     if choice.crid == crid), None)
+
+    async def _decided(self, target: str) -> list[tuple[Choice, Decision]]:
         settings, keep = self._settings(), self._keep(target)
         choices = {choice.crid: choice for choice in await self._catalog.images.choices(target)}
         decided = await asyncio.to_thread(  # there may be very many
-            decide, [Candidate(crid=choice.crid, taken_at=choice.taken_at, pinned=choice.pinned, damaged=choice.damaged)
-                     for choice in choices.values()],
-            keep, min_images=settings.min_images, now=self._clock.now(), zone=None)
-        verdicts = []
-        for decision in decided:
-            choice = choices[decision.crid]  # type: ignore[index]  # a Crid is an int
-            busy = self._busy(choice)
-            verdicts.append(Verdict(
-                crid=choice.crid, target=target, taken_at=choice.taken_at, stored_bytes=choice.stored_bytes,
-                keep=decision.keep or bool(busy),
-                reasons=(decision.reasons if decision.keep else ()) + busy or decision.reasons))
-        return verdicts
+            decide, choices.values(), keep, min_images=settings.min_images, now=self._clock.now(), zone=None)
+        return [(choices[decision.crid], decision) for decision in decided]  # type: ignore[index]  # a Crid is an int
+
+    def _verdict(self, target: str, choice: Choice, decision: Decision) -> Verdict:
+        busy = self._busy(choice)
+        return Verdict(choice.crid, target, choice.taken_at, choice.stored_bytes, keep=decision.keep or bool(busy),
+                       reasons=(decision.reasons if decision.keep else ()) + busy or decision.reasons)
 
     def _keep(self, target: str) -> Keep:
         own = self._targets[target].settings.keep
@@ -121,8 +123,7 @@ class Retention:
         except CrdError as error:
             logger.warning("image %d stays: %s", verdict.crid, error.message,
                            extra={"event": "retention.failed", "crid": verdict.crid, "error": error.code})
-            return Verdict(crid=verdict.crid, target=verdict.target, taken_at=verdict.taken_at, keep=False,
-                           stored_bytes=verdict.stored_bytes, reasons=verdict.reasons, error=error.message)
+            return verdict._replace(error=error.message)
         return verdict
 
     async def apply_all(self) -> None:

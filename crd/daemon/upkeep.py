@@ -58,11 +58,9 @@ class UpkeepHandlers:
 
     async def _on_GetImage(self, *, peer: Peer, more: More | None, reference: str) -> dict[str, Any]:  # noqa: ARG002, N802
         image = await self._find(peer, reference)
-        verdict = None
         here = image.host == self._app.host
-        if here and image.target in self._app.scheduler.targets:
-            verdict = next((verdict for verdict in await self._app.retention.verdicts(str(image.target))
-                            if verdict.crid == image.crid), None)
+        verdict = (await self._app.retention.verdict(image.target, image.crid)
+                   if here and image.target in self._app.scheduler.targets else None)
         return {"image": image_json(image), "retention": verdict_json(verdict) if verdict else None,
                 "sharing": asdict(await self._app.archive.sharing(image.crid)) if here else None}
 

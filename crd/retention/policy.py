@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -18,25 +17,27 @@ FUTURE = "taken in the future, as the clock says now"
 UNWANTED = "no rule wants it"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """An image of the target that is decided about.
+class Candidate(Protocol):
+    """An image of the target that is decided about."""
 
-    Attributes:
-        crid: its identifier; a larger one was taken later, whatever the clock said.
-        taken_at: aware.
-        pinned: whether it is to stay, whatever the rules say.
-        damaged: whether it is known not to be restartable: it stands in for no good one.
-    """
+    @property
+    def crid(self) -> int:
+        """Its identifier; a larger one was taken later, whatever the clock said."""
 
-    crid: int
-    taken_at: datetime
-    pinned: bool = False
-    damaged: bool = False
+    @property
+    def taken_at(self) -> datetime:
+        """Aware."""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it is to stay, whatever the rules say."""
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it is known not to be restartable: it stands in for no good one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What becomes of an image; ``reasons`` are all that there are to keep it, or why there is none."""
 
     crid: int
@@ -81,7 +82,7 @@ def decide(images: Iterable[Candidate], keep: Keep, *, min_images: int, now: dat
     for image in good:
         if image.taken_at > now:
             reasons[image.crid].append(FUTURE)
-        elif (now - image.taken_at).total_seconds() < keep.within_seconds:
+        elif keep.within_seconds and (now - image.taken_at).total_seconds() < keep.within_seconds:
             reasons[image.crid].append("within")
     past = sorted((image for image in good if image.taken_at <= now), reverse=True,
                   key=lambda image: (image.taken_at, image.crid))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 DEFAULT_PATH = Path("/etc/crd/crd.toml")
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*:)[^/@]*(?=@)")
+"""In an address; whoever reads the log is not to read it."""
 _RELOADED = {"workers", "freeze_timeout", "checkpoint_timeout", "restart_timeout", "method"}
 """Keys of the engine that count at once."""
 
@@ -101,7 +103,8 @@ def _what(detail: ErrorDetails, section: type[BaseModel]) -> str:
         close = difflib.get_close_matches(wrong, list(section.model_fields), 1)
         known = f"did you mean {close[0]}?" if close else f"known are {', '.join(section.model_fields)}"
         return f"unknown key; {known}"
-    return f"{detail['msg'].removeprefix('Value error, ')} (found {detail['input']!r})"
+    found = _PASSWORD.sub(r"\1***", repr(detail["input"]))
+    return f"{detail['msg'].removeprefix('Value error, ')} (found {found})"
 
 
 def _line(text: str, location: list[str]) -> int:

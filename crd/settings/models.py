@@ -93,7 +93,8 @@ class CatalogSettings(Section):
     ``host`` is this host's name in a catalog that several share; empty: its host name.
     """
 
-    url: str = ""
+    url: Annotated[str, _shaped(r"sqlite(\+aiosqlite)?:///.+|postgresql\+asyncpg://.*/.+",
+                                "sqlite:////PATH or postgresql+asyncpg://USER@HOST/DATABASE")] = ""
     host: Annotated[str, _shaped(r"[A-Za-z0-9][\w.-]{0,62}", "a name such as a host has")] = ""
 
 
@@ -266,7 +267,7 @@ class Settings(BaseSettings):
     @property
     def catalog_url(self) -> str:
         """Where the catalog is."""
-        return self.catalog.url or f"sqlite+aiosqlite:///{self.daemon.state_dir / 'catalog.db'}"
+        return self.catalog.url or f"sqlite:///{self.daemon.state_dir / 'catalog.db'}"
 
     @classmethod
     def settings_customise_sources(  # the signature is pydantic's

@@ -230,7 +230,7 @@ async def whole_checkpoint(home: Path, rows: int, n: int, threads: int) -> None:
     with python(home / "heap", HEAP, str(rows)) as pid:
         async with (Archive(LocalStore(home / "archive"), threads=threads) as archive,
                     Archive(SealedStore(LocalStore(home / "sealed"), keys), threads=threads) as sealed,
-                    await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "bench") as catalog,
+                    await Catalog.open(f"sqlite:///{home}/catalog.db", "bench") as catalog,
                     WorkerPool() as workers):
             for _ in range(n):
                 for kept, taken in ((archive, clear), (sealed, encrypted)):
@@ -257,7 +257,7 @@ async def increments(home: Path, n: int) -> None:
     """Measure images of a process that writes 1 % of its pages between them."""
     with python(home / "changes", CHANGES) as pid:
         async with (Archive(LocalStore(home / "increments")) as archive,
-                    await Catalog.open(f"sqlite+aiosqlite:///{home}/increments.db", "bench") as catalog,
+                    await Catalog.open(f"sqlite:///{home}/increments.db", "bench") as catalog,
                     WorkerPool() as workers):
             pipeline = Pipeline(workers, archive, catalog, home / "crid", "bench", Tracks(enabled=True), 600, 600)
             cpu, seconds, sizes = [], [], []

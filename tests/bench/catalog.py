@@ -21,7 +21,7 @@ from crd.catalog.rows import Image, Place
 from crd.catalog.schema import checkpoints, images
 from crd.daemon.pages import ROWS_MAX
 from crd.ids import CRID_MAX, Crid, ImageRef, TargetName
-from crd.retention.policy import Candidate, decide
+from crd.retention.policy import decide
 from crd.settings.keep import parse_keep
 from tests.support.postgres import BIN, PostgresServer
 
@@ -32,6 +32,7 @@ FEW, MANY = 1_000, 1_000_000
 _OF_A_TARGET = 1_000
 _BEGINNING = datetime(2024, 1, 1, tzinfo=UTC)
 _STEP = timedelta(seconds=30)
+_ROWS_AT_ONCE = 50_000
 _FREE_PID = 4_000_000
 _SECONDS = {"sqlite": "strftime('%Y-%m-%d %H:%M:%f', '{at}', (value * {step}) || ' seconds') || '000'",
             "postgresql": "timestamp '{at}' + value * interval '{step} seconds'"}
@@ -40,7 +41,7 @@ _SECONDS = {"sqlite": "strftime('%Y-%m-%d %H:%M:%f', '{at}', (value * {step}) ||
 def catalog(row: Callable[[str, int, str, str, str], None], n: int, many: int = MANY) -> None:
     """Measure SQLite, and PostgreSQL where it is installed."""
     with tempfile.TemporaryDirectory() as home:
-        asyncio.run(_compare(row, n, "SQLite", *(f"sqlite+aiosqlite:///{home}/{size}.db" for size in ("few", "many")),
+        asyncio.run(_compare(row, n, "SQLite", *(f"sqlite:///{home}/{size}.db" for size in ("few", "many")),
                              many=many))
     if BIN.exists():
         with PostgresServer() as server:
@@ -88,21 +89,22 @@ async def fill(opened: Catalog, size: int, kind: str) -> None:
              "pid": "value % 30000 + 2", "state": "'ok'",
              "taken_at": _SECONDS[kind].format(at=f"{_BEGINNING:%Y-%m-%d %H:%M:%S}", step=step)}
     attempts = size * ATTEMPTS_KEPT // _OF_A_TARGET
-    async with opened._database.begin() as connection:
-        for table, key, rows in ((images, "crid", size), (checkpoints, "number", attempts)):
-            columns = [column.name for column in table.columns]
-            values = ", ".join(given.get(name, f"{table.name}.{name}") for name in columns)
-            await connection.execute(text(
-                f"WITH RECURSIVE numbers(value) AS (SELECT 2 UNION ALL SELECT value + 1 FROM numbers "
-                f"WHERE value < {rows}) INSERT INTO {table.name} ({', '.join(columns)}) "
-                f"SELECT {values} FROM {table.name}, numbers WHERE {table.name}.{key} = 1"
-                if kind == "sqlite" else
-                f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT {values} "
-                f"FROM {table.name}, generate_series(2, {rows}) AS numbers(value) WHERE {table.name}.{key} = 1"))
-        if kind == "postgresql":
-            await connection.execute(text(
-                f"SELECT setval(pg_get_serial_sequence('checkpoints', 'number'), {attempts})"))
-            await connection.execute(text("ANALYZE"))  # as autovacuum does within a minute
+    for table, key, rows in ((images, "crid", size), (checkpoints, "number", attempts)):
+        columns = [column.name for column in table.columns]
+        values = ", ".join(given.get(name, f"{table.name}.{name}") for name in columns)
+        for first in range(2, rows + 1, _ROWS_AT_ONCE):  # a statement that takes too long is given up
+            last = min(rows, first + _ROWS_AT_ONCE - 1)
+            await _execute(opened, (
+                f"WITH RECURSIVE numbers(value) AS (SELECT {first} UNION ALL SELECT value + 1 FROM numbers "
+                f"WHERE value < {last}) INSERT INTO {table.name} ({', '.join(columns)}) "
+                f"SELECT {values} FROM {table.name}, numbers WHERE {table.name}.{key} = 1"))
+    if kind == "postgresql":
+        await _execute(opened, f"SELECT setval(pg_get_serial_sequence('checkpoints', 'number'), {attempts})")
+        await _execute(opened, "ANALYZE")  # as autovacuum does within a minute
+
+
+async def _execute(opened: Catalog, statement: str) -> None:
+    await opened._database.write(lambda connection: connection.execute(text(statement)))
 
 
 def _questions(opened: Catalog, size: int) -> dict[str, Callable[[], Awaitable[object]]]:
@@ -122,8 +124,7 @@ def _questions(opened: Catalog, size: int) -> dict[str, Callable[[], Awaitable[o
         await opened.checkpoints.finish(number, "ok", now, crid=crid)
 
     async def verdicts() -> None:
-        decide([Candidate(crid=one.crid, taken_at=one.taken_at, pinned=one.pinned, damaged=one.damaged)
-                for one in await found.choices(target)], keep, min_images=1, now=now, zone=None)
+        decide(await found.choices(target), keep, min_images=1, now=now, zone=None)
 
     return {
         "a page of images": lambda: found.list(limit=ROWS_MAX + 1),

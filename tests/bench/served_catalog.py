@@ -39,7 +39,7 @@ def served_catalog(row: Callable[[str, int, str, str, str], None], n: int, *, ma
     with tempfile.TemporaryDirectory(prefix="crd-bench-") as name:
         home = Path(name)
         (home / "state").mkdir(mode=0o700)
-        _measure(row, n, many, "sqlite", home, f"sqlite+aiosqlite:///{home}/state/catalog.db", "")
+        _measure(row, n, many, "sqlite", home, f"sqlite:///{home}/state/catalog.db", "")
     if BIN.exists():
         with tempfile.TemporaryDirectory(prefix="crd-bench-") as name, PostgresServer() as server:
             url = server.database("served")

@@ -40,7 +40,7 @@ CASES = [Case(10, 1024, 0.01), Case(10, 1024, 0.1), Case(10, 256, 0.01), Case(2,
 async def pipeline(home: Path, name: str) -> AsyncIterator[Pipeline]:
     """Set up what a daemon takes images with."""
     async with (Archive(LocalStore(home / name)) as archive, WorkerPool() as workers,
-                await Catalog.open(f"sqlite+aiosqlite:///{home / name}.db", "bench") as catalog):
+                await Catalog.open(f"sqlite:///{home / name}.db", "bench") as catalog):
         yield Pipeline(workers, archive, catalog, home / "crid", "bench", Tracks(enabled=True), 600, 600)
 
 

@@ -171,7 +171,7 @@ def test_kills_while_a_catalog_is_brought_up_to_date(tmp_path: Path) -> None:
         old_catalog(path, 3000)
         before = shutil.copy(path, tmp_path / "before.db")
         for attempt in count():
-            opening = subprocess.Popen([sys.executable, "-c", textwrap.dedent(OPEN), f"sqlite+aiosqlite:///{path}"],
+            opening = subprocess.Popen([sys.executable, "-c", textwrap.dedent(OPEN), f"sqlite:///{path}"],
                                        stdout=subprocess.PIPE, text=True)
             assert opening.stdout
             opening.stdout.readline()

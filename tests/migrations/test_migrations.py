@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from contextlib import AsyncExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,12 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.engine import make_url
 
 from crd.catalog import upgrade as upgrade_module
 from crd.catalog.catalog import Catalog
 from crd.catalog.schema import metadata
+from crd.catalog.session import backend_of
 from crd.catalog.upgrade import HEAD, migrations
 from crd.errors import CatalogError, CatalogOutOfDate
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 
 async def open_once(path: Path) -> None:
-    async with await Catalog.open(f"sqlite+aiosqlite:///{path}", "here"):
+    async with await Catalog.open(f"sqlite:///{path}", "here"):
         pass
 
 
@@ -53,33 +55,31 @@ def migrate(connection: Connection, revision: str) -> None:
     to = configuration()
     to.attributes["connection"] = connection
     command.upgrade(to, revision)
-    connection.commit()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/catalog.db"
+        return f"sqlite:///{tmp_path}/catalog.db"
     url: str = request.getfixturevalue("database_url")
     return url
 
 
 async def test_a_new_catalog_equals_the_tables(url: str) -> None:
-    async with await Catalog.open(url, "here") as catalog, catalog._database.session() as connection:
-        assert await connection.run_sync(differences) == []
-        assert await connection.run_sync(stamp) == HEAD
+    async with await Catalog.open(url, "here") as catalog:
+        assert await catalog._database.read(differences) == []
+        assert await catalog._database.read(stamp) == HEAD
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
 async def test_from_every_revision_migrations_make_what_the_tables_say(url: str, revision: str) -> None:
-    engine = create_async_engine(url)
-    async with engine.connect() as connection:
-        await connection.run_sync(migrate, revision)
-        assert await connection.run_sync(stamp) == revision
-    await engine.dispose()
-    async with await Catalog.open(url, "here") as catalog, catalog._database.session() as connection:
-        assert await connection.run_sync(differences) == []
-        assert await connection.run_sync(stamp) == HEAD
+    backend = backend_of(make_url(url))
+    await backend.write(partial(migrate, revision=revision))
+    assert await backend.read(stamp) == revision
+    await backend.close()
+    async with await Catalog.open(url, "here") as catalog:
+        assert await catalog._database.read(differences) == []
+        assert await catalog._database.read(stamp) == HEAD
 
 
 async def test_two_daemons_that_begin_with_a_catalog_make_it_once(url: str) -> None:
@@ -87,8 +87,7 @@ async def test_two_daemons_that_begin_with_a_catalog_make_it_once(url: str) -> N
         catalogs = await asyncio.gather(*(Catalog.open(url, name) for name in ("one", "other")))
         for catalog in catalogs:
             await stack.enter_async_context(catalog)
-            async with catalog._database.session() as connection:
-                assert await connection.run_sync(stamp) == HEAD
+            assert await catalog._database.read(stamp) == HEAD
 
 
 def test_the_newest_revision_is_the_one_that_is_looked_for() -> None:
@@ -187,10 +186,10 @@ def test_alembic_is_loaded_only_when_there_is_something_to_migrate(tmp_path: Pat
         if before == "older":
             path.unlink()
             engine = create_engine(f"sqlite:///{path}")
-            with engine.connect() as connection:
+            with engine.begin() as connection:
                 migrate(connection, REVISIONS[-1])
             engine.dispose()
-        seen = subprocess.run([sys.executable, "-c", program, f"sqlite+aiosqlite:///{path}"],
+        seen = subprocess.run([sys.executable, "-c", program, f"sqlite:///{path}"],
                               capture_output=True, text=True, check=True)
         assert seen.stdout.strip() == expected, before
 

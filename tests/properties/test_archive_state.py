@@ -257,7 +257,7 @@ class Host(RuleBasedStateMachine):
 
     @property
     def url(self) -> str:
-        return f"sqlite+aiosqlite:///{self.home}/catalog.db"
+        return f"sqlite:///{self.home}/catalog.db"
 
     @property
     def here(self) -> Life:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy.engine import Connection
 
     from crd.archive.needs import Needs
     from crd.catalog.session import Database
+
+T = TypeVar("T")
 
 _TAKES_ROOM = {"open", "writev", "fdatasync", "link", "begin", "commit"}
 
@@ -87,23 +91,27 @@ class Power:
 
     def ask_for_transactions_of(self, database: Database) -> None:
         """Have a catalog ask before it begins and commits."""
-        real_begin, real_read = database.begin, database.read
+        real_write, real_read = database.write, database.read
 
-        @asynccontextmanager
-        async def begin(*, is_durable: bool = True) -> AsyncIterator[Any]:
-            async with real_begin(is_durable=is_durable) as connection:
+        async def write(work: Callable[[Connection], T], *, is_durable: bool = True) -> T:
+            def asking(connection: Connection) -> T:
                 self.step("begin")
-                yield connection
+                result = work(connection)
                 self.step("commit")
+                return result
+
+            written = await real_write(asking, is_durable=is_durable)
             self.step("committed")
+            return written
 
-        @asynccontextmanager
-        async def read() -> AsyncIterator[Any]:
-            async with real_read() as connection:
+        async def read(work: Callable[[Connection], T]) -> T:
+            def asking(connection: Connection) -> T:
                 self.step("read")
-                yield connection
+                return work(connection)
 
-        database.begin, database.read = begin, read  # type: ignore[method-assign]
+            return await real_read(asking)
+
+        database.write, database.read = write, read  # type: ignore[method-assign]
 
     def ask_for_transactions_of_needs(self, needs: Needs) -> None:
         """Have a file of needs ask likewise."""

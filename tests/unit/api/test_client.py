@@ -142,6 +142,27 @@ def test_a_daemon_that_accepts_nobody(path: Path, monkeypatch: pytest.MonkeyPatc
             Client(path)
 
 
+def test_a_daemon_that_cannot_start_is_told_of_while_its_socket_is_there(path: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crd.api.client._UNHEARD_SECONDS", 0.01)
+    monkeypatch.setattr("crd.api.client._SIGN_SECONDS", 0.01)
+    monkeypatch.setattr("crd.api.client._PATIENCE_SECONDS", 0.1)
+    told: list[Path] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with Client(path, told.append) as client, pytest.raises(DaemonUnavailable, match="does not answer"):
+            client.call("GetStatus")
+    assert told == [path]
+
+
+def test_a_daemon_that_is_only_slow_is_not_told_of(path: Path, server: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crd.api.client._UNHEARD_SECONDS", 0.0)
+    monkeypatch.setattr("crd.api.client._SIGN_SECONDS", 60.0)
+    with Client(path, lambda path: pytest.fail(f"{path} answers")) as client:
+        assert client.call("GetStatus")
+
+
 def test_where_the_daemon_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRD_API__SOCKET", raising=False)
     assert str(default_socket()) == "/run/crd/crd.sock"

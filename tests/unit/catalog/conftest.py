@@ -18,14 +18,14 @@ NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 @pytest.fixture
 async def sqlite_catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
-    async with await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db", "here") as opened:
+    async with await Catalog.open(f"sqlite:///{tmp_path}/catalog.db", "here") as opened:
         yield opened
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/catalog.db"
+        return f"sqlite:///{tmp_path}/catalog.db"
     url: str = request.getfixturevalue("database_url")
     return url
 

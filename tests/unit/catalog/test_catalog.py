@@ -139,7 +139,7 @@ async def test_a_foreign_database_is_refused_and_untouched(tmp_path: Path) -> No
     other.close()
     before = path.read_bytes()
     with pytest.raises(CatalogOutOfDate):
-        await Catalog.open(f"sqlite+aiosqlite:///{path}", "here")
+        await Catalog.open(f"sqlite:///{path}", "here")
     with sqlite3.connect(path) as other:
         assert other.execute("select name from sqlite_master").fetchall() == [("recipes",)]
     other.close()
@@ -150,8 +150,8 @@ async def test_rubbish_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rubbish.db"
     path.write_bytes(b"this is no database at all, " * 1000)
     with pytest.raises(CatalogOutOfDate):
-        await Catalog.open(f"sqlite+aiosqlite:///{path}", "here")
+        await Catalog.open(f"sqlite:///{path}", "here")
     with pytest.raises(CatalogError):
         await Catalog.open("no url at all", "here")
     with pytest.raises(CatalogError):
-        await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/no/such/directory/catalog.db", "here")
+        await Catalog.open(f"sqlite:///{tmp_path}/no/such/directory/catalog.db", "here")

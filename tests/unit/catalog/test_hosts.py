@@ -181,14 +181,14 @@ async def test_a_foreign_database_is_left_alone(postgres: PostgresServer) -> Non
     from crd.catalog.session import open_database
 
     url = postgres.database("foreign")
-    async with await Catalog.open(url, "one") as catalog, catalog._database.begin() as connection:
-        await connection.execute(text("DROP TABLE alembic_version"))
+    async with await Catalog.open(url, "one") as catalog:
+        await catalog._database.write(lambda connection: connection.execute(text("DROP TABLE alembic_version")))
     with pytest.raises(CatalogError, match="is no catalog of crd"):
         await open_database(url)
 
 
 async def test_a_catalog_of_one_host_follows_it_to_another_name(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path}/catalog.db"
+    url = f"sqlite:///{tmp_path}/catalog.db"
     async with await Catalog.open(url, "old") as catalog:
         await enter(catalog, 1, host="old")
         await catalog.targets.add(TargetName("web"), {"pid": 1})

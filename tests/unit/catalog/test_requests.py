@@ -97,7 +97,7 @@ async def test_no_request_runs_twice_or_is_lost(steps: list[str], tmp_path_facto
     asked: list[int] = []
     current: int | None = None
     stage = ""
-    catalog = await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "here")
+    catalog = await Catalog.open(f"sqlite:///{home}/catalog.db", "here")
     async with catalog:
         await enter(catalog, 1)
         requests = catalog.requests

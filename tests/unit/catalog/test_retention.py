@@ -53,8 +53,8 @@ async def test_rows_of_forgotten_images_go_unless_something_needs_them(catalog: 
         await catalog.images.bury(Crid(crid))
     assert (await catalog.requests.get(request.number)).crid == 2
     assert await catalog.images.max_crid() == 3
-    async with catalog._database.read() as connection:
-        rows = (await connection.exec_driver_sql("SELECT crid, state FROM images ORDER BY crid")).all()
+    rows = await catalog._database.read(
+        lambda connection: connection.exec_driver_sql("SELECT crid, state FROM images ORDER BY crid").all())
     assert rows == [(2, "forgotten"), (3, "forgotten")]
 
 

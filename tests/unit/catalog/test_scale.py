@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import event, text
@@ -15,6 +16,8 @@ from tests.unit.catalog.test_catalog import NOW, enter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.engine import Connection
 
     from crd.catalog.catalog import Catalog
 
@@ -42,6 +45,13 @@ QUESTIONS: dict[str, Callable[[Catalog], Awaitable[object]]] = {
     "the queue": lambda catalog: catalog.requests.queue(),
     "a claim": lambda catalog: catalog.requests.claim(NOW),
 }
+
+
+def plan(statement: str, parameters: Any, connection: Connection) -> list[str]:
+    """The steps of a statement, as SQLite describes them."""
+    return [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+
+
 SCANS = {"SCAN names", "SCAN CONSTANT ROW"}
 """Of the targets that ``last_taken`` has found."""
 
@@ -51,18 +61,16 @@ async def test_no_question_looks_at_everything(sqlite_catalog: Catalog, name: st
     await enter(sqlite_catalog, 1)
     database = sqlite_catalog._database
     asked: list[tuple[str, object]] = []
-    event.listen(database._backend.engine.sync_engine, "before_cursor_execute",
+    event.listen(database._backend.engine, "before_cursor_execute",
                  lambda _connection, _cursor, statement, parameters, *_: asked.append((statement, parameters)))
     await QUESTIONS[name](sqlite_catalog)
     statements = [(statement, parameters) for statement, parameters in asked
                   if " " in statement and not statement.startswith("PRAGMA")]
     assert statements
-    async with database.read() as connection:
-        for statement, parameters in statements:
-            rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)  # type: ignore[arg-type]
-            for step in [row.detail for row in rows]:
-                assert not step.startswith("SCAN") or step in SCANS or name == "a page", (statement, step)
-                assert step != "USE TEMP B-TREE FOR ORDER BY", (statement, step)
+    for statement, parameters in statements:
+        for step in await database.read(partial(plan, statement, parameters)):
+            assert not step.startswith("SCAN") or step in SCANS or name == "a page", (statement, step)
+            assert step != "USE TEMP B-TREE FOR ORDER BY", (statement, step)
 
 
 async def test_the_last_good_image_of_each_target(catalog: Catalog) -> None:
@@ -100,7 +108,7 @@ async def test_attempts_do_not_pile_up(catalog: Catalog, monkeypatch: pytest.Mon
     for target in ("web", None) * 5:
         numbers.append(await catalog.checkpoints.start(target, 1, NOW))
         await catalog.checkpoints.finish(numbers[-1], "ok", NOW)
-    async with catalog._database.read() as connection:
-        left = {row[0] for row in await connection.execute(text("SELECT number FROM checkpoints"))}
+    left = await catalog._database.read(
+        lambda connection: {*connection.execute(text("SELECT number FROM checkpoints")).scalars()})
     assert left == {running, other, *numbers[-6:]}
     assert (await catalog.checkpoints.last())["web"].number == numbers[-2]

@@ -12,7 +12,9 @@ import sys
 import textwrap
 from contextlib import closing
 from datetime import UTC, datetime
+from operator import methodcaller
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
@@ -23,11 +25,14 @@ from crd.errors import CatalogBusy, CatalogError, CatalogOutOfDate
 from crd.ids import Crid
 from tests.unit.catalog.test_catalog import enter
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
 def url(home: Path) -> str:
-    return f"sqlite+aiosqlite:///{home}/catalog.db"
+    return f"sqlite:///{home}/catalog.db"
 
 
 async def test_readers_do_not_wait_for_another_programs_writing(sqlite_catalog: Catalog, tmp_path: Path) -> None:
@@ -52,14 +57,16 @@ async def test_a_lock_that_another_program_keeps_is_said_so(tmp_path: Path, monk
 
 
 async def test_a_full_catalog_says_what_to_do_and_goes_on_afterwards(sqlite_catalog: Catalog) -> None:
-    async with sqlite_catalog._database.begin() as connection:
-        pages = (await connection.execute(text("PRAGMA page_count"))).scalar()
-        await connection.execute(text(f"PRAGMA max_page_count={pages}"))
+    def fill(connection: Connection) -> None:
+        pages = connection.execute(text("PRAGMA page_count")).scalar()
+        connection.execute(text(f"PRAGMA max_page_count={pages}"))
+
+    await sqlite_catalog._database.write(fill)
     with pytest.raises(CatalogError) as full:
         await sqlite_catalog.checkpoints.skip("web", NOW, "x" * 5_000_000)
     assert "space" in full.value.hint
-    async with sqlite_catalog._database.begin() as connection:
-        await connection.execute(text("PRAGMA max_page_count=1000000"))
+    await sqlite_catalog._database.write(
+        lambda connection: connection.execute(text("PRAGMA max_page_count=1000000")))
     await sqlite_catalog.checkpoints.skip("web", NOW, "")
 
 
@@ -85,8 +92,8 @@ async def test_a_damaged_row_is_said_so_and_hurts_no_other(tmp_path: Path) -> No
         for crid in (1, 2):
             await enter(catalog, crid)
         for column, value in (("header", "{"), ("taken_at", "yesterday")):
-            async with catalog._database.begin() as connection:
-                await connection.execute(text(f"UPDATE images SET {column} = '{value}' WHERE crid = 1"))
+            statement = text(f"UPDATE images SET {column} = '{value}' WHERE crid = 1")
+            await catalog._database.write(methodcaller("execute", statement))
             with pytest.raises(CatalogError) as damaged:
                 await catalog.images.list()
             assert "backup" in damaged.value.hint
@@ -114,8 +121,14 @@ async def test_cancellations_leave_the_catalog_usable(catalog: Catalog) -> None:
         assert len(await catalog.requests.list()) == before + 20
 
 
-@pytest.mark.parametrize("address", ["", "sqlite://", "sqlite:///x.db", "oracle://x/y", "nonsense+driver://x",
-                                     "sqlite+aiosqlite://"])
+async def test_an_address_as_earlier_versions_wrote_it(tmp_path: Path) -> None:
+    async with await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db", "here") as catalog:
+        await enter(catalog, 1)
+    async with await Catalog.open(url(tmp_path), "here") as catalog:
+        assert await catalog.images.count() == 1
+
+
+@pytest.mark.parametrize("address", ["", "sqlite://", "sqlite+other:///x.db", "oracle://x/y", "nonsense+driver://x"])
 async def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(CatalogError):
         await Catalog.open(address, "here")
@@ -128,7 +141,7 @@ async def test_links_and_other_things_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.db")
     for name in ("link.db", "directory.db", "fifo.db"):
         with pytest.raises(CatalogError):
-            await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/{name}", "here")
+            await Catalog.open(f"sqlite:///{tmp_path}/{name}", "here")
 
 
 async def test_a_catalog_that_was_restored_for_all_to_read_is_closed_again(tmp_path: Path) -> None:

@@ -69,12 +69,12 @@ async def test_a_crash_after_any_step(reached: list[int], tmp_path_factory: pyte
     """Each image gets as far as drawn; then everything crashes, and is settled twice."""
     home: Path = tmp_path_factory.mktemp("settle")
     objects: dict[Crid, int] = {}
-    async with await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "here") as catalog:
+    async with await Catalog.open(f"sqlite:///{home}/catalog.db", "here") as catalog:
         ends = {crid: await go(catalog, objects, Crid(crid), steps) for crid, steps in enumerate(reached, 1)}
     acknowledged = {crid for crid, end in ends.items() if end[0]}
     forgotten = {crid for crid, end in ends.items() if end[1]}
     for _ in range(2):
-        async with await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "here") as catalog:
+        async with await Catalog.open(f"sqlite:///{home}/catalog.db", "here") as catalog:
             whole = {found.crid: objects[found.crid] for found in await catalog.images.storing()
                      if found.crid in objects}
             settled = await catalog.images.settle(objects, whole)

@@ -127,7 +127,7 @@ async def _fails(error: Exception) -> None:
 
 
 async def test_damaged_images_are_looked_for_in_the_catalog(tmp_path: Path) -> None:
-    async with await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db", "here") as catalog:
+    async with await Catalog.open(f"sqlite:///{tmp_path}/catalog.db", "here") as catalog:
         for crid in (1, 2, 3):
             await enter(catalog, crid)
         await catalog.images.damaged(Crid(2), "a bit")

@@ -47,7 +47,7 @@ class Body:
 
 @asynccontextmanager
 async def body(tmp_path: Path) -> AsyncIterator[Body]:
-    async with (await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db", "here") as catalog,
+    async with (await Catalog.open(f"sqlite:///{tmp_path}/catalog.db", "here") as catalog,
                 WorkerPool() as workers):
         found = Body(catalog, workers)
         yield found

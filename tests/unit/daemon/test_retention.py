@@ -84,7 +84,7 @@ class Place:
 
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    async with await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db", "here") as catalog:
+    async with await Catalog.open(f"sqlite:///{tmp_path}/catalog.db", "here") as catalog:
         yield Place(catalog, FailingStore())
 
 
@@ -180,7 +180,7 @@ async def test_nothing_pinned_good_and_last_or_acknowledged_is_ever_lost(
         steps: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory) -> None:
     """Catalog and archive agree after every crash; ``apply`` crashes after that many changes."""
     home = tmp_path_factory.mktemp("retention")
-    async with await Catalog.open(f"sqlite+aiosqlite:///{home}/catalog.db", "here") as catalog:
+    async with await Catalog.open(f"sqlite:///{home}/catalog.db", "here") as catalog:
         place = Place(catalog, FailingStore())
         place.target("web", "last=2")
         pinned: set[int] = set()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 async def test_only_images_have_crids(tmp_path: Path) -> None:
     """What somebody put into the archive under the name of an image gives out no crids."""
     store = MemoryStore()
-    async with (await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db", "here") as catalog,
+    async with (await Catalog.open(f"sqlite:///{tmp_path}/catalog.db", "here") as catalog,
                 Archive(store) as archive):
         await store_image(archive, 7, stream(range(10)))
         for crid in (CRID_MAX, CRID_MAX - 1, 9):

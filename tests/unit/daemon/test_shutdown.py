@@ -134,7 +134,7 @@ class Checkpoints:
 
 @pytest.fixture
 async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
-    async with await Catalog.open(f"sqlite+aiosqlite:///{tmp_path}/catalog.db", "here") as opened:
+    async with await Catalog.open(f"sqlite:///{tmp_path}/catalog.db", "here") as opened:
         await enter(opened, 1)
         yield opened
 

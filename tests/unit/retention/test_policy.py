@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crd.retention.policy import Candidate, Decision, decide
+from crd.retention.policy import Decision, decide
 from crd.settings.keep import Keep, format_keep, parse_keep
 
 TABLES = sorted((Path(__file__).parents[2] / "golden" / "retention").glob("*.txt"))
+
+
+class Taken(NamedTuple):
+    crid: int
+    taken_at: datetime
+    pinned: bool = False
+    damaged: bool = False
+
+
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
@@ -29,8 +39,8 @@ def test_tables(path: Path) -> None:
             continue
         given_, _, becomes = line.partition(" -> ")
         crid, taken_at, *marks = given_.split()
-        candidates.append(Candidate(crid=int(crid), taken_at=datetime.fromisoformat(taken_at),
-                                    pinned="pinned" in str(marks), damaged="damaged" in str(marks)))
+        candidates.append(Taken(crid=int(crid), taken_at=datetime.fromisoformat(taken_at),
+                                pinned="pinned" in str(marks), damaged="damaged" in str(marks)))
         verdict, _, reasons = becomes.partition(": ")
         assert verdict in {"keep", "forget"}
         expected.append(Decision(int(crid), verdict == "keep", tuple(reasons.split(" + "))))
@@ -49,11 +59,11 @@ KEEPS = st.builds(Keep, **COUNTS, within_seconds=st.sampled_from([0.0, 3600.0, 1
 IMAGES = st.lists(st.builds(
     lambda seconds, pinned, damaged: (NOW - timedelta(seconds=seconds), pinned, damaged),
     st.one_of(st.integers(-10**5, 10**5), st.integers(-10**8, 10**8)), st.booleans(), st.booleans()),
-    max_size=30).map(lambda drawn: [Candidate(crid=crid, taken_at=taken_at, pinned=pinned, damaged=damaged)
+    max_size=30).map(lambda drawn: [Taken(crid=crid, taken_at=taken_at, pinned=pinned, damaged=damaged)
                                     for crid, (taken_at, pinned, damaged) in enumerate(drawn, 1)])
 
 
-def kept(images: list[Candidate], keep: Keep, min_images: int = 1) -> set[int]:
+def kept(images: list[Taken], keep: Keep, min_images: int = 1) -> set[int]:
     decided = decide(images, keep, min_images=min_images, now=NOW, zone=ZoneInfo("Europe/Berlin"))
     assert sorted(decision.crid for decision in decided) == sorted(image.crid for image in images)
     assert all(decision.reasons for decision in decided)
@@ -61,7 +71,7 @@ def kept(images: list[Candidate], keep: Keep, min_images: int = 1) -> set[int]:
 
 
 @given(images=IMAGES, keep=KEEPS, min_images=st.integers(1, 5))
-def test_the_last_good_images_pins_and_damage_stay(images: list[Candidate], keep: Keep, min_images: int) -> None:
+def test_the_last_good_images_pins_and_damage_stay(images: list[Taken], keep: Keep, min_images: int) -> None:
     stay = kept(images, keep, min_images)
     good = [image.crid for image in images if not image.damaged]
     assert set(good[-min_images:]) <= stay
@@ -69,25 +79,25 @@ def test_the_last_good_images_pins_and_damage_stay(images: list[Candidate], keep
 
 
 @given(images=IMAGES, keep=KEEPS, min_images=st.integers(1, 5))
-def test_applying_twice_changes_nothing(images: list[Candidate], keep: Keep, min_images: int) -> None:
+def test_applying_twice_changes_nothing(images: list[Taken], keep: Keep, min_images: int) -> None:
     stay = kept(images, keep, min_images)
     assert kept([image for image in images if image.crid in stay], keep, min_images) == stay
 
 
 @given(images=IMAGES, keep=KEEPS.filter(lambda keep: not keep.everything), more=KEEPS)
-def test_more_rules_never_forget_more(images: list[Candidate], keep: Keep, more: Keep) -> None:
+def test_more_rules_never_forget_more(images: list[Taken], keep: Keep, more: Keep) -> None:
     both = Keep(**{name: max(getattr(keep, name), getattr(more, name)) for name in (*COUNTS, "within_seconds")})
     assert kept(images, keep) <= kept(images, both)
 
 
 @given(images=IMAGES, keep=KEEPS, data=st.data())
-def test_the_order_in_which_images_come_does_not_matter(images: list[Candidate], keep: Keep,
+def test_the_order_in_which_images_come_does_not_matter(images: list[Taken], keep: Keep,
                                                         data: st.DataObject) -> None:
     assert kept(images, keep) == kept(data.draw(st.permutations(images)), keep)
 
 
 @given(images=IMAGES)
-def test_without_a_rule_nothing_is_forgotten(images: list[Candidate]) -> None:
+def test_without_a_rule_nothing_is_forgotten(images: list[Taken]) -> None:
     assert kept(images, Keep()) == {image.crid for image in images}
 
 

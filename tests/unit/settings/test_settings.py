@@ -55,6 +55,7 @@ def test_the_example_loads_as_it_is() -> None:
     ('[engine]\nfreeze_timeout = "2 parsecs"\n', 2, "a duration such as"),
     ('[metrics]\nlisten = "nowhere"\n', 2, "metrics.listen"),
     ("[storage]\n", 1, "unknown key"),
+    ('[catalog]\nurl = "mysql://crd:secret@db/crd"\n', 2, "postgresql+asyncpg://USER@HOST/DATABASE"),
     ('[archive]\nstore = "tape"\n', 2, "'local' or 's3'"),
     ('[s3]\nbucket = "s3://mine"\n', 2, "name of a bucket"),
     ('[s3]\nbucket = "mine"\nprefix = "/a/../b"\n', 3, "slashes between"),
@@ -80,6 +81,13 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, line: i
         load(path)
     assert f"{path}:{line}" in refused.value.message
     assert says in refused.value.message
+    assert "secret@" not in refused.value.message
+
+
+@pytest.mark.parametrize("url", ["", "sqlite:////a/catalog.db", "sqlite+aiosqlite:///catalog.db",
+                                 "postgresql+asyncpg://crd:secret@db/crd", "postgresql+asyncpg://crd@/crd?host=/tmp"])
+def test_catalogs_that_can_be(tmp_path: Path, url: str) -> None:
+    assert load(written(tmp_path, f'[catalog]\nurl = "{url}"\n')).catalog.url == url
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
