@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, insert, select, update
 
+from crd.catalog.freeing import freeing
 from crd.catalog.rows import Checkpoint
 from crd.catalog.schema import checkpoints, each_target
 from crd.catalog.whole import whole
@@ -49,6 +50,7 @@ class Checkpoints:
                 host=self._host, target=target, pid=pid, state="running", started_at=now))
             return int(done.inserted_primary_key[0])  # type: ignore[index]
 
+    @freeing
     async def finish(self, number: int, state: str, now: datetime, *, crid: int | None = None,
                      error: CrdError | None = None, pid: int | None = None) -> None:
         """Enter how an attempt ended: ok, failed, refused or skipped."""
@@ -65,6 +67,7 @@ class Checkpoints:
             await connection.execute(insert(checkpoints).values(
                 host=self._host, target=target, state="skipped", started_at=now, ended_at=now, message=message))
 
+    @freeing
     async def recover(self, now: datetime) -> int:
         """Enter as failed what was running when the daemon ended; return how many."""
         async with self._database.begin() as connection:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, exists, func, insert, select, tuple_, update
 
+from crd.catalog.freeing import freeing
 from crd.catalog.rows import Choice, Image, Settled
 from crd.catalog.schema import UNUSUAL, each_target, images, requests
 from crd.catalog.settling import compare
@@ -61,6 +62,7 @@ class Images:
         async with self._database.begin() as connection:
             await connection.execute(insert(images).values(asdict(image) | {"state": "storing"}))
 
+    @freeing
     async def finish(self, crid: Crid, stored_bytes: int) -> Image:
         """Count an image whose object is durable, and return its row."""
         async with self._database.begin() as connection:
@@ -70,12 +72,14 @@ class Images:
             raise _not_found(crid)
         return _image(row)
 
+    @freeing
     async def drop(self, crid: Crid) -> None:
         """Take back an image whose object did not become durable."""
         async with self._database.begin() as connection:
             await connection.execute(delete(images).where(
                 self._own, images.c.crid == crid, images.c.state == "storing"))
 
+    @freeing
     async def forget(self, crid: Crid) -> None:
         """Count an image no more; its object may be removed once this returns, and then ``bury`` follows.
 
@@ -95,11 +99,13 @@ class Images:
                                  hint="Wait for it, or cancel it: crctl requests.")
             await connection.execute(update(images).where(self._own, images.c.crid == crid).values(state="forgotten"))
 
+    @freeing
     async def bury(self, crid: Crid) -> None:
         """Remove the row of a forgotten image whose object is gone, unless a request or the largest crid needs it."""
         async with self._database.begin(is_durable=False) as connection:
             await connection.execute(_burial(self._host, crid))
 
+    @freeing
     async def pin(self, crid: Crid, *, pinned: bool) -> Image:
         """Keep an image until it is unpinned, or let go of it; raises as ``get``."""
         return await self._set(crid, pinned=pinned)
@@ -138,6 +144,7 @@ class Images:
             await connection.execute(update(images).where(self._own, images.c.crid == crid, _THERE).values(values))
         return await self.get(crid)
 
+    @freeing
     async def settle(self, there: Collection[Crid], whole: Mapping[Crid, int],
                      left: Collection[Crid] | None = None) -> Settled:
         """Bring the rows together with what is in the archive, after whatever ended the daemon.

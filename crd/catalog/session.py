@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from crd.catalog.backend import Backend
+    from crd.reserve import Reserve
 
 READS = "crd_reads"
 """The execution option of a transaction that only reads."""
@@ -30,9 +31,10 @@ _HINT = "Write sqlite+aiosqlite:///PATH or postgresql+asyncpg://USER@HOST/DATABA
 class Database:
     """Transactions on one database."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, reserve: Reserve | None = None) -> None:
         """Use a database; ``open_database`` opens it."""
         self._backend = backend
+        self.reserve = reserve
         self._reader = backend.engine.execution_options(**{READS: True})
         self._hasty = backend.engine.execution_options(**{HASTY: True})
 
@@ -47,7 +49,8 @@ class Database:
             CatalogBusy: another program holds the lock.
             CatalogUnavailable: the server does not answer.
             CatalogOutOfDate: the file is no catalog.
-            CatalogError: anything else, such as a full disk.
+            CatalogFull: there is no space left.
+            CatalogError: anything else.
         """
         try:
             engine = self._backend.engine if is_durable else self._hasty
@@ -94,16 +97,18 @@ class Database:
         await self._backend.engine.dispose()
 
 
-async def open_database(url: str) -> Database:
+async def open_database(url: str, reserve: Reserve | None = None) -> Database:
     """Open a database, made or brought up to date if need be.  What is no catalog of ours is left as it is.
 
     Args:
         url: of SQLAlchemy: ``sqlite+aiosqlite:////var/lib/crd/catalog.db`` or
             ``postgresql+asyncpg://crd@db.example.com/crd``.
+        reserve: for what makes room on a full disk.
 
     Raises:
         CatalogOutOfDate: a newer crd wrote it, or it is no catalog.
         CatalogUnavailable: the server does not answer.
+        CatalogFull: there is no space left.
         CatalogError: it cannot be opened.
     """
     try:
@@ -119,7 +124,7 @@ async def open_database(url: str) -> Database:
     except BaseException:
         await backend.engine.dispose()
         raise
-    return Database(backend)
+    return Database(backend, reserve)
 
 
 def _backend(url: URL) -> Backend:

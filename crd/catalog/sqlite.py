@@ -21,7 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from crd.catalog.session import HASTY, READS
-from crd.errors import CatalogBusy, CatalogError, CatalogOutOfDate
+from crd.errors import CatalogBusy, CatalogError, CatalogFull, CatalogOutOfDate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 _BUSY_SECONDS = 20
+_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}  # the latter, when it is opened
 _LOOK_AGAIN_SECONDS = 0.02
 
 
@@ -92,14 +93,16 @@ class Sqlite:
     def translated(self, error: Exception) -> CatalogError:
         """Return what an error of sqlite3 means."""
         cause = getattr(error, "orig", None)
+        if getattr(cause, "sqlite_errorcode", 0) in _FULL:
+            return CatalogFull(f"the catalog: {cause}", hint="Free some space; crctl forget, crctl pin --remove and "
+                               "the rules of retention work all the same.")
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the upper bits say more than we need
         if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             return CatalogBusy(hint="Try again; find who holds it with fuser catalog.db.")
         if code == sqlite3.SQLITE_NOTADB:
             return CatalogOutOfDate("the file is no SQLite database", hint="Point catalog.url at another file.")
         hints = {
-            sqlite3.SQLITE_FULL: "Free some space.",
-            sqlite3.SQLITE_IOERR: "The disk failed, or is full; the kernel's log says more.",
+            sqlite3.SQLITE_IOERR: "The disk failed; the kernel's log says more.",
             sqlite3.SQLITE_READONLY: "Make the file and its directory writable.",
             sqlite3.SQLITE_CORRUPT: "Restore catalog.db from a backup; the images themselves are in the archive.",
         }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from crd.catalog.freeing import freeing
 from crd.catalog.schema import holds, targets
 from crd.catalog.whole import whole
 from crd.errors import CatalogError, CatalogTargetNotFound, TargetExists
@@ -40,6 +41,7 @@ class Targets:
                                    ) from error
             raise
 
+    @freeing
     async def remove(self, name: str) -> None:
         """Remove a target that was added.
 
@@ -59,6 +61,7 @@ class Targets:
             return {row.name: row.definition for row in await connection.execute(
                 select(targets).where(targets.c.host == self._host))}
 
+    @freeing
     async def hold(self, name: str, *, held: bool) -> None:
         """Remember whether a target is held, be it of the settings or added."""
         async with self._database.begin() as connection:
