@@ -173,7 +173,9 @@ def _no_connection(path: Path, error: OSError) -> ApiError:
         return AccessDenied(f"you may not connect to {path}",
                             hint="Become a member of the group crd (usermod -aG crd USER, then log in again), or root.")
     if error.errno == errno.ECONNREFUSED:
-        return DaemonUnavailable(f"no daemon listens on {path}", hint="Start it: systemctl start crd, or crd run.")
+        return DaemonUnavailable(f"no daemon listens on {path}",
+                                 hint="Start it: systemctl start crd, or crd run. If it has failed: journalctl -u crd "
+                                      "says why, and systemctl reset-failed 'crd.*' has it tried again.")
     if isinstance(error, FileNotFoundError):
         return DaemonUnavailable(f"there is no socket {path}",
                                  hint="Start the daemon (systemctl start crd, or crd run), or say where its socket is "

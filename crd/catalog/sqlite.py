@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _BUSY_SECONDS = 20
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}  # the latter, when it is opened
 _LOOK_AGAIN_SECONDS = 0.02
+_ROOM = "Free some space; crctl forget, crctl pin --remove and the rules of retention work all the same."
+_REPAIR = ("crd catalog restore puts back a backup; without one move the file away, start the daemon, and crctl adopt "
+           "takes in what the archive has.")
 
 
 class Sqlite:
@@ -94,19 +97,19 @@ class Sqlite:
         """Return what an error of sqlite3 means."""
         cause = getattr(error, "orig", None)
         if getattr(cause, "sqlite_errorcode", 0) in _FULL:
-            return CatalogFull(f"the catalog: {cause}", hint="Free some space; crctl forget, crctl pin --remove and "
-                               "the rules of retention work all the same.")
+            return CatalogFull(f"the catalog {self._path}: {cause}", hint=_ROOM)
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the upper bits say more than we need
         if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             return CatalogBusy(hint="Try again; find who holds it with fuser catalog.db.")
         if code == sqlite3.SQLITE_NOTADB:
-            return CatalogOutOfDate("the file is no SQLite database", hint="Point catalog.url at another file.")
+            return CatalogOutOfDate(f"the catalog {self._path} is damaged, or no SQLite database",
+                                    path=str(self._path), hint=f"{_REPAIR} Or point catalog.url at another file.")
         hints = {
             sqlite3.SQLITE_IOERR: "The disk failed; the kernel's log says more.",
             sqlite3.SQLITE_READONLY: "Make the file and its directory writable.",
-            sqlite3.SQLITE_CORRUPT: "Restore catalog.db from a backup; the images themselves are in the archive.",
+            sqlite3.SQLITE_CORRUPT: _REPAIR,
         }
-        return CatalogError(f"the catalog: {cause or error}", hint=hints.get(code, ""))
+        return CatalogError(f"the catalog {self._path}: {cause or error}", hint=hints.get(code, ""))
 
 
 def copy_database(path: Path, copy: Path) -> None:
