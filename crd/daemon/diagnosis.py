@@ -136,6 +136,7 @@ def _of_spool(spool: SpooledStore, spool_bytes: int) -> Iterator[Problem]:
     waiting = spool.waiting
     if waiting.error:
         yield Problem(level=ERROR, code="archive.away", object="archive", message=waiting.error,
+                      since=waiting.away_since,
                       hint="Images wait in the spool, and are moved by themselves once the store answers.")
     if waiting.stored_bytes > _FILLING * spool_bytes:
         yield Problem(level=WARNING, code="archive.spool-filling", object="spool",

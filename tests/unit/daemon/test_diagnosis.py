@@ -44,7 +44,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         clock=SimpleNamespace(now=lambda: NOW), started_at=NOW, without_row=[], host="here",
         engine="userspace", features={"note_writes": True},
         settings=Settings(daemon={"state_dir": tmp_path}), metrics=metrics,  # type: ignore[arg-type]
-        spool=SimpleNamespace(waiting=SimpleNamespace(objects=0, stored_bytes=0, error="")),
+        spool=SimpleNamespace(waiting=SimpleNamespace(objects=0, stored_bytes=0, error="", away_since=None)),
         health=SimpleNamespace(faults=[], faults_since=None), guards=SimpleNamespace(fault=""),
         checkpoints=SimpleNamespace(failing={}), reserve=SimpleNamespace(held_bytes=RESERVE_BYTES),
         scheduler=SimpleNamespace(clock_set_back_at=None, targets={
@@ -82,7 +82,8 @@ FAULTS: dict[str, tuple[Callable[[Any], object], tuple[str, str, datetime | None
     "clock": (lambda app: setattr(app.scheduler, "clock_set_back_at", NOW - timedelta(minutes=1)),
               (WARNING, "daemon.clock-set-back", NOW - timedelta(minutes=1))),
     "no notes": (lambda app: app.features.update(note_writes=False), (WARNING, "engine.no-notes", None)),
-    "store away": (lambda app: setattr(app.spool.waiting, "error", "no answer"), (ERROR, "archive.away", None)),
+    "store away": (lambda app: vars(app.spool.waiting).update(error="no answer", away_since=SINCE),
+                   (ERROR, "archive.away", SINCE)),
     "spool": (lambda app: setattr(app.spool.waiting, "stored_bytes", 4 << 30),
               (WARNING, "archive.spool-filling", None)),
 }
