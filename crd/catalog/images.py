@@ -281,6 +281,12 @@ class Images:
         async with self._database.read() as connection:
             return sorted(Crid(crid) for crid in (await connection.execute(query)).scalars())
 
+    async def forgotten(self) -> Sequence[Crid]:
+        """Return the images that are forgotten, but not buried: an object may be there, or a request needs the row."""
+        query = select(images.c.crid).where(self._own, UNUSUAL, images.c.state == "forgotten")
+        async with self._database.read() as connection:
+            return sorted(Crid(crid) for crid in (await connection.execute(query)).scalars())
+
     async def among(self, crids: Collection[Crid]) -> Sequence[Crid]:
         """Return those of a few crids that are images here."""
         async with self._database.read() as connection:
