@@ -506,6 +506,13 @@ class CatalogBusy(CatalogError):
     exit_status = EXIT_CONFLICT
 
 
+class CatalogFull(CatalogError):
+    """There is no space left for the catalog."""
+
+    code = "catalog.full"
+    retryable = True
+
+
 class CatalogUnavailable(CatalogError):
     """The catalog's server does not answer."""
 

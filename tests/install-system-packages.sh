@@ -20,6 +20,7 @@ need strace command -v strace
 need systemd test -x /lib/systemd/systemd
 need systemd-container command -v systemd-nspawn
 need dbus command -v dbus-daemon
+need e2fsprogs command -v mkfs.ext4
 need man-db command -v man
 need groff-base command -v groff
 need prometheus command -v prometheus

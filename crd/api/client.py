@@ -204,11 +204,13 @@ def _no_connection(path: Path, error: OSError) -> ApiError:
         return AccessDenied(f"you may not connect to {path}",
                             hint="Become a member of the group crd (usermod -aG crd USER, then log in again), or root.")
     if error.errno == errno.ECONNREFUSED:
-        return DaemonUnavailable(f"no daemon listens on {path}", hint="Start it: systemctl start crd, or crd run.")
+        return DaemonUnavailable(f"no daemon listens on {path}",
+                                 hint="Start it: systemctl start crd, or crd run. If it has failed: journalctl -u crd "
+                                      "says why, and systemctl reset-failed 'crd.*' has it tried again.")
     if isinstance(error, FileNotFoundError):
         return DaemonUnavailable(f"there is no socket {path}",
-                                 hint="Start the daemon (systemctl start crd, or crd run), or say where its socket is "
-                                      f"with --socket or {SOCKET_VARIABLE}.")
+                                 hint="Start the daemon (systemctl restart crd.socket crd, or crd run), or say where "
+                                      f"its socket is with --socket or {SOCKET_VARIABLE}.")
     return DaemonUnavailable(f"{path} cannot be connected to: {error.strerror or error}",
                              hint=f"Is this the daemon's socket? --socket and {SOCKET_VARIABLE} say where it is.")
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from crd.archive.stores.store import Store
+    from crd.reserve import Reserve
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Archive:
     """Keeps image streams.  An async context manager."""
 
     def __init__(self, store: Store, *, level: int = 1, threads: int = 2, away: bool = False,
-                 needs: Path | None = None) -> None:
+                 needs: Path | None = None, reserve: Reserve | None = None) -> None:
         """Keep images in a store.
 
         Args:
@@ -53,6 +54,7 @@ class Archive:
             threads: that compress, or decompress, one image.
             away: the store cannot be read yet: ``arrive`` when it can.
             needs: the file that knows what images need (``crd.archive.needs``); None: they are all read at the start.
+            reserve: room on the disk where that file is, for what makes room there.
 
         Raises:
             ArchiveFull, ArchiveUnavailable: that file cannot be made.
@@ -61,7 +63,8 @@ class Archive:
         self._away = away
         self._level = level
         self._threads = threads
-        self._references = References(store, needs, away=away)
+        self._reserve = reserve
+        self._references = References(store, needs, away=away, reserve=reserve)
         self._heads = Heads()
         self._executor = ThreadPoolExecutor(_THREADS_MAX, "crd-compress")
 
@@ -136,6 +139,8 @@ class Archive:
         self._heads.drop(crid)
         await self._store.delete(image_key(crid))
         await self._references.forget(crid)
+        if self._reserve:
+            await in_thread(self._reserve.take)  # before the next image has the room
 
     async def crids(self) -> list[Crid]:
         """Return the images that are there whole, in ascending order."""

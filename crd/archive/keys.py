@@ -95,7 +95,9 @@ def load_key(path: Path) -> Key:
     Raises:
         SettingsError: it cannot be read, may be read by others, or is no key.
     """
-    secret = _decoded(read_secret_file(path, "key file", _FILE_BYTES_MAX, hint="`crd key --new FILE` makes a key."))
+    secret = _decoded(read_secret_file(path, "key file", _FILE_BYTES_MAX,
+                                       hint="Put it back: nothing else opens what it has sealed. Where nothing is, "
+                                            "`crd key --new FILE` makes one."))
     if secret is None or len(set(secret)) < _DISTINCT_BYTES_MIN or (secret.isascii() and secret.decode().isprintable()):
         raise SettingsError(f"key file {path}: it does not hold 32 random bytes, as they are, in hexadecimal or in "
                             "base64", path=str(path), hint="`crd key --new FILE` makes a key; a passphrase is none.")

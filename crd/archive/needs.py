@@ -12,7 +12,8 @@ import sqlite3
 import struct
 import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from blake3 import blake3
 
@@ -20,13 +21,18 @@ from crd.archive.manifest import NEED
 from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobCorrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
     from crd.archive.manifest import Need
+    from crd.reserve import Reserve
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _VERSION = 1
 _COMPANIONS = ("", "-wal", "-shm")
+_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}  # the latter, when it is opened
 _SCHEMA = f"""
     CREATE TABLE images (crid INTEGER PRIMARY KEY, needs BLOB NOT NULL);
     CREATE TABLE packs (pack INTEGER PRIMARY KEY, marks INTEGER NOT NULL);
@@ -35,16 +41,35 @@ _SCHEMA = f"""
 """
 
 
+def _freeing(method: Callable[Concatenate[Needs, P], T]) -> Callable[Concatenate[Needs, P], T]:
+    """Do what makes room; if there is none, again with some of the reserve."""
+    @wraps(method)
+    def done(needs: Needs, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+        while True:
+            try:
+                return method(needs, *arguments, **keywords)
+            except ArchiveFull:
+                if not (needs.reserve and needs.reserve.give()):
+                    raise
+
+    return done
+
+
 class Needs:
     """A table of images and one of packs.  Every method may be called from any thread, and may block."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, reserve: Reserve | None = None) -> None:
         """Use a file, which is made anew if it is missing, damaged or of another version; None: memory.
+
+        Args:
+            path: of the file.
+            reserve: for what makes room on a full disk.
 
         Raises:
             ArchiveFull, ArchiveUnavailable: it cannot be made.
         """
         self._path = path
+        self.reserve = reserve
         self._lock = threading.Lock()
         with self._translated():
             self._database = _opened(path)
@@ -65,6 +90,7 @@ class Needs:
         with self._transaction() as database:
             return next((token for token, in database.execute("SELECT token FROM store")), None)
 
+    @_freeing
     def vouch(self, token: int | None) -> None:
         """Take note that this is the truth of the store with a token, or that it may not be."""
         with self._transaction() as database:
@@ -72,6 +98,7 @@ class Needs:
             if token is not None:
                 database.execute("INSERT INTO store VALUES (?)", [token])
 
+    @_freeing
     def begin_anew(self, but: Collection[int]) -> None:
         """Know nothing any more but these images, and vouch for nothing."""
         with self._transaction() as database:
@@ -92,6 +119,7 @@ class Needs:
             for crid, needs in images:
                 _enter(database, crid, needs)
 
+    @_freeing
     def leave(self, crid: int) -> None:
         """Take note that an image needs nothing any more; nothing if it is unknown.
 
@@ -144,6 +172,7 @@ class Needs:
         with self._transaction() as database:
             return [pack for pack in packs if _marks(database, pack) is None]
 
+    @_freeing
     def bury(self, packs: Iterable[int]) -> None:
         """Know nothing any more of packs that nobody needs."""
         with self._transaction() as database:
@@ -180,7 +209,7 @@ class Needs:
         except sqlite3.IntegrityError as error:
             raise ArchiveError("there is an image of that crid already") from error
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+            if getattr(error, "sqlite_errorcode", 0) in _FULL:
                 raise ArchiveFull(f"{self._path}: {error}", path=str(self._path), hint="Free some space.") from error
             raise ArchiveUnavailable(f"{self._path}: {error}", path=str(self._path),
                                      hint="A new start makes it from the store if it is damaged.") from error
@@ -211,7 +240,10 @@ def _connected(path: Path | None) -> sqlite3.Connection:
 def _is_sound(database: sqlite3.Connection) -> bool:
     try:
         version, check = (database.execute(f"PRAGMA {what}").fetchone() for what in ("user_version", "quick_check(1)"))
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode in _FULL:
+            database.close()
+            raise
         return False
     return (version, check) == ((_VERSION,), ("ok",))
 

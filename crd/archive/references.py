@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from crd.archive.manifest import Need
     from crd.archive.stores.store import Store
+    from crd.reserve import Reserve
 
 logger = logging.getLogger(__name__)
 
@@ -56,19 +57,21 @@ class References:
     and no pack is deleted.
     """
 
-    def __init__(self, store: Store, path: Path | None = None, *, away: bool = False) -> None:
+    def __init__(self, store: Store, path: Path | None = None, *, away: bool = False,
+                 reserve: Reserve | None = None) -> None:
         """Know what the file says; ``load``, later if the store is away.
 
         Args:
             store: of the images.
             path: of the file; None: all is found out anew from the store each time.
             away: the store cannot be read yet.
+            reserve: as of ``Needs``.
 
         Raises:
             ArchiveFull, ArchiveUnavailable: the file cannot be made.
         """
         self._store = store
-        self._needs = Needs(path)
+        self._needs = Needs(path, reserve)
         self._held: Counter[int] = Counter()
         self._dying: Counter[int] = Counter()  # packs that are about to be deleted, if nobody needs them
         self._unreadable: set[int] = set()

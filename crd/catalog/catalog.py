@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from crd.clock import Clock
+    from crd.reserve import Reserve
 
 
 class Catalog:
@@ -41,14 +42,15 @@ class Catalog:
         self.requests = Requests(database, host)
 
     @classmethod
-    async def open(cls, url: str, host: str) -> Self:
+    async def open(cls, url: str, host: str, reserve: Reserve | None = None) -> Self:
         """Open a catalog, made or brought up to date if need be.
 
         Args:
             url: of the database; see ``open_database``, which also says what this raises.
             host: for which it is used: images, targets and requests are kept apart by host.
+            reserve: for what makes room on a full disk.
         """
-        database = await open_database(url)
+        database = await open_database(url, reserve)
         try:
             if not database.shared:
                 await database.write(partial(_follow, host))

@@ -12,7 +12,7 @@ from sqlalchemy import Integer, bindparam, delete, func, insert, select, update
 
 from crd.catalog.rows import Checkpoint
 from crd.catalog.schema import checkpoints, each_target
-from crd.catalog.verbs import Verbs, reads, writes, writes_hastily
+from crd.catalog.verbs import Verbs, freeing, reads, writes, writes_hastily
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -55,6 +55,7 @@ class Checkpoints(Verbs):
                                            "started_at": now})
         return int(done.inserted_primary_key[0])  # type: ignore[index]
 
+    @freeing
     @writes_hastily
     def finish(self, connection: Connection, number: int, state: str, now: datetime, *, crid: int | None = None,
                error: CrdError | None = None, pid: int | None = None) -> None:
@@ -69,6 +70,7 @@ class Checkpoints(Verbs):
         connection.execute(insert(checkpoints).values(
             host=self._host, target=target, state="skipped", started_at=now, ended_at=now, message=message))
 
+    @freeing
     @writes
     def recover(self, connection: Connection, now: datetime) -> int:
         """Enter as failed what was running when the daemon ended; return how many."""

@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, delete, exists, func, insert, select, tuple_, 
 from crd.catalog.rows import Choice, Image, Settled
 from crd.catalog.schema import UNUSUAL, each_target, images, requests
 from crd.catalog.settling import compare
-from crd.catalog.verbs import Verbs, reads, writes, writes_hastily
+from crd.catalog.verbs import Verbs, freeing, reads, writes, writes_hastily
 from crd.errors import ImageInUse, ImageNotFound
 from crd.ids import Crid
 
@@ -78,6 +78,7 @@ class Images(Verbs):
         """Return what names an image to a statement."""
         return {"of_host": self._host, "of_crid": crid}
 
+    @freeing
     @writes
     def begin(self, connection: Connection, image: Image) -> None:
         """Enter an image whose object is about to be made durable."""
@@ -91,11 +92,13 @@ class Images(Verbs):
             raise _not_found(crid)
         return _image(row)
 
+    @freeing
     @writes
     def drop(self, connection: Connection, crid: Crid) -> None:
         """Take back an image whose object did not become durable."""
         connection.execute(delete(images).where(self._own, images.c.crid == crid, images.c.state == "storing"))
 
+    @freeing
     @writes
     def forget(self, connection: Connection, crid: Crid) -> None:
         """Count an image no more; its object may be removed once this returns, and then ``bury`` follows.
@@ -114,11 +117,13 @@ class Images(Verbs):
                              hint="Wait for it, or cancel it: crctl requests.")
         connection.execute(_FORGET, self._one(crid))
 
+    @freeing
     @writes_hastily
     def bury(self, connection: Connection, crid: Crid) -> None:
         """Remove the row of a forgotten image whose object is gone, unless a request or the largest crid needs it."""
         connection.execute(_BURY, self._one(crid))
 
+    @freeing
     async def pin(self, crid: Crid, *, pinned: bool) -> Image:
         """Keep an image until it is unpinned, or let go of it; raises as ``get``."""
         return await self._set(crid, pinned=pinned)
@@ -159,6 +164,7 @@ class Images(Verbs):
             raise _not_found(crid)
         return _image(row)
 
+    @freeing
     @writes
     def settle(self, connection: Connection, there: Collection[Crid], whole: Mapping[Crid, int],
                left: Collection[Crid] | None = None) -> Settled:
@@ -286,6 +292,12 @@ class Images(Verbs):
     def damaged_ones(self, connection: Connection, *, limit: int) -> Sequence[Crid]:
         """Return some of the images that are damaged."""
         query = select(images.c.crid).where(self._own, UNUSUAL, images.c.state == "damaged").limit(limit)
+        return sorted(Crid(crid) for crid in connection.execute(query).scalars())
+
+    @reads
+    def forgotten(self, connection: Connection) -> Sequence[Crid]:
+        """Return the images that are forgotten, but not buried: an object may be there, or a request needs the row."""
+        query = select(images.c.crid).where(self._own, UNUSUAL, images.c.state == "forgotten")
         return sorted(Crid(crid) for crid in connection.execute(query).scalars())
 
     @reads

@@ -52,6 +52,7 @@ class Postgresql:
                 connect_args={"timeout": _CONNECT_SECONDS, "command_timeout": _ANSWER_SECONDS})
         except ModuleNotFoundError as error:
             raise CatalogError("catalog.url: asyncpg is not installed", hint="Install crd[postgresql].") from error
+        self._where = f"{url.query.get('host') or url.host or 'localhost'}/{url.database}"
         self.announcement = select(func.pg_notify(CHANNEL, ""))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -83,12 +84,13 @@ class Postgresql:
     def translated(self, error: Exception) -> CatalogError:
         """Return what an error of asyncpg means; SQLSTATE as in appendix A of PostgreSQL's manual."""
         if isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
-            return CatalogUnavailable(f"the catalog's server does not answer: {_words(error)}",
-                                      hint="Start it; crd goes on by itself.")
+            return CatalogUnavailable(f"the catalog's server, {self._where}, does not answer: {_words(error)}",
+                                      hint="Start it; crd goes on by itself. It is named by catalog.url.")
         cause = getattr(error, "orig", None)
         state = str(getattr(cause, "sqlstate", ""))
         if state.startswith(_AWAY):
-            return CatalogUnavailable(f"the catalog's server cannot take us: {_words(error)}", hint="Try again.")
+            return CatalogUnavailable(f"the catalog's server, {self._where}, cannot take us: {_words(error)}",
+                                      hint="Try again.")
         return CatalogError(f"the catalog: {_words(error)}", hint=_HINTS.get(state, ""))
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import delete, exists, func, insert, select, update
 
 from crd.catalog.rows import Request
 from crd.catalog.schema import images, requests
-from crd.catalog.verbs import Verbs, reads, writes
+from crd.catalog.verbs import Verbs, freeing, reads, writes
 from crd.errors import ImageNotFound, QueueFull, RequestMoved, RequestNotCancellable, RequestNotFound
 from crd.ids import Crid
 
@@ -134,15 +134,18 @@ class Requests(Verbs):
         await self._pass(number, {"running"}, state="releasing", root_pid=root_pid, root_start_time=root_start_time,
                          boot_id=boot_id)
 
+    @freeing
     async def done(self, number: int, now: datetime) -> None:
         """Note that the tasks run; raises RequestMoved if they were not being released."""
         await self._pass(number, {"releasing"}, state="done", ended_at=now)
 
+    @freeing
     async def failed(self, number: int, now: datetime, error: CrdError) -> None:
         """Note that nothing runs, and why; raises RequestMoved if it was not being carried out."""
         await self._pass(number, {"running", "releasing"}, state="failed", ended_at=now, error=error.code,
                          message=error.message, hint=error.hint)
 
+    @freeing
     @writes
     def cancel(self, connection: Connection, number: int, now: datetime) -> Request:
         """Cancel a request that is still queued.
@@ -171,6 +174,7 @@ class Requests(Verbs):
         rows = connection.execute(query).all()
         return {row.target: (row.root_pid, row.root_start_time) for row in reversed(rows)}
 
+    @freeing
     @writes
     def recover(self, connection: Connection, now: datetime, boot_id: str,
                 runs: Callable[[int, int], bool]) -> Sequence[str]:
@@ -197,6 +201,7 @@ class Requests(Verbs):
         self._database.announce(connection)
         return settled
 
+    @freeing
     async def prune(self, before: datetime, boot_id: str) -> Sequence[Crid]:
         """Drop requests of this host that ended before some time, but the last of each target in this boot: its root.
 

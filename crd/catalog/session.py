@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from crd.catalog.backend import Backend
+    from crd.reserve import Reserve
 
 T = TypeVar("T")
 
@@ -30,9 +31,10 @@ _HINT = "Write sqlite:///PATH or postgresql+asyncpg://USER@HOST/DATABASE."
 class Database:
     """Transactions on one database."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, reserve: Reserve | None = None) -> None:
         """Use a database; ``open_database`` opens it."""
         self._backend = backend
+        self.reserve = reserve
 
     async def write(self, work: Callable[[Connection], T], *, is_durable: bool = True) -> T:
         """Do something in a transaction: committed when it returns, undone if it raises.
@@ -45,7 +47,8 @@ class Database:
             CatalogBusy: another program holds the lock.
             CatalogUnavailable: the server does not answer.
             CatalogOutOfDate: the file is no catalog.
-            CatalogError: anything else, such as a full disk.
+            CatalogFull: there is no space left.
+            CatalogError: anything else.
         """
         try:
             return await self._backend.write(work, is_durable=is_durable)
@@ -89,16 +92,18 @@ class Database:
         await self._backend.close()
 
 
-async def open_database(url: str) -> Database:
+async def open_database(url: str, reserve: Reserve | None = None) -> Database:
     """Open a database, made or brought up to date if need be.  What is no catalog of ours is left as it is.
 
     Args:
         url: of SQLAlchemy: ``sqlite:////var/lib/crd/catalog.db`` or
             ``postgresql+asyncpg://crd@db.example.com/crd``.
+        reserve: for what makes room on a full disk.
 
     Raises:
         CatalogOutOfDate: a newer crd wrote it, or it is no catalog.
         CatalogUnavailable: the server does not answer.
+        CatalogFull: there is no space left.
         CatalogError: it cannot be opened.
     """
     try:
@@ -114,7 +119,7 @@ async def open_database(url: str) -> Database:
     except BaseException:
         await backend.close()
         raise
-    return Database(backend)
+    return Database(backend, reserve)
 
 
 def backend_of(url: URL) -> Backend:

@@ -22,7 +22,7 @@ import msgspec
 from sqlalchemy import create_engine, event
 from sqlalchemy.exc import OperationalError
 
-from crd.errors import CatalogBusy, CatalogError, CatalogOutOfDate
+from crd.errors import CatalogBusy, CatalogError, CatalogFull, CatalogOutOfDate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,11 @@ _HASTY = "crd_hasty"
 """The execution option of one that outlives our death, and need not outlive a power cut: it saves a flush."""
 _READERS = 4
 _BUSY_SECONDS = 20
+_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}  # the latter, when it is opened
 _LOOK_AGAIN_SECONDS = 0.02
+_ROOM = "Free some space; crctl forget, crctl pin --remove and the rules of retention work all the same."
+_REPAIR = ("crd catalog restore puts back a backup; without one move the file away, start the daemon, and crctl adopt "
+           "takes in what the archive has.")
 
 
 class Sqlite:
@@ -118,18 +122,20 @@ class Sqlite:
     def translated(self, error: Exception) -> CatalogError:
         """Return what an error of sqlite3 means."""
         cause = getattr(error, "orig", None)
+        if getattr(cause, "sqlite_errorcode", 0) in _FULL:
+            return CatalogFull(f"the catalog {self._path}: {cause}", hint=_ROOM)
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the upper bits say more than we need
         if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             return CatalogBusy(hint="Try again; find who holds it with fuser catalog.db.")
         if code == sqlite3.SQLITE_NOTADB:
-            return CatalogOutOfDate("the file is no SQLite database", hint="Point catalog.url at another file.")
+            return CatalogOutOfDate(f"the catalog {self._path} is damaged, or no SQLite database",
+                                    path=str(self._path), hint=f"{_REPAIR} Or point catalog.url at another file.")
         hints = {
-            sqlite3.SQLITE_FULL: "Free some space.",
-            sqlite3.SQLITE_IOERR: "The disk failed, or is full; the kernel's log says more.",
+            sqlite3.SQLITE_IOERR: "The disk failed; the kernel's log says more.",
             sqlite3.SQLITE_READONLY: "Make the file and its directory writable.",
-            sqlite3.SQLITE_CORRUPT: "Restore catalog.db from a backup; the images themselves are in the archive.",
+            sqlite3.SQLITE_CORRUPT: _REPAIR,
         }
-        return CatalogError(f"the catalog: {cause or error}", hint=hints.get(code, ""))
+        return CatalogError(f"the catalog {self._path}: {cause or error}", hint=hints.get(code, ""))
 
 
 def _transacted(engine: Engine, work: Callable[[Connection], T]) -> T:

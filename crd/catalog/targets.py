@@ -8,7 +8,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from crd.catalog.schema import holds, targets
-from crd.catalog.verbs import Verbs, reads, writes
+from crd.catalog.verbs import Verbs, freeing, reads, writes
 from crd.errors import CatalogTargetNotFound, TargetExists
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Targets(Verbs):
             raise TargetExists(f"there is a target {name} already", hint="Remove it first, or use another name."
                                ) from error
 
+    @freeing
     @writes
     def remove(self, connection: Connection, name: str) -> None:
         """Remove a target that was added.
@@ -52,6 +53,7 @@ class Targets(Verbs):
         return {row.name: row.definition for row in connection.execute(
             select(targets).where(targets.c.host == self._host))}
 
+    @freeing
     @writes
     def hold(self, connection: Connection, name: str, *, held: bool) -> None:
         """Remember whether a target is held, be it of the settings or added."""

@@ -12,6 +12,8 @@ import asyncio
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from crd.errors import CatalogFull
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -60,6 +62,22 @@ def _writing(verb: Callable[Concatenate[V, Connection, P], T], *,
     async def carried_out(self: V, /, *arguments: P.args, **keywords: P.kwargs) -> T:
         return await _to_its_end(self._database.write(
             lambda connection: verb(self, connection, *arguments, **keywords), is_durable=is_durable))
+
+    return carried_out
+
+
+def freeing(verb: Callable[Concatenate[V, P], Coroutine[Any, Any, T]],
+            ) -> Callable[Concatenate[V, P], Coroutine[Any, Any, T]]:
+    """Have a verb that makes room, or that ends something, use what is kept back for it when the disk is full."""
+    @wraps(verb)
+    async def carried_out(self: V, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+        while True:
+            try:
+                return await verb(self, *arguments, **keywords)
+            except CatalogFull:
+                reserve = self._database.reserve
+                if not reserve or not await asyncio.to_thread(reserve.give):
+                    raise
 
     return carried_out
 

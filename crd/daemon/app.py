@@ -43,6 +43,7 @@ from crd.errors import BlobCorrupt, BlobMissing, CrdError, TargetNotFound, Targe
 from crd.ids import Crid
 from crd.metrics.exporter import Exporter
 from crd.metrics.names import Metrics
+from crd.reserve import Reserve
 from crd.settings.load import changed_keys, load
 from crd.settings.state import held_state
 
@@ -82,6 +83,7 @@ class App:
         self.catalog: Catalog
         self.archive: Archive
         self.spool: SpooledStore | None = None
+        self.reserve = Reserve(settings.daemon.state_dir / "reserve")
         self.without_row: Sequence[Crid] = ()  # images that only the archive knew at the start, and only the catalog
         self.without_object: Sequence[Crid] = ()
         self.meter: Meter
@@ -107,16 +109,19 @@ class App:
         settings, descriptors = self.settings, raise_our_own()
         async with AsyncExitStack() as stack:
             stack.enter_context(held_state(settings.daemon.state_dir))
+            await asyncio.to_thread(self.reserve.begin)
             # First: without its keys nothing is touched, not even the catalog.
             opened = await stack.enter_async_context(open_store(settings))
             self.spool = opened.spool
             # It loads the engine while we go on.
             workers = await stack.enter_async_context(WorkerPool(settings.engine_socket))
-            self.catalog = await stack.enter_async_context(await Catalog.open(settings.catalog_url, self.host))
+            self.catalog = await stack.enter_async_context(
+                await Catalog.open(settings.catalog_url, self.host, self.reserve))
             lost = await stack.enter_async_context(self.catalog.present(self.clock, self._requests_changed.set))
             self.archive = await stack.enter_async_context(
                 Archive(opened.store, level=settings.archive.level, threads=settings.archive.threads,
-                        away=not opened.ours.is_set(), needs=settings.daemon.state_dir / "needs.db"))
+                        away=not opened.ours.is_set(), needs=settings.daemon.state_dir / "needs.db",
+                        reserve=self.reserve))
             arrival = Arrival(opened, self.archive, await self._recover(), self._apply_rules)
             await arrival.begin()
             async with workers.lease() as worker:
@@ -143,6 +148,7 @@ class App:
             await server.start()
             background = [asyncio.create_task(work, name=name) for name, work in (
                 ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),
+                ("reserve", self.reserve.run()),
                 ("scrub", self.scrub.run()), ("retention", self.retention.run()), ("hearing", self._hear()),
                 *((("guards", self.guards.run()),) if keeps() and is_booted() else ()),
                 *((("spool", arrival.run(stop)),) if self.spool else ()))]

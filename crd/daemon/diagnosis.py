@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from crd.engine.api import USERSPACE
 from crd.errors import CatalogError
+from crd.reserve import RESERVE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from crd.daemon.app import App
     from crd.daemon.scheduler import ScheduledTarget
     from crd.ids import Crid
+    from crd.reserve import Reserve
 
 ERROR, WARNING = "error", "warning"
 
@@ -87,7 +89,8 @@ async def diagnose(app: App, seen: Seen) -> list[Problem]:
     now = app.clock.now()
     found = [*_of_daemon(app), *_of_archive(app), *_of_clock(app, now), *_of_notes(app),
              *(_of_spool(app.spool, app.settings.s3.spool_size) if app.spool else ())]
-    found += await asyncio.to_thread(lambda: [problem for path in _directories(app) for problem in _of_disk(path)])
+    found += await asyncio.to_thread(lambda: [problem for path in _directories(app) for problem in _of_disk(path)]
+                                     + [*_of_reserve(app.reserve)])
     found += _of_catalog(app, seen, now)
     for target in app.scheduler.targets.values():
         found += _of_target(app, target, now)
@@ -133,6 +136,7 @@ def _of_spool(spool: SpooledStore, spool_bytes: int) -> Iterator[Problem]:
     waiting = spool.waiting
     if waiting.error:
         yield Problem(level=ERROR, code="archive.away", object="archive", message=waiting.error,
+                      since=waiting.away_since,
                       hint="Images wait in the spool, and are moved by themselves once the store answers.")
     if waiting.stored_bytes > _FILLING * spool_bytes:
         yield Problem(level=WARNING, code="archive.spool-filling", object="spool",
@@ -154,8 +158,14 @@ def _of_disk(path: Path) -> Iterator[Problem]:
         full = usage.free < _LEAST_FREE_SHARE * usage.total / 10
         yield Problem(level=ERROR if full else WARNING, code="disk.full" if full else "disk.nearly-full",
                       object=str(path), message=f"{usage.free >> 10} of {usage.total >> 10} KiB are free",
-                      hint="Remove other files first: while there is no space left, no image can be forgotten either."
-                      if full else "Free some space, or have rules forget more (retention.keep, crctl forget).")
+                      hint="Free some space, or have rules forget more (retention.keep, crctl forget).")
+
+
+def _of_reserve(reserve: Reserve) -> Iterator[Problem]:
+    if (held := reserve.held_bytes) < RESERVE_BYTES:
+        yield Problem(level=WARNING if held else ERROR, code="disk.reserve-used", object="reserve",
+                      message=f"of {RESERVE_BYTES >> 10} KiB that are kept back for a full disk, {held >> 10} are left",
+                      hint="They let images be forgotten. Free some space: they are kept back again by themselves.")
 
 
 def _of_catalog(app: App, seen: Seen, now: datetime) -> Iterator[Problem]:

@@ -12,7 +12,9 @@ from pathlib import Path
 import click
 
 from crd import log
+from crd.api.turning_away import turning_away
 from crd.daemon.app import App
+from crd.daemon.notify import passed_fds
 from crd.errors import CrdError
 from crd.settings.load import load
 
@@ -29,11 +31,12 @@ def run(config: Path | None) -> None:
 
     Exit status: 0 stopped, 1 failed, 2 wrong settings, 14 another daemon works on the same state.
     """
-    settings = load(config)
-    log.set_up(settings.daemon.log_level, settings.daemon.log_format)
-    os.umask(0o077)
-    faulthandler.enable()  # says where it hangs when the watchdog ends it
-    asyncio.run(_serve(App(settings, config)))
+    with turning_away(passed_fds().get("api")):
+        settings = load(config)
+        log.set_up(settings.daemon.log_level, settings.daemon.log_format)
+        os.umask(0o077)
+        faulthandler.enable()  # says where it hangs when the watchdog ends it
+        asyncio.run(_serve(App(settings, config)))
 
 
 async def _serve(app: App) -> None:

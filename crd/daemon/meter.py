@@ -71,8 +71,10 @@ class Meter:
         self.free_bytes = await self._archive.free_bytes()
         if self.free_bytes is not None:
             self._metrics.archive_free.labels(self._store).set(self.free_bytes)
-        if self._archive.is_known:
-            self._enter(await self._archive.size())
+        size = await self._archive.size()
+        if self._spool and not self._archive.is_known:
+            size = ArchiveSize(size.images, self._spool.waiting.stored_bytes)  # what only the store has, nobody knows
+        self._enter(size)
         self._took_seconds = time.monotonic() - began
 
     def taken(self, stored_bytes: int) -> None:

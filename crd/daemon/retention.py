@@ -149,30 +149,40 @@ class Retention:
         Raises:
             ImageNotFound: there is none.
             ImageInUse: it is pinned, being read, or a restart of it is asked for.
-            ArchiveUnavailable: its object cannot be removed: the next start does.
+            ArchiveUnavailable: its object cannot be removed now: ``clear`` does.
         """
         if crid in self._readers:
             raise ImageInUse(f"image {crid} is being read", crid=crid, hint="Try again in a while.")
         await self._catalog.images.forget(crid)
         await self._remove(crid)
+        self._meter.forgotten()
         logger.info("image forgotten", extra={"event": "image.forgotten", "crid": crid})
 
     async def _remove(self, crid: Crid) -> None:
         """Remove what is left of an image that counts no more."""
         await self._readers.gone(crid)
         await self._archive.forget(crid)
-        self._meter.forgotten()
         await self._catalog.images.bury(crid)
 
     async def run(self) -> None:
-        """Drop restart requests that ended long ago, until cancelled."""
+        """Drop restart requests that ended long ago, and what could not be removed before, until cancelled."""
         while True:
             try:
                 await self.prune()
+                await self.clear()
             except CrdError as error:
-                logger.warning("old requests stay: %s", error.message,
+                logger.warning("old requests, or what is left of forgotten images, stay: %s", error.message,
                                extra={"event": "retention.failed", "error": error.code})
             await self._clock.sleep(_PRUNE_SECONDS)
+
+    async def clear(self) -> None:
+        """Remove objects of forgotten images that could not be removed, since the store was away.
+
+        Raises:
+            CatalogError, ArchiveUnavailable: it cannot be done now.
+        """
+        for crid in await self._catalog.images.forgotten():
+            await self._remove(crid)
 
     async def prune(self) -> None:
         """Drop restart requests that ended too long ago, and what was kept of forgotten images for them.

@@ -15,6 +15,7 @@ from crd.archive.secret_files import secret_path
 from crd.archive.stores.local import LocalStore
 from crd.archive.stores.sealed import SealedStore, refuse_sealed
 from crd.archive.stores.spooled import SpooledStore
+from crd.durable import flush_directory
 from crd.errors import ArchiveInUse, ArchiveUnavailable
 
 if TYPE_CHECKING:
@@ -147,14 +148,19 @@ def _bind_spool(path: Path, spool: SpooledStore) -> None:
     """
     note, where = _note_of(path), spool.describe()
     try:
-        noted = note.read_text(encoding="utf-8") if note.exists() else where
-        if noted != where and spool.waiting.objects:
+        noted = note.read_text(encoding="utf-8") if note.exists() else ""
+        if noted == where:
+            return
+        if noted and spool.waiting.objects:
             raise ArchiveInUse(f"{path} holds {spool.waiting.objects} objects that belong into {noted}, not {where}",
                                hint="Go back to those settings until crctl status shows that nothing waits, or name "
                                "another s3.spool_path.")
-        with open(note, "w", encoding="utf-8") as file:
+        beside = note.with_suffix(".new")
+        with open(beside, "w", encoding="utf-8") as file:
             file.write(where)
             file.flush()
             os.fsync(file.fileno())
+        beside.rename(note)
+        flush_directory(path)
     except OSError as error:
         raise ArchiveUnavailable(f"{note}: {error.strerror}", path=str(note)) from error

@@ -45,7 +45,9 @@ def load(path: Path | None = None) -> Settings:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path}: {error}", path=str(path), hint="See https://toml.io for the syntax.") from error
+        hint = "Keys go below the header that is there: each is written once." if "twice" in str(error) else (
+            "See https://toml.io for the syntax.")
+        raise SettingsError(f"{path}: {error}", path=str(path), hint=hint) from error
     return _validated(data, text, str(path))
 
 

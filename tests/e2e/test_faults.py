@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import signal
@@ -40,6 +41,34 @@ def small_state(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", state], check=True)
 
 
+@pytest.fixture(params=["tmpfs", "ext4"])
+def tiny_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The state directory, on a disk of its own."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    if request.param == "tmpfs":
+        source = ["-t", "tmpfs", "-o", "size=24m", "crd-test"]
+    else:
+        source = ["-o", "loop", str(tmp_path / "disk")]
+        with (tmp_path / "disk").open("wb") as disk:
+            disk.truncate(32 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-b", "4096", tmp_path / "disk"], check=True)
+    subprocess.run(["mount", *source, state], check=True)
+    yield state
+    subprocess.run(["umount", "--lazy", state], check=True)
+
+
+def fill_up(disk: Path) -> None:
+    """Leave no byte free, nor what is for root alone."""
+    for name in ("filler", "filler-too"):  # as the first was written to, room for its map was kept
+        fd = os.open(disk / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for n_bytes in (1 << 20, 4096):
+            with suppress(OSError):
+                while os.write(fd, bytes(n_bytes)):
+                    os.fsync(fd)
+        os.close(fd)
+
+
 def every_second(home: Path) -> str:
     return f'[targets.counter]\npidfile = "{home}/program.pid"\nevery = "1s"\nkeep = "last=3"\n'
 
@@ -64,6 +93,35 @@ def test_a_disk_that_is_full_and_has_room_again(tmp_path: Path, small_state: Pat
         eventually("all to be well", lambda: daemon.run_crctl("status").returncode == 0)
         program.kill()
         daemon.crctl("restart", "counter@latest", "--wait")
+        program.assert_unharmed()
+
+
+def test_forgetting_is_the_way_out_of_a_disk_without_a_byte_left(tmp_path: Path, tiny_disk: Path,
+                                                                  program: CountingProgram) -> None:
+    with RunningDaemon(tmp_path) as daemon:
+        crids = [daemon.crctl("checkpoint", "--pid", str(program.pid))["crid"] for _ in range(5)]
+        daemon.crctl("pin", str(crids[0]))
+        fill_up(tiny_disk)
+        with pytest.raises(Refused) as full:
+            daemon.crctl("checkpoint", "--pid", str(program.pid))
+        assert full.value.error["error"] in {"catalog.full", "archive.full"}
+        assert "forget" in full.value.error["hint"]
+        daemon.crctl("pin", str(crids[0]), "--remove")
+        for crid, number in zip(crids, (None, None, signal.SIGTERM, signal.SIGKILL), strict=False):
+            fill_up(tiny_disk)
+            if number:
+                daemon.stop(number)
+                fill_up(tiny_disk)
+                daemon.start()
+            assert wrong(daemon)["disk.reserve-used"]["level"] == "warning"
+            assert [verdict["error"] for verdict in daemon.crctl("forget", str(crid))] == [None]
+        assert [image["crid"] for image in daemon.crctl("images")] == crids[-1:]
+        for filler in tiny_disk.glob("filler*"):
+            filler.unlink()
+        newest = daemon.crctl("checkpoint", "--pid", str(program.pid))["crid"]
+        daemon.crctl("forget", str(crids[-1]))
+        assert daemon.run_crctl("status").returncode == 0, "room is kept back again"
+        assert daemon.crctl("verify", str(newest))["image"]["state"] == "ok"
         program.assert_unharmed()
 
 

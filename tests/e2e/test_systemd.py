@@ -331,6 +331,20 @@ def test_a_reload_takes_over_all_or_nothing(machine: Machine, counting: Counting
     assert daemon_pid(machine) == pid
 
 
+def test_who_asks_a_daemon_that_cannot_start_hears_why_at_once(machine: Machine) -> None:
+    settings = machine.root / "etc/crd/crd.toml"
+    good = settings.read_text()
+    machine.say("systemctl", "stop", CRD)
+    settings.write_text("[daemon]\nnonsense = 1\n")
+    asked = machine.run("crctl", "status")
+    assert asked.returncode == 10
+    assert "crd.toml:2: daemon.nonsense: unknown key" in asked.stderr
+    eventually("systemd to see it", lambda: machine.show(CRD, "ActiveState") == "failed")
+    assert machine.show(CRD, "NRestarts") == "0"
+    settings.write_text(good)
+    assert crctl(machine, "status")["pid"] == daemon_pid(machine)
+
+
 def test_a_stop_in_the_middle_of_a_checkpoint_harms_nobody(machine: Machine, counting: Counting) -> None:
     machine.say("crctl", "checkpoint", "--pid", str(counting.pid), "--no-wait")
     machine.say("systemctl", "stop", CRD)

@@ -15,6 +15,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from crd.archive.names import needed_first
@@ -40,6 +41,7 @@ class Waiting:
     objects: int
     stored_bytes: int
     error: str
+    away_since: datetime | None
 
 
 class SpooledUpload:
@@ -98,8 +100,10 @@ class SpooledStore:
         self._waiting: dict[str, int] = {}
         self._reserved_bytes = 0
         self._known: dict[str, int] | None = None
+        self._listing = asyncio.Lock()
         self._away_until = 0.0
         self._error: ArchiveError | None = None
+        self._away_since: datetime | None = None
         self._committed = asyncio.Event()
         self._moving: tuple[str, asyncio.Task[None]] | None = None
         self._torn = True
@@ -114,7 +118,8 @@ class SpooledStore:
     @property
     def waiting(self) -> Waiting:
         """What the store does not have yet."""
-        return Waiting(len(self._waiting), sum(self._waiting.values()), self._error.message if self._error else "")
+        error, since = (self._error.message, self._away_since) if self._error else ("", None)
+        return Waiting(len(self._waiting), sum(self._waiting.values()), error, since)
 
     def describe(self) -> str:
         """Return where objects go."""
@@ -177,9 +182,7 @@ class SpooledStore:
         return dict(sorted({**await self._there(), **self._waiting}.items()))
 
     async def _there(self) -> dict[str, int]:
-        if self._known is None:
-            self._known = await self._reached(self._store.objects)
-        return self._known
+        return self._known if self._known is not None else await self._reached(self._listed)
 
     async def free_bytes(self) -> int | None:
         """See ``Store``: what the spool has room for."""
@@ -273,8 +276,9 @@ class SpooledStore:
 
     async def _listed(self) -> dict[str, int]:
         """Return what the store holds, asking it although it was away."""
-        if self._known is None:
-            self._known = await self._store.objects()
+        async with self._listing:  # a list that is older than what was moved since must not take the place of another
+            if self._known is None:
+                self._known = await self._store.objects()
         return self._known
 
     async def _same(self, key: str, size: int) -> bool:
@@ -308,6 +312,7 @@ class SpooledStore:
 
     def _failed(self, error: ArchiveError) -> None:
         if self._error is None:
+            self._away_since = datetime.now(UTC)
             logger.warning("the spool takes in what the store cannot: %s", error.message,
                            extra={"event": "archive.away", "error": error.code})
         self._error = error

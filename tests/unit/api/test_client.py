@@ -84,7 +84,7 @@ def test_no_socket(path: Path) -> None:
     with pytest.raises(DaemonUnavailable) as refused:
         Client(path)
     assert str(path) in refused.value.message
-    assert "systemctl start crd" in refused.value.hint
+    assert "systemctl restart crd.socket crd" in refused.value.hint
 
 
 def test_nobody_listens(path: Path) -> None:

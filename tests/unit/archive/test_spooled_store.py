@@ -334,6 +334,38 @@ async def test_a_key_is_given_once_wherever_its_object_is(tmp_path: Path, far: F
             await put(store, key, b"2")
 
 
+async def test_what_is_moved_while_the_store_is_listed_is_known(tmp_path: Path) -> None:
+    class Slow(FarStore):
+        """Answers a first question for its list late, with what there was when it was asked."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked_first, self.answer_first = asyncio.Event(), asyncio.Event()
+
+        async def objects(self) -> dict[str, int]:
+            found = await super().objects()
+            if not self.asked_first.is_set():
+                self.asked_first.set()
+                await self.answer_first.wait()
+            return found
+
+    far = Slow()
+    store = await opened(tmp_path / "spool", far)
+    listing = asyncio.create_task(store.objects())
+    await far.asked_first.wait()
+    upload = await store.create("near")
+    await upload.write([b"1"])
+    committing = asyncio.create_task(upload.commit())
+    async with moving(store):
+        done, _ = await asyncio.wait([committing], timeout=0.5)
+        if done:  # it asked for a list of its own
+            await moved(store)
+        far.answer_first.set()
+        await asyncio.gather(listing, committing)
+        await moved(store)
+    assert await store.objects() == {"near": 1}
+
+
 async def test_moving_over_s3_that_fails_now_and_then(tmp_path: Path, seaweed: SeaweedServer) -> None:
     """With the server killed in the middle, and a network that loses every fifth request."""
     content = {f"{number:02d}": random.Random(number).randbytes(number * 1_500_000) for number in range(12)}

@@ -15,6 +15,7 @@ from crd.daemon.diagnosis import ERROR, WARNING, Seen, diagnose, look
 from crd.errors import CatalogUnavailable, TargetNotFound
 from crd.ids import Crid
 from crd.metrics.names import Metrics
+from crd.reserve import RESERVE_BYTES
 from crd.settings.models import Settings
 from tests.unit.catalog.test_catalog import NOW, enter
 
@@ -43,9 +44,9 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         clock=SimpleNamespace(now=lambda: NOW), started_at=NOW, without_row=[], host="here",
         engine="userspace", features={"note_writes": True},
         settings=Settings(daemon={"state_dir": tmp_path}), metrics=metrics,  # type: ignore[arg-type]
-        spool=SimpleNamespace(waiting=SimpleNamespace(objects=0, stored_bytes=0, error="")),
+        spool=SimpleNamespace(waiting=SimpleNamespace(objects=0, stored_bytes=0, error="", away_since=None)),
         health=SimpleNamespace(faults=[], faults_since=None), guards=SimpleNamespace(fault=""),
-        checkpoints=SimpleNamespace(failing={}),
+        checkpoints=SimpleNamespace(failing={}), reserve=SimpleNamespace(held_bytes=RESERVE_BYTES),
         scheduler=SimpleNamespace(clock_set_back_at=None, targets={
             "web": SimpleNamespace(name="web", held=False, next_at=NOW)}))
 
@@ -81,7 +82,8 @@ FAULTS: dict[str, tuple[Callable[[Any], object], tuple[str, str, datetime | None
     "clock": (lambda app: setattr(app.scheduler, "clock_set_back_at", NOW - timedelta(minutes=1)),
               (WARNING, "daemon.clock-set-back", NOW - timedelta(minutes=1))),
     "no notes": (lambda app: app.features.update(note_writes=False), (WARNING, "engine.no-notes", None)),
-    "store away": (lambda app: setattr(app.spool.waiting, "error", "no answer"), (ERROR, "archive.away", None)),
+    "store away": (lambda app: vars(app.spool.waiting).update(error="no answer", away_since=SINCE),
+                   (ERROR, "archive.away", SINCE)),
     "spool": (lambda app: setattr(app.spool.waiting, "stored_bytes", 4 << 30),
               (WARNING, "archive.spool-filling", None)),
 }
@@ -106,6 +108,12 @@ async def test_a_target_that_is_held_may_do_nothing(app: Any, name: str) -> None
 async def test_disks(app: Any, monkeypatch: pytest.MonkeyPatch, free: int, expected: list[object]) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(1 << 40, 0, free))
     assert await found(app) == expected
+
+
+@pytest.mark.parametrize(("held", "level"), [(RESERVE_BYTES - 1, WARNING), (0, ERROR)])
+async def test_what_is_kept_back_for_a_full_disk(app: Any, held: int, level: str) -> None:
+    app.reserve.held_bytes = held
+    assert await found(app) == [(level, "disk.reserve-used", None)]
 
 
 async def test_what_the_catalog_says(app: Any) -> None:

@@ -157,6 +157,12 @@ async def test_an_object_that_cannot_be_removed_stops_no_other(place: Place) -> 
     assert await place.archive.crids() == [2, 4]
     settled = await place.catalog.images.settle(await place.archive.crids(), {})
     assert settled.surplus == [2], "the next start removes it"
+    with pytest.raises(ArchiveUnavailable):
+        await place.retention.clear()
+    place.store.stuck = frozenset()
+    await place.retention.clear()
+    assert await place.archive.crids() == [4]
+    assert await place.catalog.images.forgotten() == []
 
 
 async def test_what_is_not_there_cannot_be_forgotten(place: Place) -> None:
