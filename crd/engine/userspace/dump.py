@@ -88,6 +88,7 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
     """
     look, patience = True, _LATER_ATTEMPTS
     written: dict[int, Tracking] = {}
+    at_rest = semaphores.look()
     for _ in _attempts(options.freeze_seconds):
         before = _know(pid, options) if look else {}
         if notes and not written:
@@ -98,7 +99,7 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
             with (closing(_looked_at(pid, options)) as contents,
                   frozen(pid, options.freeze_seconds, descendants=options.tree, caller=caller) as tree,
                   ExitStack() as stack):
-                parts = _take(stack, tree, before, options, written, room, contents)
+                parts = _take(stack, tree, before, options, written, room, contents, at_rest)
                 written_image = _written(tree, parts, sink, hold=hold)
                 if notes:
                     notes.keep(written)
@@ -159,7 +160,8 @@ class _Parts:
 
 
 def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options: CheckpointOptions,
-          written: dict[int, Tracking], room: Reserve, contents: Contents) -> _Parts:
+          written: dict[int, Tracking], room: Reserve, contents: Contents,
+          at_rest: dict[str, set[int]]) -> _Parts:
     """Capture all processes in the stop."""
     _check_owners(tree, options)
     clocks_ns = (time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
@@ -173,7 +175,7 @@ def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options:
     for part in processes:
         capturing.add_unnamed(part.capture, files)
     threads = {pid: list(state.threads) for pid, state in tree.processes.items()}
-    files.object_records += [*semaphores.dump(threads), *messages.dump(threads)]
+    files.object_records += [*semaphores.dump(threads, at_rest), *messages.dump(threads)]
     contents.settle(files, {part.pid: part.capture.entries.shared for part in processes})
     return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, contents, mapped)
 
