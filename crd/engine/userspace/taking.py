@@ -115,6 +115,7 @@ class Taken:
             self.guards += guards.of_private_memory(child.pid, self.capture.entries)
         elif self.flags is None:
             self.flags = _unchanged_flags(self.capture)
+        self.guards += self.memories.kept_guards()
         self.attributes = self.attributes or self.capture.attributes()
         assert self.flags is not None  # noqa: S101
         try:

@@ -50,7 +50,7 @@ def reserve(own: Iterable[int], notes: Iterable[Tracking]) -> Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """Memory that was copied, with guard regions, and how and why as of ``Taken``."""
+    """Memory that was copied, with guard regions found meanwhile, and how and why as of ``Taken``."""
 
     memories: Memories | Changes
     guards: list[Run]
@@ -79,6 +79,6 @@ def _written(memory: Memory, notes: Tracking, room: Reserve) -> Copied:
         written = notes.last.written(pagemap)
     runs = written.pages
     copied = [(runs, pages.copy(memory, runs, room, just_written=True))] if runs else []
-    return Copied(Changes(notes, copied), [*written.guards, *notes.last.kept().guards], "precopy",
+    return Copied(Changes(notes, copied), [*written.guards], "precopy",
                   f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "
                   f"copied before the stop, {total(runs) >> 10} KiB in it")
