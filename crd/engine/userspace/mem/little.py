@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem import pages
@@ -80,5 +79,5 @@ def _written(memory: Memory, notes: Tracking, room: Reserve) -> Copied:
     runs = written.pages
     copied = [(runs, pages.copy(memory, runs, room, just_written=True))] if runs else []
     return Copied(Changes(notes, copied), [*written.guards], "precopy",
-                  f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "
-                  f"copied before the stop, {total(runs) >> 10} KiB in it")
+                  f"{notes.copied_bytes >> 20} MiB that were written since the last image were copied before the stop, "
+                  f"{total(runs) >> 10} KiB in it")

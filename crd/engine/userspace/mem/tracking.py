@@ -112,6 +112,11 @@ class Tracking:
         self.unread = True
 
     @property
+    def copied_bytes(self) -> int:
+        """How much was copied while the process ran, some pages more than once."""
+        return sum(content.nbytes for _, content in self.copies)
+
+    @property
     def rest_bytes(self) -> int:
         """How much may be left to be copied in the stop, as a rule; 0 if that is not to be expected."""
         return _LITTLE_BYTES if self.copies and not self.unread else 0
