@@ -178,6 +178,16 @@ def test_the_snapshot_keeps_what_was(stubs: Injector, stopped: int, memory: Memo
     kill(child)
 
 
+def test_the_snapshot_is_made_in_haste_and_does_not_inherit_that(stubs: Injector, stopped: int) -> None:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        child = snapshot(stubs, stopped, tracee.get_registers(stopped))
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    assert os.sched_getscheduler(child) == os.sched_getscheduler(stopped) == os.SCHED_OTHER
+    kill(child)
+
+
 def test_a_snapshot_that_is_called_off_while_it_is_made_leaves_nobody(cat: subprocess.Popen[bytes]) -> None:
     with Memory(cat.pid) as memory, frozen(cat.pid) as threads:
         family = Injector(memory, [vdso(cat.pid)]).begin_snapshot(cat.pid, threads[cat.pid])
