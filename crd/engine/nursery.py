@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from crd.engine.channel import Channel
+from crd.engine.userspace.haste import Haste
 from crd.engine.worker import serve
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def main() -> None:
     for module in _MODULES:
         import_module(module)
     gc.freeze()  # so that no collection copies what all share
+    Haste.share()
     signal.signal(signal.SIGCHLD, _reap)
     with socket.socket(fileno=int(sys.argv[1])) as control:
         while True:

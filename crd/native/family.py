@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from crd.errors import NativeError, TraceeGone
 from crd.native import tracee
+from crd.native.passage import come_home, go_through
 
 if TYPE_CHECKING:
-    from crd.native.tracee import Stop
+    from collections.abc import Iterator
+
+    from crd.native.tracee import Registers
 
 _FOLLOW = tracee.OPTION_TRACESYSGOOD | tracee.OPTION_TRACEVFORK | tracee.OPTION_TRACECLONE
 
@@ -21,58 +24,91 @@ class Family:
     """The middle task, which makes the child and ends, and the child; both are tracees of ours from their beginning.
 
     Attributes:
+        target: the thread that goes through the stub.
         child: its pid, 0 = there is none.
         errno: why there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, target: int, original: Registers) -> None:
+        """Follow a thread, which had these registers before."""
+        self.target = target
+        self._original = original
         self._middle = 0
+        self._made = self._is_making = False
         self.child = 0
         self.errno = 0
 
-    def make(self, target: int) -> bool:
-        """Take the target from the entry to the exit of its clone; return whether there is a middle task to reap.
+    def begin(self) -> None:
+        """Take the target, from the entry of its clone, to where the middle task makes the child, which takes a while.
 
         Raises:
             TraceeGone: the target ended.
         """
+        target = self.target
         tracee.set_options(target, _FOLLOW)
         tracee.to_syscall(target)
         stop = tracee.wait(target)
-        made = stop.event == tracee.EVENT_VFORK
-        if made:
-            self._middle = tracee.event_message(target)
-            tracee.to_syscall(target)
-            self._make_child()
-            stop = tracee.wait(target)
         if stop.ended:
             raise TraceeGone(f"task {target} ended", tid=target)
-        if not made:
+        self._made = stop.event == tracee.EVENT_VFORK
+        if self._made:
+            self._middle = tracee.event_message(target)
+            tracee.to_syscall(target)
+            tracee.wait(self._middle)
+            _hurry(self._middle)
+            tracee.cont(self._middle)
+            self._is_making = True
+        else:
             self.errno = -tracee.get_registers(target).result
-        tracee.set_options(target, tracee.OPTION_TRACESYSGOOD)
-        return made
 
-    def _make_child(self) -> None:
-        """Let the middle task run to its end."""
-        middle = self._middle
-        tracee.wait(middle)
-        while not (stop := _go_on(middle)).ended:
+    def end(self) -> None:
+        """Follow the middle task to its end, and bring the target home.
+
+        Raises:
+            InjectionInterrupted, TraceeGone: as ``go_through``.
+        """
+        target = self.target
+        if self._made:
+            self._follow_middle()
+            if tracee.wait(target).ended:
+                raise TraceeGone(f"task {target} ended", tid=target)
+        tracee.set_options(target, tracee.OPTION_TRACESYSGOOD)
+        go_through(target, self._original, 4 if self._made else 2)  # with wait4, to the exit of the last rt_sigprocmask
+        come_home(target, self._original)
+
+    def _follow_middle(self) -> None:
+        self._is_making = False
+        while not (stop := tracee.wait(self._middle)).ended:
             if stop.event == tracee.EVENT_CLONE:
-                self.child = tracee.event_message(middle)
+                self.child = tracee.event_message(self._middle)
                 tracee.wait(self.child)
                 tracee.set_options(self.child, tracee.OPTION_EXITKILL | tracee.OPTION_TRACESYSGOOD)
+            tracee.cont(self._middle)  # signals, which can only be SIGSTOP, are dropped
         self._middle = 0
         self.errno = stop.signal if os.WIFEXITED(stop.status) else errno.EINTR
 
+    @contextmanager
+    def unless_failed(self) -> Iterator[None]:
+        """A context that ends all there is of them if it is left by an exception."""
+        try:
+            yield
+        except BaseException:
+            self.kill()
+            raise
+
     def kill(self) -> None:
-        """End those that there are."""
+        """End those that there are: the middle task, if it is about to make the child, does so before."""
+        with suppress(NativeError, TraceeGone):
+            if self._is_making:
+                self._follow_middle()
         for pid in filter(None, (self._middle, self.child)):
             with suppress(ProcessLookupError, NativeError):
                 os.kill(pid, signal.SIGKILL)
                 tracee.wait_end(pid)
 
 
-def _go_on(tid: int) -> Stop:
-    """Let a tracee of ours run to its next stop; signals, which can only be SIGSTOP, are dropped."""
-    tracee.cont(tid)
-    return tracee.wait(tid)
+def _hurry(middle: int) -> None:
+    """Have the middle task make the child with our own urgency: it ends then, and the child does not inherit that."""
+    with suppress(OSError):
+        if policy := os.sched_getscheduler(0):
+            os.sched_setscheduler(middle, policy | os.SCHED_RESET_ON_FORK, os.sched_getparam(0))

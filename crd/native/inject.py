@@ -19,11 +19,12 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crd.errors import FeatureMissing, InjectionInterrupted, NativeError, TraceeGone
+from crd.errors import FeatureMissing, NativeError
 from crd.native import tracee
 from crd.native.detour import PATIENCE_NS, Detour
 from crd.native.family import Family
 from crd.native.ffi import ffi, lib
+from crd.native.passage import come_home, go_through, interrupted
 from crd.native.room import NO_AREA, Area, find_room
 from crd.native.syscall import NR
 
@@ -153,18 +154,18 @@ class Injector:
         if len(calls) > CALLS_MAX:
             raise ValueError("too many calls for a stub")
         task = self._send(tid, original, _SCRIPT, _TASK.pack(SCRATCH_BYTES, 0))
-        _pass(tid, original, 3)  # to the exit of mmap
+        go_through(tid, original, 3)  # to the exit of mmap
         scratch = tracee.get_registers(tid).result
         mapped = not -_ERRNO_MAX <= scratch < 0
         content = b""
         if mapped:
             self.memory.write(task, _TASK.pack(SCRATCH_BYTES, len(calls)) + b"".join(
                 _CALL.pack(*call.words(scratch)) for call in calls))
-            _pass(tid, original, 2 * len(calls) + 1)  # to the entry of munmap
+            go_through(tid, original, 2 * len(calls) + 1)  # to the entry of munmap
             content = self.memory.read(scratch, SCRATCH_BYTES)
-            _pass(tid, original, 1)
-        _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
-        _come_home(tid, original)
+            go_through(tid, original, 1)
+        go_through(tid, original, 2)  # to the exit of the last rt_sigprocmask
+        come_home(tid, original)
         if not mapped:
             raise NativeError(f"the target cannot map a page: {os.strerror(-scratch)}", operation="mmap",
                               errno=-scratch, tid=tid)
@@ -186,10 +187,10 @@ class Injector:
         self._send(tid, original, _SCRIPT, _TASK.pack(0, len(calls)) + b"".join(
             _CALL.pack(*call.words(0)) for call in calls))
         for index in range(len(calls)):
-            _pass(tid, original, 3 if index == 0 else 2)  # to its exit
+            go_through(tid, original, 3 if index == 0 else 2)  # to its exit
             yield tracee.get_registers(tid).result
-        _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
-        _come_home(tid, original)
+        go_through(tid, original, 2)  # to the exit of the last rt_sigprocmask
+        come_home(tid, original)
 
     def mapping(self, group: ThreadGroup, area: Area, writable_bytes: int) -> Detour:
         """Have the first thread of a process map an area, until ``snapshot``, ``unmapping`` or ``unmap_area``.
@@ -270,8 +271,8 @@ class Injector:
             self.plain(tid, original, [Call(NR.MUNMAP, (area.start, area.length)) for area in areas[:CALLS_MAX]])
             self.memory.write(*self._room.claim())
 
-    def snapshot(self, tid: int, original: Registers, *, child_of_target: bool = False) -> int:
-        """Make a copy-on-write child of the target that stays stopped, is our tracee, and dies with us.
+    def begin_snapshot(self, tid: int, original: Registers, *, child_of_target: bool = False) -> Family:
+        """Begin to make a copy-on-write child of the target that stays stopped, is our tracee, and dies with us.
 
         All its signals are blocked.  An area that was mapped is unmapped before.
 
@@ -283,12 +284,11 @@ class Injector:
                 before, it stays there as a zombie.
 
         Returns:
-            The pid of the child.
+            For ``end_snapshot``; or to be killed.
 
         Raises:
             InjectionInterrupted: try again after letting go.
             FeatureMissing: a stub cannot bring this thread home.
-            NativeError: the kernel makes no child: EAGAIN, ENOMEM.
             TraceeGone: the target ended.
         """
         middle_flags = _CLONE_VM | _CLONE_VFORK | _CLONE_FS | _CLONE_FILES
@@ -296,20 +296,25 @@ class Injector:
         area, self._area = self._area, NO_AREA
         self._send(tid, original, _SNAPSHOT, _SNAPSHOT_TASK.pack(middle_flags, child_flags, area.start,
                                                                       area.length))
-        family = Family()
-        try:
-            _pass(tid, original, 4 if area.length else 2)  # to the entry of clone
-            if family.make(tid):
-                _pass(tid, original, 2)  # to the exit of wait4
-            _pass(tid, original, 2)  # to the exit of the last rt_sigprocmask
-            _come_home(tid, original)
+        family = Family(tid, original)
+        with family.unless_failed():
+            go_through(tid, original, 4 if area.length else 2)  # to the entry of clone
+            family.begin()
+        return family
+
+    def end_snapshot(self, family: Family) -> int:
+        """Wait until the child is made, bring the thread home, and return the pid of the child.
+
+        Raises:
+            NativeError: the kernel makes no child: EAGAIN, ENOMEM.
+            InjectionInterrupted, TraceeGone: as ``begin_snapshot``.
+        """
+        with family.unless_failed():
+            family.end()
             self.memory.write(*self._room.claim())
-        except BaseException:
-            family.kill()
-            raise
         if not family.child:
             raise NativeError(f"the target cannot be forked: {os.strerror(family.errno)}", operation="clone",
-                              errno=family.errno, tid=tid)
+                              errno=family.errno, tid=family.target)
         return family.child
 
     def _send(self, tid: int, original: Registers, code: bytes, task: bytes) -> int:
@@ -320,14 +325,14 @@ class Injector:
         """
         _check_can_carry(tid, original)
         if due := _signal_due(tid):
-            raise _interrupted(tid, due)
+            raise interrupted(tid, due)
         slot = self._next_slot()
         self._write(slot, code + _home_data(original, tracee.get_signal_mask(tid)) + task)
         there = original.copy()
         there.rip, there.orig_rax = slot, -1
         tracee.set_registers(tid, there)
         tracee.set_signal_mask(tid, _WORD)  # not before: from here on it is the stub that puts the mask back
-        _pass(tid, original, 1)
+        go_through(tid, original, 1)
         return slot + len(code) + _HOME_BYTES
 
     def _next_slot(self) -> int:
@@ -352,36 +357,6 @@ def _signal_due(tid: int) -> int:
     number, _errno, code = struct.unpack_from("<3i", tracee.get_siginfo(tid))
     at_syscall = number == signal.SIGTRAP and code == signal.SIGTRAP | 0x80
     return 0 if code >> 8 == tracee.EVENT_STOP or at_syscall else int(number)
-
-
-def _pass(tid: int, original: Registers, stops: int) -> None:
-    """Let the thread run through a number of system-call stops."""
-    stop = tracee.syscall_stops(tid, stops)
-    if stop.ended:
-        raise TraceeGone(f"task {tid} ended", tid=tid)
-    if stop.is_signal:
-        tracee.set_registers(tid, original)
-        raise _interrupted(tid, stop.signal)
-
-
-def _come_home(tid: int, original: Registers) -> None:
-    """Bring the thread from an exit stop to an event stop, and put its registers back.
-
-    From there the kernel restarts an interrupted call exactly, restart block included, once it is let go: unlinking
-    takes it through get_signal.
-    """
-    tracee.interrupt(tid)
-    tracee.cont(tid)
-    stop = tracee.wait(tid)
-    if stop.ended:
-        raise TraceeGone(f"task {tid} ended", tid=tid)
-    tracee.set_registers(tid, original)
-    if stop.is_signal:
-        raise _interrupted(tid, stop.signal)
-
-
-def _interrupted(tid: int, number: int) -> InjectionInterrupted:
-    return InjectionInterrupted(f"signal {number} is due for task {tid}", signal=number, tid=tid)
 
 
 def _home_data(original: Registers, signal_mask: int) -> bytes:

@@ -100,6 +100,15 @@ def process_write_runs(pid: int, runs: Sequence[Run], buffer: memoryview | bytes
     call(lib.crd_process_write, pid, _runs(runs), len(runs), _buffer(buffer, runs, writable=False))
 
 
+def own(runs: memoryview) -> None:
+    """Have our own copies of pages that we share copy-on-write with whoever forked us, as far as that can be.
+
+    Args:
+        runs: addresses and lengths, u64 each, ascending, up to a length of 0 or the end.
+    """
+    lib.crd_memory_own(ffi.from_buffer("struct crd_run[]", runs), runs.nbytes // ffi.sizeof("struct crd_run"))
+
+
 def nonzero_pages(buffer: memoryview | bytes | bytearray) -> list[bool]:
     """Say of each whole page of the buffer whether it holds anything but zeros."""
     n = memoryview(buffer).nbytes // PAGE_BYTES

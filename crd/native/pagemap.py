@@ -123,8 +123,9 @@ class PageMap:
             NativeError: ESRCH if the process has ended.
         """
         gone = bytearray(len(pages))
-        call(lib.crd_pages_gone, self.fd, ffi.from_buffer("uint64_t[]", pages), len(pages), ffi.from_buffer(gone))
-        return [page for page, is_gone in zip(pages, gone, strict=True) if is_gone]
+        call(lib.crd_pages_gone, self._pid, self.fd, ffi.from_buffer("uint64_t[]", pages), len(pages),
+             ffi.from_buffer(gone))
+        return [] if 1 not in gone else [page for page, is_gone in zip(pages, gone, strict=True) if is_gone]
 
     def scan_once(self) -> None:
         """Use PAGEMAP_SCAN once; raises NativeError if the kernel has none."""

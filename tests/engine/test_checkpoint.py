@@ -6,14 +6,26 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from crd.engine.api import CheckpointOptions, CheckpointResult, Pids, RestartOptions, checkpoint, restart, wait_for_root
 from crd.engine.crid import CridCounter
+from crd.engine.userspace.fds import table
+from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.tree import frozen
-from crd.errors import BadRequest, FeatureMissing, ImageSinkClosed, ImageSinkFull, PidInUse, TargetUnsupported
+from crd.errors import (
+    BadRequest,
+    FeatureMissing,
+    ImageSinkClosed,
+    ImageSinkFull,
+    NativeError,
+    Obstacle,
+    PidInUse,
+    TargetUnsupported,
+)
 from crd.image.reader import ImageReader
 from crd.image.verify import verified
 from tests.support.victims import Program, Victim, python_script, sleep, until
@@ -35,6 +47,16 @@ while True:
         pass
     if children:
         open("adopted", "w").close()
+"""
+
+
+WITHOUT_CHILDREN = """
+import os, resource, time
+memory = bytearray(b"x") * (4 << 20)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+open("ready", "w").close()
+os.setresuid(65534, 65534, 65534)
+time.sleep(1e6)
 """
 
 
@@ -79,6 +101,34 @@ def test_equal_memory_by_all_methods(tmp_path: Path, mebibytes: int, other: str,
         assert common
         changed = [address for address in common if pages[0][address] != pages[1][address]]
         assert len(changed) <= 3, "only the stack and what the loop writes may differ"
+
+
+def test_a_target_that_can_have_no_child_is_copied(tmp_path: Path) -> None:
+    with python_script(tmp_path, WITHOUT_CHILDREN) as program:
+        until("user", lambda: program.status()["Uid"].startswith("65534"))
+        result = take(program, tmp_path / "image")
+        assert (result.method, result.method_reason) == ("copy", "the kernel makes no snapshot child")
+        program.assert_unharmed()
+        with pytest.raises(NativeError, match="cannot be forked"):
+            take(program, tmp_path / "image", method="snapshot")
+        program.assert_unharmed()
+
+
+def test_a_stop_that_ends_while_the_snapshot_child_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = [TryLaterError(Obstacle("fd.content", "a file", "is being written"))]
+
+    def dump(*arguments: Any) -> table.FileTable:
+        if later:
+            raise later.pop()
+        return table.dump(*arguments)
+
+    monkeypatch.setattr("crd.engine.userspace.dump.table", SimpleNamespace(dump=dump))
+    with Victim("memory", tmp_path) as victim:
+        assert take(victim, tmp_path / "image", method="snapshot").method == "snapshot"
+        assert not later
+        victim.assert_unharmed()
+        assert not Path(f"/proc/{victim.pid}/task/{victim.pid}/children").read_text()
+        victim.verify()
 
 
 def test_a_subreaper_never_sees_our_child(tmp_path: Path) -> None:

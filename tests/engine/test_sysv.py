@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crd.engine.api import RestartOptions, restart
+from crd.engine.userspace.ipc import semaphores
 from crd.errors import ResourceChanged, RestartUnsupported, TargetUnsupported
 from crd.target import sysv_ipc
 from tests.engine.images import restarted, taken
 from tests.engine.programs import interpreted
-from tests.support.victims import Victim
+from tests.support.victims import Victim, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,30 +143,47 @@ def queueing(directory: Path, *words: str) -> Iterator[tuple[Victim, int, int]]:
     """A victim, its semaphores and its message queue."""
     with Victim("queues", directory, *words) as victim:
         key = 0x43530000 | victim.pid & 0xFFFF
-        semaphores, queue = LIBC.semget(key, 0, 0), LIBC.msgget(key, 0)
+        number, queue = LIBC.semget(key, 0, 0), LIBC.msgget(key, 0)
         try:
-            yield victim, semaphores, queue
+            yield victim, number, queue
         finally:
-            LIBC.semctl(semaphores, 0, 0)
+            LIBC.semctl(number, 0, 0)
             LIBC.msgctl(queue, 0, None)
 
 
 def test_semaphores_and_messages_that_are_gone_are_made_again(tmp_path: Path) -> None:
-    with queueing(tmp_path) as (victim, semaphores, queue):
+    with queueing(tmp_path) as (victim, number, queue):
         image = taken(victim)
-        assert LIBC.semctl(semaphores, 0, 0) == LIBC.msgctl(queue, 0, None) == 0
+        assert LIBC.semctl(number, 0, 0) == LIBC.msgctl(queue, 0, None) == 0
         assert restarted(image, victim).notes == ()
         victim.verify()
 
 
 def test_those_that_are_there_are_left_as_they_are(tmp_path: Path) -> None:
-    with queueing(tmp_path) as (victim, semaphores, queue):
+    with queueing(tmp_path) as (victim, number, queue):
         image = taken(victim)
-        LIBC.semctl(semaphores, 1, 16, 9)  # SETVAL
+        LIBC.semctl(number, 1, 16, 9)  # SETVAL
         notes = restarted(image, victim).notes
         assert [note.partition(" was there")[0] for note in notes] == [
-            f"the set of System V semaphores {semaphores}", f"the System V message queue {queue}"]
-        assert LIBC.semctl(semaphores, 1, 12) == 9  # GETVAL
+            f"the set of System V semaphores {number}", f"the System V message queue {queue}"]
+        assert LIBC.semctl(number, 1, 12) == 9  # GETVAL
+
+
+def test_semaphores_are_looked_at_in_the_stop_if_they_may_have_been_used_since(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with queueing(tmp_path) as (victim, number, _):
+        line = next(line for line in sysv_ipc.semaphore_lines() if sysv_ipc.Semaphores.parsed(line).id == number)
+        assert line not in semaphores.look()  # it has been used just now
+        monkeypatch.setattr(semaphores, "_A_WHILE_SECONDS", -3)
+        at_rest = semaphores.look()
+        assert victim.pid in at_rest[line]
+        threads = {victim.pid: victim.tasks()}
+        assert number in {record.number for record in semaphores.dump(threads, at_rest)}
+        at_rest[line] = {1}
+        assert number not in {record.number for record in semaphores.dump(threads, at_rest)}
+        until("time of another use, in whole seconds", lambda: LIBC.semctl(number, 1, 16, 9) or (  # SETVAL
+            line not in sysv_ipc.semaphore_lines()))
+        assert number in {record.number for record in semaphores.dump(threads, at_rest)}
 
 
 def test_a_restart_that_is_called_off_makes_no_semaphores(tmp_path: Path) -> None:
@@ -175,23 +193,23 @@ def test_a_restart_that_is_called_off_makes_no_semaphores(tmp_path: Path) -> Non
     def refuse(_: object) -> None:
         raise CalledOffError
 
-    with queueing(tmp_path) as (victim, semaphores, queue):
+    with queueing(tmp_path) as (victim, number, queue):
         image = taken(victim)
-        LIBC.semctl(semaphores, 0, 0)
+        LIBC.semctl(number, 0, 0)
         LIBC.msgctl(queue, 0, None)
         with image.open("rb") as file, pytest.raises(CalledOffError):
             restart(file.fileno(), options=RestartOptions(), confirm=refuse)
-        assert semaphores not in {one.id for one in sysv_ipc.semaphores()}
+        assert number not in {one.id for one in sysv_ipc.semaphores()}
         assert queue not in {one.id for one in sysv_ipc.queues()}
 
 
 def test_a_key_of_semaphores_that_leads_elsewhere_now(tmp_path: Path) -> None:
-    with queueing(tmp_path) as (victim, semaphores, _queue):
+    with queueing(tmp_path) as (victim, number, _queue):
         image = taken(victim)
-        LIBC.semctl(semaphores, 0, 0)
+        LIBC.semctl(number, 0, 0)
         other = LIBC.semget(0x43530000 | victim.pid & 0xFFFF, 1, 0o1600)
         try:
-            with pytest.raises(ResourceChanged, match=f"semaphores {other} now, not {semaphores}"):
+            with pytest.raises(ResourceChanged, match=f"semaphores {other} now, not {number}"):
                 restarted(image)
         finally:
             LIBC.semctl(other, 0, 0)
@@ -199,7 +217,7 @@ def test_a_key_of_semaphores_that_leads_elsewhere_now(tmp_path: Path) -> None:
 
 def test_operations_that_are_to_be_undone(tmp_path: Path) -> None:
     """The kernel tells nobody what they are."""
-    with queueing(tmp_path, "undo") as (victim, _semaphores, _queue):
+    with queueing(tmp_path, "undo") as (victim, _number, _queue):
         with pytest.raises(TargetUnsupported) as refused:
             taken(victim)
         assert [reason.code for reason in refused.value.reasons] == ["task.sem-undo"]

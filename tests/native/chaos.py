@@ -127,20 +127,25 @@ def ask_everyone(stubs: Injector, pid: int, _tid: int, threads: Threads) -> None
                 go(stubs.unmapping(group))
                 stubs.forget_area()
             case _:
-                end(stubs.snapshot(pid, threads[pid]))
+                end(snapshot(stubs, pid, threads[pid]))
         for index in range(len(threads)):
             done = survey.result(index)
             assert done.results == (pid, 0, procfs.stat(pid).parent_pid)[:2 if index else 3]
             assert struct.unpack_from("<Q", done.scratch, 64) > (0,)
 
 
+def snapshot(stubs: Injector, tid: int, original: Registers, *, child_of_target: bool = False) -> int:
+    """Make a copy-on-write child, and return its pid."""
+    return stubs.end_snapshot(stubs.begin_snapshot(tid, original, child_of_target=child_of_target))
+
+
 def make_snapshot(stubs: Injector, pid: int, tid: int, threads: Threads) -> None:
-    end(stubs.snapshot(tid, threads[tid]))
+    end(snapshot(stubs, tid, threads[tid]))
 
 
 def make_own_child(stubs: Injector, pid: int, tid: int, threads: Threads) -> None:
     """A tracer that dies in here leaves a dead child to the target, so it is not among the variants that are killed."""
-    child = stubs.snapshot(tid, threads[tid], child_of_target=True)
+    child = snapshot(stubs, tid, threads[tid], child_of_target=True)
     end(child)
     assert stubs.script(tid, threads[tid], [Call(NR.WAIT4, (child, 0, WALL, 0))]).results == (child,)
 

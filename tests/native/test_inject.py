@@ -19,7 +19,8 @@ from crd.native import tracee
 from crd.native.inject import CALLS_MAX, SCRATCH_BYTES, Call, Injector, Scratch, home_registers
 from crd.native.memory import Memory
 from crd.native.syscall import NR
-from tests.native.chaos import VARIANTS, frozen, inject_once, vdso
+from crd.target.tree import has_ended
+from tests.native.chaos import VARIANTS, frozen, inject_once, snapshot, vdso
 from tests.native.selfcheck import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def test_the_target_is_where_it_was(stubs: Injector, stopped: int, cat: subproce
 
     for _ in range(5):
         stubs.script(stopped, original, [Call(NR.GETPID)] * CALLS_MAX)
-        kill(stubs.snapshot(stopped, original))
+        kill(snapshot(stubs, stopped, original))
 
     assert tracee.get_registers(stopped) == original
     assert tracee.get_xstate(stopped) == xstate
@@ -118,7 +119,7 @@ def test_a_queued_signal_waits_until_the_thread_is_home(counter: subprocess.Pope
         os.kill(counter.pid, signal.SIGUSR1)
         for _ in range(3):
             assert stubs.script(counter.pid, threads[counter.pid], [Call(NR.GETPID)]).results == (counter.pid,)
-            kill(stubs.snapshot(counter.pid, threads[counter.pid]))
+            kill(snapshot(stubs, counter.pid, threads[counter.pid]))
         assert tracee.get_registers(counter.pid) == threads[counter.pid]
         assert tracee.get_signal_mask(counter.pid) == mask
         assert len(tracee.peek_siginfo(counter.pid, shared=True)) == 1
@@ -158,7 +159,7 @@ def test_a_job_control_stop_stays(cat: subprocess.Popen[bytes]) -> None:
     with Memory(cat.pid) as memory, frozen(cat.pid) as threads:
         stubs = Injector(memory, [vdso(cat.pid)])
         assert stubs.script(cat.pid, threads[cat.pid], [Call(NR.GETPID)]).results == (cat.pid,)
-        kill(stubs.snapshot(cat.pid, threads[cat.pid]))
+        kill(snapshot(stubs, cat.pid, threads[cat.pid]))
     await_state(cat.pid, "T")
     os.kill(cat.pid, signal.SIGCONT)
     answers(cat)
@@ -168,7 +169,7 @@ def test_the_snapshot_keeps_what_was(stubs: Injector, stopped: int, memory: Memo
     registers = tracee.get_registers(stopped)
     memory.write(registers.rsp - 4096, b"as it was")
 
-    child = stubs.snapshot(stopped, registers)
+    child = snapshot(stubs, stopped, registers)
 
     memory.write(registers.rsp - 4096, b"otherwise")
     with Memory(child, writable=False) as copy:
@@ -177,9 +178,28 @@ def test_the_snapshot_keeps_what_was(stubs: Injector, stopped: int, memory: Memo
     kill(child)
 
 
+def test_the_snapshot_is_made_in_haste_and_does_not_inherit_that(stubs: Injector, stopped: int) -> None:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        child = snapshot(stubs, stopped, tracee.get_registers(stopped))
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    assert os.sched_getscheduler(child) == os.sched_getscheduler(stopped) == os.SCHED_OTHER
+    kill(child)
+
+
+def test_a_snapshot_that_is_called_off_while_it_is_made_leaves_nobody(cat: subprocess.Popen[bytes]) -> None:
+    with Memory(cat.pid) as memory, frozen(cat.pid) as threads:
+        family = Injector(memory, [vdso(cat.pid)]).begin_snapshot(cat.pid, threads[cat.pid])
+        family.kill()
+        assert has_ended(family.child)
+    answers(cat)
+    assert Path(f"/proc/{cat.pid}/task/{cat.pid}/children").read_text() == ""
+
+
 def test_a_child_of_the_target_is_reaped_there(stubs: Injector, stopped: int) -> None:
     original = tracee.get_registers(stopped)
-    child = stubs.snapshot(stopped, original, child_of_target=True)
+    child = snapshot(stubs, stopped, original, child_of_target=True)
     assert parent_of(child) == stopped
     kill(child)
     done = stubs.script(stopped, original, [Call(NR.WAIT4, (-1, 0, 1, 0)), Call(NR.WAIT4, (child, 0, WALL, 0))])
@@ -195,7 +215,7 @@ def test_a_target_that_cannot_be_forked() -> None:
         with Memory(cat.pid) as memory, frozen(cat.pid) as threads:
             stubs = Injector(memory, [vdso(cat.pid)])
             with pytest.raises(NativeError) as error:
-                stubs.snapshot(cat.pid, threads[cat.pid])
+                snapshot(stubs, cat.pid, threads[cat.pid])
             assert tracee.get_registers(cat.pid) == threads[cat.pid]
         assert (error.value.operation, error.value.errno) == ("clone", 11)
         answers(cat)

@@ -17,7 +17,7 @@ from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.fds.tcp_leaving import Leaving
 from crd.engine.userspace.ipc import messages, semaphores
 from crd.engine.userspace.mem import layout, little, pages
-from crd.engine.userspace.taking import ChangedError, TryAgainError, Whole, take_all
+from crd.engine.userspace.taking import ChangedError, TryAgainError, Whole, complete, take_all
 from crd.engine.userspace.tree import frozen
 from crd.errors import AccessDenied, FreezeTimeout, TargetError, TargetGone, TargetUnsupported, TraceeGone
 from crd.image.header import current_header
@@ -88,6 +88,7 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
     """
     look, patience = True, _LATER_ATTEMPTS
     written: dict[int, Tracking] = {}
+    at_rest = semaphores.look()
     for _ in _attempts(options.freeze_seconds):
         before = _know(pid, options) if look else {}
         if notes and not written:
@@ -98,7 +99,7 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
             with (closing(_looked_at(pid, options)) as contents,
                   frozen(pid, options.freeze_seconds, descendants=options.tree, caller=caller) as tree,
                   ExitStack() as stack):
-                parts = _take(stack, tree, before, options, written, room, contents)
+                parts = _take(stack, tree, before, options, written, room, contents, at_rest)
                 written_image = _written(tree, parts, sink, hold=hold)
                 if notes:
                     notes.keep(written)
@@ -159,23 +160,25 @@ class _Parts:
 
 
 def _take(stack: ExitStack, tree: FrozenTree, before: dict[int, Known], options: CheckpointOptions,
-          written: dict[int, Tracking], room: Reserve, contents: Contents) -> _Parts:
+          written: dict[int, Tracking], room: Reserve, contents: Contents,
+          at_rest: dict[str, set[int]]) -> _Parts:
     """Capture all processes in the stop."""
     _check_owners(tree, options)
     clocks_ns = (time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC),
                  time.clock_gettime_ns(time.CLOCK_BOOTTIME))
     mapped = layout.MappedObjects()
     whole = Whole(options, tree.haste, tree.processes, mapped, written, room)
-    processes = take_all(stack, tree.processes, before, whole)
-    own_files = [part.pid for part in processes if not part.capture.shared.files]
+    found = take_all(stack, tree.processes, before, whole)
+    captures = [one.capture for one in found]
+    own_files = [one.pid for one in captures if not one.shared.files]
     leaving = stack.enter_context(Leaving()) if options.after == After.KILL else None
     files = table.dump(own_files, mapped.numbers, mapped.named, leaving, options.left_out)
-    for part in processes:
-        capturing.add_unnamed(part.capture, files)
+    for one in captures:
+        capturing.add_unnamed(one, files)
     threads = {pid: list(state.threads) for pid, state in tree.processes.items()}
-    files.object_records += [*semaphores.dump(threads), *messages.dump(threads)]
-    contents.settle(files, {part.pid: part.capture.entries.shared for part in processes})
-    return _Parts(clocks_ns, processes, list(tree.zombies.values()), files, contents, mapped)
+    files.object_records += [*semaphores.dump(threads, at_rest), *messages.dump(threads)]
+    contents.settle(files, {one.pid: one.entries.shared for one in captures})
+    return _Parts(clocks_ns, complete(found, whole), list(tree.zombies.values()), files, contents, mapped)
 
 
 def _check_owners(tree: FrozenTree, options: CheckpointOptions) -> None:

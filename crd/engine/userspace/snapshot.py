@@ -1,21 +1,25 @@
-"""The snapshot child: a copy-on-write copy of the target that is asked and read while the target runs on."""
+"""The snapshot child: a copy-on-write copy of the target that is asked and read while the target runs on.
+
+To make one takes the longest part of most stops.  It is another task that makes it, on another processor if there is
+one, while we look at the target, which goes on to be at rest.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.questions import SnapshotAsker
-from crd.errors import NativeError, TraceeGone
+from crd.errors import NativeError
 from crd.native import tracee
 from crd.native.batch import Batch, find_syscall, map_scratch
 from crd.native.memory import Memory
 from crd.native.syscall import NR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
 
     from crd.engine.userspace.freeze import Frozen
     from crd.engine.userspace.mem.areas import Areas
@@ -29,13 +33,40 @@ _ALL_FDS, _CLOSE_RANGE_UNSHARE = 0xFFFF_FFFF, 2
 
 
 class Snapshot:
-    """The child: ``pid``, ``memory``."""
+    """The child: ``pid``, ``memory``, both once it is made."""
 
-    def __init__(self, pid: int, entries: Areas) -> None:
-        """Prepare a child that was made from a process with these areas."""
-        self.pid = pid
+    pid: int
+    memory: Memory
+
+    def __init__(self, frozen: Frozen, stubs: Injector, entries: Areas, *, confined: bool) -> None:
+        """Begin to make it.
+
+        Args:
+            frozen: the target.
+            stubs: for system calls in it.
+            entries: its areas.
+            confined: it has filters of seccomp(2), which are to keep the child from nothing.
+
+        Raises:
+            InjectionInterrupted: a signal came; let go and try again.
+        """
         self.entries = entries
-        self.memory = Memory(pid)
+        self._confined = confined
+        self._stubs = stubs
+        self._family = stubs.begin_snapshot(frozen.pid, frozen.registers)
+
+    def wait_made(self) -> None:
+        """Wait until it is made.
+
+        Raises:
+            NativeError: the kernel makes no child of the target (EAGAIN, ENOMEM).
+            InjectionInterrupted: a signal came; let go and try again.
+        """
+        self.pid = self._stubs.end_snapshot(self._family)
+        self.memory = Memory(self.pid)
+        if self._confined:
+            tracee.set_options(self.pid, tracee.OPTION_EXITKILL | tracee.OPTION_TRACESYSGOOD
+                               | tracee.OPTION_SUSPEND_SECCOMP)
 
     def detach_itself(self) -> None:
         """Make it a process of ours: ``batch`` makes system calls in it, ``asker`` asks it; needs the target no longer.
@@ -60,37 +91,15 @@ class Snapshot:
                 return find_syscall(self.memory, start, entry.end - start)
         raise NativeError("the snapshot child has no code to make system calls with")
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         """Kill the child, and wait until it is gone."""
-        self.memory.close()
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        with suppress(NativeError, TraceeGone):
-            tracee.wait_end(self.pid)
-
-
-@contextmanager
-def snapshot(frozen: Frozen, stubs: Injector, entries: Areas, *, confined: bool) -> Iterator[Snapshot]:
-    """Make a snapshot child of a stopped target; it does not outlive the context, nor us.
-
-    Args:
-        frozen: the target.
-        stubs: for system calls in it.
-        entries: its areas.
-        confined: it has filters of seccomp(2), which are to keep the child from nothing.
-
-    Raises:
-        NativeError: the kernel makes no child of it (EAGAIN, ENOMEM).
-        InjectionInterrupted: a signal came; let go and try again.
-    """
-    child = Snapshot(stubs.snapshot(frozen.pid, frozen.registers), entries)
-    try:
-        if confined:
-            tracee.set_options(child.pid, tracee.OPTION_EXITKILL | tracee.OPTION_TRACESYSGOOD
-                               | tracee.OPTION_SUSPEND_SECCOMP)
-        yield child
-    finally:
-        child.end()
+        if hasattr(self, "memory"):
+            self.memory.close()
+        self._family.kill()
 
 
 def gap(taken: Sequence[tuple[int, int]], length: int) -> int:

@@ -16,13 +16,13 @@ from crd.engine.userspace.mem.areas import Areas
 from crd.engine.userspace.mem.changes import Changes
 from crd.engine.userspace.mem.memories import Memories
 from crd.engine.userspace.questions import TargetAsker
-from crd.engine.userspace.snapshot import snapshot
+from crd.engine.userspace.snapshot import Snapshot
 from crd.errors import InjectionInterrupted, NativeError, Obstacle, TargetGone, TargetUnsupported, TraceeGone
 from crd.native import tracee
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from crd.engine.api import CheckpointOptions
     from crd.engine.userspace.capture import Capture, Known
@@ -115,6 +115,7 @@ class Taken:
             self.guards += guards.of_private_memory(child.pid, self.capture.entries)
         elif self.flags is None:
             self.flags = _unchanged_flags(self.capture)
+        self.guards += self.memories.kept_guards()
         self.attributes = self.attributes or self.capture.attributes()
         assert self.flags is not None  # noqa: S101
         try:
@@ -125,7 +126,7 @@ class Taken:
         return self.attributes, self.flags
 
 
-class _Taking:
+class Taking:
     """A stopped process on its way to being captured.
 
     Attributes:
@@ -138,7 +139,10 @@ class _Taking:
         notes: of what it has written, if they are to be had.
         little: it is quickest to copy what it has (left) to be copied in the stop.
         asked: the questions put to it.
+        taken: what has been captured of it.
     """
+
+    taken: Taken
 
     def __init__(self, state: Frozen, before: Known | None, seen: Outside, whole: Whole) -> None:
         """Look at a process that nothing has been done to yet.
@@ -176,8 +180,13 @@ class _Taking:
         return (self.before.maps == self.seen.maps and not self.confined.filters
                 and little.own_bytes(self.state.group.status(self.state.pid)) >= 0)
 
-    def take(self, stack: ExitStack, whole: Whole) -> Taken:
-        """Capture the process, which has been asked, and make its snapshot child or copy its memory.
+    @property
+    def capture(self) -> Capture:
+        """What was read in the stop."""
+        return self.taken.capture
+
+    def take(self, stack: ExitStack, whole: Whole) -> None:
+        """Capture the process, which has been asked, and begin to make its snapshot child, or copy its memory.
 
         Parents come first.
         """
@@ -193,13 +202,26 @@ class _Taking:
         reason = _why_copy(captured, whole)
         if not found and not reason:
             found = _snapshot(stack, state, stubs, captured, self.notes, whole)
-        found = found or _copy(state, stubs, captured, reason or "the kernel makes no snapshot child", whole)
-        found.before = self.before
-        return found
+        self.taken = found or _copy(state, stubs, captured, reason, whole)
+        self.taken.before = self.before
+
+    def complete(self, whole: Whole) -> None:
+        """Wait until the snapshot child is made; if the kernel makes none, copy the memory."""
+        try:
+            if child := self.taken.memories.child:
+                child.wait_made()
+        except NativeError as error:
+            if error.operation != "clone" or whole.options.method == "snapshot":
+                raise
+            self.taken = _copy(self.state, self.stubs, self.capture, "the kernel makes no snapshot child", whole)
+            self.taken.before = self.before
 
 
-def take_all(stack: ExitStack, states: Mapping[int, Frozen], before: Mapping[int, Known], whole: Whole) -> list[Taken]:
-    """Capture stopped processes, parents first; their snapshot children live as long as the stack.
+def take_all(stack: ExitStack, states: Mapping[int, Frozen], before: Mapping[int, Known],
+             whole: Whole) -> list[Taking]:
+    """Capture stopped processes, parents first, but for what ``complete`` is to wait for.
+
+    Their snapshot children live as long as the stack.
 
     Args:
         stack: of contexts.
@@ -215,12 +237,21 @@ def take_all(stack: ExitStack, states: Mapping[int, Frozen], before: Mapping[int
         found = []
         for pid, seen in outside.look(states):
             state = states[pid]
-            found.append(_Taking(state, before.get(pid), seen, whole))
+            found.append(Taking(state, before.get(pid), seen, whole))
             stack.callback(_tidy_up, state, found[-1].stubs)
         interview([one.asked for one in found])
-        taken = [one.take(stack, whole) for one in found]
+        for one in found:
+            one.take(stack, whole)
+    return found
+
+
+def complete(found: Sequence[Taking], whole: Whole) -> list[Taken]:
+    """Wait until all snapshot children are made, and return what was captured; raises as ``take_all``."""
+    with _understood({one.state.pid: one.state for one in found}):
+        for one in found:
+            one.complete(whole)
         end_areas([one.asked for one in found])
-    return taken
+    return [one.taken for one in found]
 
 
 @contextmanager
@@ -290,14 +321,9 @@ def _looked(notes: Tracking | None, entries: list[MapEntry]) -> Tracking | None:
 
 
 def _snapshot(stack: ExitStack, state: Frozen, stubs: Injector, captured: Capture, notes: Tracking | None,
-              whole: Whole) -> Taken | None:
-    """Make the snapshot child; None if the kernel makes none."""
-    try:
-        child = stack.enter_context(snapshot(state, stubs, captured.entries, confined=bool(captured.confined.filters)))
-    except NativeError as error:
-        if error.operation != "clone" or whole.options.method == "snapshot":
-            raise
-        return None
+              whole: Whole) -> Taken:
+    """Begin to make the snapshot child, and copy what it will not have."""
+    child = stack.enter_context(Snapshot(state, stubs, captured.entries, confined=bool(captured.confined.filters)))
     wiped = [entry for entry in captured.entries.private if entry.start in captured.known.wiped]
     copied = [(runs, pages.copy(state.memory, runs, whole.reserve, just_written=False))
               for entry in wiped if (runs := pages.private_runs(state.pid, [entry]))]

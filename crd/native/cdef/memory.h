@@ -19,3 +19,7 @@ int crd_process_write(int pid, const struct crd_run *runs, size_t n, const void 
 
 /* Bit i of the map: page i of the buffer holds a byte that is not zero. */
 void crd_nonzero_pages(const void *buffer, size_t n_pages, unsigned char *map);
+
+/* Have our own copies of pages of ours that we share copy-on-write, up to a run of no bytes: MADV_POPULATE_WRITE, where
+ * there is none (5.14) or nothing is mapped nothing happens. */
+void crd_memory_own(const struct crd_run *runs, size_t n);

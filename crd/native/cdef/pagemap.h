@@ -18,4 +18,4 @@ int crd_pages_own(int pagemap_fd, int scan, const struct crd_run *areas, size_t 
                   struct crd_runs *own, struct crd_runs *guards, struct crd_error *err);
 
 /* Tell which of some pages hold nothing now, not even a mark: gone[i] of page i. ESRCH: the process has ended. */
-int crd_pages_gone(int pagemap_fd, const uint64_t *pages, size_t n, unsigned char *gone, struct crd_error *err);
+int crd_pages_gone(int pid, int pagemap_fd, const uint64_t *pages, size_t n, unsigned char *gone, struct crd_error *err);

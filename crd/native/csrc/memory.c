@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #define PAGE_WORDS 512
 #define PAGE_BYTES (PAGE_WORDS * 8)
 #define COMPARED_BYTES (16 * PAGE_BYTES)
+#define POPULATE_WRITE 23 /* MADV_POPULATE_WRITE; older headers lack it */
 
 /* One run through /proc/PID/mem, continued after short transfers. */
 static int transfer(int fd, const struct crd_run *run, unsigned char *buffer, bool writing, struct crd_error *err)
@@ -120,4 +122,10 @@ void crd_nonzero_pages(const void *buffer, size_t n_pages, unsigned char *map)
         /* All bytes are zero if the first is and each equals the next. */
         if (page[0] || memcmp(page, page + 1, PAGE_WORDS * 8 - 1))
             map[i / 8] |= (unsigned char)(1 << i % 8);
+}
+
+void crd_memory_own(const struct crd_run *runs, size_t n)
+{
+    for (size_t i = 0; i < n && runs[i].length; i++)
+        madvise((void *)(uintptr_t)runs[i].address, runs[i].length, POPULATE_WRITE);
 }

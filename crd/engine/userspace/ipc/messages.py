@@ -28,9 +28,7 @@ _BYTES_MAX = 1 << 20
 
 def dump(pids: Container[int]) -> Iterator[SysvQueue | SysvMessage]:
     """Yield the queues that some processes used last, which are stopped, and what is in them."""
-    for one in sysv_ipc.queues():
-        if one.last_sender not in pids and one.last_receiver not in pids:
-            continue
+    for one in sysv_ipc.queues(pids):
         status = bytearray(_STATUS_BYTES)
         try:
             syscall(NR.MSGCTL, one.id, making.STATUS, status)

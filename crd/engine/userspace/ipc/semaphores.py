@@ -5,7 +5,8 @@ from __future__ import annotations
 import array
 import os
 import signal
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.ipc import making
@@ -13,32 +14,57 @@ from crd.errors import NativeError, Obstacle, RestartError, TargetUnsupported
 from crd.image.sysv import SysvSemaphores
 from crd.native.syscall import NR, kcmp, syscall
 from crd.target import sysv_ipc
+from crd.target.sysv_ipc import Semaphores
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from crd.engine.userspace.broker import Broker
     from crd.engine.userspace.plan import Plan
-    from crd.target.sysv_ipc import Semaphores
 
 _WHAT = "the set of System V semaphores"
 _GET_PID, _GET_ALL, _SET_ALL = 11, 13, 17
 _KCMP_UNDO = 6
+_A_WHILE_SECONDS = 3
+"""Longer than the second that is the unit of their times, and a clock that is set back a little."""
 _STATUS_BYTES = 104  # struct semid64_ds
 
 
-def dump(threads: Mapping[int, Collection[int]]) -> Iterator[SysvSemaphores]:
+def look() -> dict[str, set[int]]:
+    """Return who used sets last that have been at rest for a while, by what is told of each.
+
+    As long as the same is told of one, so they did: each use changes the time of the last one.
+    """
+    before = time.time() - _A_WHILE_SECONDS
+    found = {}
+    for line in sysv_ipc.semaphore_lines():
+        one = Semaphores.parsed(line)
+        if one.changed_at < before:
+            with suppress(NativeError):  # removed just now, or not ours to look at
+                found[line] = _users(one)
+    return found
+
+
+def _users(one: Semaphores) -> set[int]:
+    return {syscall(NR.SEMCTL, one.id, index, _GET_PID, 0) for index in range(one.length)}
+
+
+def dump(threads: Mapping[int, Collection[int]], at_rest: Mapping[str, set[int]]) -> Iterator[SysvSemaphores]:
     """Yield the sets that some processes used last, which are stopped.
 
     Args:
         threads: of each process, by pid.
+        at_rest: what ``look`` has seen before the stop.
 
     Raises:
         TargetUnsupported: one may have operations to be undone at its end (SEM_UNDO), which the kernel does not tell.
     """
-    for one in sysv_ipc.semaphores():
+    for line in sysv_ipc.semaphore_lines():
+        if threads.keys().isdisjoint(at_rest.get(line, threads)):
+            continue
+        one = Semaphores.parsed(line)
         try:
-            users = {syscall(NR.SEMCTL, one.id, index, _GET_PID, 0) for index in range(one.length)} & threads.keys()
+            users = _users(one) & threads.keys()
             if not users:
                 continue
             values = bytearray(2 * one.length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crd.engine.stream import DescriptorSink
+    from crd.engine.userspace.mem.looks import Present
     from crd.engine.userspace.mem.pages import PagePump
     from crd.engine.userspace.mem.runs import Run
     from crd.engine.userspace.mem.tracking import Tracking
@@ -26,7 +28,7 @@ Copy = tuple[list["Run"], memoryview]
 """Runs, and their content packed one after the other."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Changes:
     """Of one process.
 
@@ -40,12 +42,21 @@ class Changes:
     copied: list[Copy]
     child: Snapshot | None = None
 
+    def kept_guards(self) -> list[Run]:
+        """Return the guard regions that are what they were; with a child that tells them, none."""
+        return [] if self.child else self._kept.guards
+
+    @cached_property
+    def _kept(self) -> Present:
+        assert self.notes.last  # noqa: S101
+        return self.notes.last.kept()
+
     def pump(self, pump: PagePump, pid: int, entries: Sequence[MapEntry], sink: DescriptorSink) -> None:  # noqa: ARG002
         """Tell what was written, and of the rest that it was not."""
         before = joined(chain.from_iterable(self.notes.written))
         last = self.notes.last
         assert last  # noqa: S101
-        there = last.kept().pages
+        there = self._kept.pages
         if self.child:
             with PageMap(self.child.pid) as pagemap:
                 written = last.written(pagemap).pages

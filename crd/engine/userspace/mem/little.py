@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.mem import pages
@@ -50,7 +49,7 @@ def reserve(own: Iterable[int], notes: Iterable[Tracking]) -> Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """Memory that was copied, with guard regions, and how and why as of ``Taken``."""
+    """Memory that was copied, with guard regions found meanwhile, and how and why as of ``Taken``."""
 
     memories: Memories | Changes
     guards: list[Run]
@@ -79,6 +78,6 @@ def _written(memory: Memory, notes: Tracking, room: Reserve) -> Copied:
         written = notes.last.written(pagemap)
     runs = written.pages
     copied = [(runs, pages.copy(memory, runs, room, just_written=True))] if runs else []
-    return Copied(Changes(notes, copied), [*written.guards, *notes.last.kept().guards], "precopy",
-                  f"{total(chain.from_iterable(notes.written)) >> 20} MiB that were written since the last image were "
-                  f"copied before the stop, {total(runs) >> 10} KiB in it")
+    return Copied(Changes(notes, copied), [*written.guards], "precopy",
+                  f"{notes.copied_bytes >> 20} MiB that were written since the last image were copied before the stop, "
+                  f"{total(runs) >> 10} KiB in it")

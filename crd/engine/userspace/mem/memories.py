@@ -21,6 +21,10 @@ class Memories:
     copied: list[tuple[list[Run], memoryview]] = field(default_factory=list)
     child: Snapshot | None = None
 
+    def kept_guards(self) -> list[Run]:
+        """Return none: no guard region was known before."""
+        return []
+
     def pump(self, pump: pages.PagePump, pid: int, entries: list[MapEntry], sink: DescriptorSink) -> None:
         """Write all private pages, in ascending order."""
         if self.child is None:

@@ -63,6 +63,8 @@ class Tracking:
     unread: bool = False
     last: LastLook | None = None
     _wiped: set[int] = field(default_factory=set)
+    _entries: Sequence[MapEntry] = ()
+    _parts: tuple[list[Run], list[Run]] = ([], [])
     _there: Present = field(default_factory=Present)  # at the last look before the stop
     _pages_of_tables: array[int] = field(default_factory=lambda: array("Q"))
 
@@ -78,7 +80,7 @@ class Tracking:
             TargetGone: the process has ended.
         """
         self._wiped = wiped
-        areas = [area for area in self._areas(entries) if area[1]]
+        areas = self._parted(entries)[0]
         with PageMap(self.pid) as pagemap, Memory(self.pid, writable=False) as memory:
             self._there = Present.now(pagemap, areas)
             look = Look.at(pagemap, areas, self._there)
@@ -112,6 +114,11 @@ class Tracking:
         self.unread = True
 
     @property
+    def copied_bytes(self) -> int:
+        """How much was copied while the process ran, some pages more than once."""
+        return sum(content.nbytes for _, content in self.copies)
+
+    @property
     def rest_bytes(self) -> int:
         """How much may be left to be copied in the stop, as a rule; 0 if that is not to be expected."""
         return _LITTLE_BYTES if self.copies and not self.unread else 0
@@ -125,15 +132,13 @@ class Tracking:
             NativeError: the notes cannot be read.
             TargetGone: the process has ended.
         """
-        areas = self._areas(entries)
+        areas, rest = self._parted(entries)
         with PageMap(self.pid) as pagemap:
             if self.last and self.since:
                 self.written.append(self.last.noted.changed())
                 self.unread = True
                 self._there, self._pages_of_tables = Present.now(pagemap, areas), array("Q")
             noted = Look.at(pagemap, areas, self._there)
-            rest = [(entry.start, entry.end - entry.start) for entry in entries
-                    if not entry.shared and not is_kernel_area(entry) and not self._is_tracked(entry)]
             others = Present.now(pagemap, sorted([*rest, *noted.unknown])) if self.since else Present()
             self.last = LastLook(noted, others, self._there, pagemap.gone(self._pages_of_tables))
 
@@ -149,9 +154,15 @@ class Tracking:
             not self.since or sum(map(total, self.written)) + self.last.noted.bytes
             <= max(_LITTLE_BYTES, self.resident_bytes // 2))
 
-    def _areas(self, entries: Sequence[MapEntry]) -> list[Run]:
-        return [(entry.start, entry.end - entry.start) for entry in entries if self._is_tracked(entry)]
+    def _parted(self, entries: Sequence[MapEntry]) -> tuple[list[Run], list[Run]]:
+        """Return which private areas are watched, and which are not: in the stop mostly what it was before."""
+        if self._entries is not entries:
+            self._entries, self._parts = entries, ([], [])
+            for entry in entries:
+                if not entry.shared and not is_kernel_area(entry):
+                    self._parts[not self._is_tracked(entry)].append((entry.start, entry.end - entry.start))
+        return self._parts
 
     def _is_tracked(self, entry: MapEntry) -> bool:
-        return (kind(entry) == VMA_ANONYMOUS and not entry.is_file and not entry.shared and not is_kernel_area(entry)
-                and entry.path != _STACK and entry.start not in self._wiped)
+        return (kind(entry) == VMA_ANONYMOUS and not entry.is_file and entry.path != _STACK
+                and entry.start not in self._wiped)
