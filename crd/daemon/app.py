@@ -179,7 +179,7 @@ class App:
             if name not in self.scheduler.targets and (now.source == "settings" or name in self.settings.targets):
                 self.add_target(name, now.settings, taken.get(name), source=now.source, held=now.held)
         self.settings = settings
-        await self.checkpoints.limit(settings.engine.workers)
+        self.checkpoints.limit(settings.engine.workers)
         self.pipeline.checkpoint_seconds = settings.engine.checkpoint_timeout
         self.pipeline.restart_seconds = settings.engine.restart_timeout
         self.start(self.retention.apply_all())

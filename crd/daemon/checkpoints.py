@@ -81,10 +81,10 @@ class Checkpoints:
         self.failing: dict[str | None, Failure] = {}
         self._running = 0
 
-    async def limit(self, workers: int) -> None:
+    def limit(self, workers: int) -> None:
         """Take so many images at once from now on; those under way go on."""
-        await self._turns.resize(workers)
-        await self._turns_of_users.resize(max(1, workers - 1))
+        self._turns.resize(workers)
+        self._turns_of_users.resize(max(1, workers - 1))
 
     async def take(self, options: CheckpointOptions, order: Order) -> Image:
         """Take an image.
