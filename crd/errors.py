@@ -67,6 +67,11 @@ class CrdError(Exception):
             return kind(message, hint=hint)
 
 
+def unforeseen() -> CrdError:
+    """Return what is told in the place of an exception that is no CrdError, and only logged: it may hold anything."""
+    return CrdError("the daemon failed; its log says why")
+
+
 class SettingsError(CrdError):
     """The settings are wrong."""
 

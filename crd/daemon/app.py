@@ -74,6 +74,7 @@ class App:
         self.metrics = Metrics()
         self.metrics_url = ""
         self.features: dict[str, bool] = {}
+        self.ready = asyncio.Event()
         self.readers = Readers()
         self.whereabouts = Whereabouts()
         self._jobs: set[asyncio.Task[Any]] = set()
@@ -146,6 +147,7 @@ class App:
                 *((("guards", self.guards.run()),) if keeps() and is_booted() else ()),
                 *((("spool", arrival.run(stop)),) if self.spool else ()))]
             background.append(asyncio.create_task(self.health.run(tuple(background)), name="health"))
+            self.ready.set()
             notify("READY=1", f"STATUS={self._status()}")
             logger.info("ready", extra={"event": "daemon.ready"})
             await _either(stop.wait(), opened.lease, lost)
@@ -156,7 +158,7 @@ class App:
                 raise arrival.fault
 
     async def reload(self) -> list[str]:
-        """Read the settings again, and take over targets, schedules, retention and limits: all, or nothing.
+        """Once we are ready, read the settings again; take over targets, schedules, retention and limits, or nothing.
 
         Returns:
             what has changed beside these, and waits for a new start.
@@ -165,6 +167,7 @@ class App:
             SettingsError: they are wrong.
             CatalogError: the catalog cannot be read.
         """
+        await self.ready.wait()
         settings = load(self._config)
         stored, held = await self.catalog.targets.all(), await self.catalog.targets.held()
         taken = await self.catalog.images.last_taken()
@@ -235,7 +238,7 @@ class App:
                                        settings.engine.workers,
                                        lambda target: self.start(self.retention.apply_quietly(target)),
                                        self.whereabouts)
-        self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock, self.served.add,
+        self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock, self.start, self.served.add,
                                  self._need_absence, self._restarted)
         self.scheduler = Scheduler(self.clock, self._due, self.checkpoints.skip)
         self.guards = Guards(self.scheduler.targets, self.whereabouts)

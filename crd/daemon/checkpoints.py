@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from crd.daemon.turns import Turns
-from crd.errors import Busy, CatalogError, CrdError, TargetUnsupported
+from crd.errors import Busy, CatalogError, CrdError, TargetUnsupported, unforeseen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -129,9 +129,9 @@ class Checkpoints:
                 assert pid is not None  # noqa: S101
                 image = await self._pipeline.checkpoint(pid, options, target=name, tags=order.tags,
                                                         progress=order.progress, kept=order.kept)
-        except CrdError as error:
+        except Exception as error:
             state = "refused" if isinstance(error, TargetUnsupported) else "failed"
-            await self._ended(number, state, name, pid, error=error)
+            await self._ended(number, state, name, pid, error=error if isinstance(error, CrdError) else unforeseen())
             raise
         except asyncio.CancelledError:
             stopped = CrdError("the daemon was stopped meanwhile")

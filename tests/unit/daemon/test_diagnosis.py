@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -106,6 +108,14 @@ async def test_a_target_that_is_held_may_do_nothing(app: Any, name: str) -> None
 async def test_disks(app: Any, monkeypatch: pytest.MonkeyPatch, free: int, expected: list[object]) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(1 << 40, 0, free))
     assert await found(app) == expected
+
+
+async def test_a_disk_that_fails(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_path: Path) -> Usage:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(shutil, "disk_usage", fails)
+    assert await found(app) == [(ERROR, "disk.away", None)]
 
 
 async def test_what_the_catalog_says(app: Any) -> None:
