@@ -10,7 +10,8 @@ from crd.errors import Obstacle, TargetError, TargetGone
 from crd.target import huge_pages, procfs
 from crd.target.paths import DELETED, Reach, is_shared_memory, name_left, reach
 from crd.target.unnamed import is_unnamed
-from crd.target.wording import printable, process_names
+from crd.target.wording import process_names
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
