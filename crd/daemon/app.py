@@ -248,6 +248,7 @@ class App:
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
         self.health = Health(self.scheduler, workers, self.catalog, self.clock, self._status)
+        self.metrics.engine = self.engine
         self.metrics.build.info({"version": self.version, "engine": self.engine})
 
     def _inherit(self, passed: dict[str, int], kept_notes: KeptNotes | None) -> None:
