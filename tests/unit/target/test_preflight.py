@@ -125,6 +125,9 @@ def test_nor_of_plain_programs(tmp_path: Path) -> None:
     ("memory.userfaultfd", ("fd = call(323, 1); fcntl.ioctl(fd, 0xc018aa3f, struct.pack('QQQ', 0xaa, 0, 0))\n"
                            "area = map(-1, PRIVATE | ANONYMOUS)\n"
                            "fcntl.ioctl(fd, 0xc020aa00, struct.pack('QQQQ', area, 4096, 1, 0))")),
+    pytest.param("memory.protection-key", "call(329, map(-1, PRIVATE | ANONYMOUS), 4096, 3, call(330, 0, 0))",
+                 marks=pytest.mark.skipif("ospke" not in Path("/proc/cpuinfo").read_text(),
+                                          reason="the processor has no protection keys")),
     ("memory.sealed", "call(462, map(-1, PRIVATE | ANONYMOUS), 4096, 0)"),
 ])
 def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> None:
@@ -166,6 +169,7 @@ def test_what_it_has_open_or_mapped(tmp_path: Path, code: str, source: str) -> N
     "master, slave = os.openpty(); other = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)",
     "master, slave = os.openpty()\nfcntl.ioctl(slave, 0x540e, 0)",
     "map(-1, SHARED | ANONYMOUS)",
+    "map(-1, PRIVATE | ANONYMOUS, protection=4)",
     pytest.param("map(-1, PRIVATE | ANONYMOUS | HUGE | NORESERVE, 2 << 20)", marks=pytest.mark.root),
     pytest.param("map(-1, SHARED | ANONYMOUS | HUGE | NORESERVE, 2 << 20)", marks=pytest.mark.root),
     "fd = os.memfd_create('name', os.MFD_HUGETLB)",
