@@ -292,7 +292,7 @@ def vm_flags(pid: int | str) -> dict[int, str]:
     """Return the VmFlags of smaps by start address, but for "uw", and with "pk".  Dear: it walks all pages.
 
     The one is of areas whose writes are noted, as crd does (``crd.native.tracking``).  The other is a word of ours, for
-    areas that the program has given a protection key; the kernel gives one to those that can only be executed (pkeys(7)).
+    areas that the program has given a protection key (pkeys(7)); what can only be executed has one from the kernel.
     """
     flags: dict[int, str] = {}
     start, key, only_executable = 0, "", False

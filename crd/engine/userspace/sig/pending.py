@@ -33,8 +33,8 @@ def dump_thread(tid: int) -> list[PendingSignal]:
 def restart(records: Iterable[PendingSignal], batch: Batch, pid: int, tid: int) -> None:
     """Queue signals again; only the task itself may with any si_code (rt_sigqueueinfo(2)), and with all blocked.
 
-    Not those of faults: the thread stands before the instruction, which it executes again, and faults again.  If one was
-    queued, the kernel would deliver it although it is blocked, together with the SIGTRAP that ends a batch
+    Not those of faults: the thread stands before the instruction, which it executes again, and faults again.  If one
+    was queued, the kernel would deliver it although it is blocked, together with the SIGTRAP that ends a batch
     (dequeue_synchronous_signal() of kernel/signal.c, Linux 5.0).
     """
     for record in records:
