@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crd.engine.api import CheckpointOptions, RestartOptions, RestartResult, checkpoint, restart
+from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult, checkpoint, restart
 from crd.engine.crid import CridCounter
 from crd.image.profile import Pages, SharedPages
 from crd.image.reader import ImageReader
@@ -33,6 +33,15 @@ def taken(program: Program, *, kill: bool = True) -> Path:
     if kill:
         program.kill()
     return path
+
+
+def taken_with(program: Program, name: str = "image", **options: Any) -> tuple[Path, CheckpointResult]:
+    """Take an image with these options of a checkpoint, and return what it came to, too."""
+    path = program.directory / name
+    with path.open("wb") as file:
+        result = checkpoint(program.pid, file.fileno(), crids=CridCounter(program.directory / "crid"),
+                            options=CheckpointOptions(**options))
+    return path, result
 
 
 def restarted(image: Path, program: Program | None = None, **options: Any) -> RestartResult:
