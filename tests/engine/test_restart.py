@@ -11,6 +11,7 @@ import pytest
 
 from crd.engine.api import wait_for_root
 from crd.engine.userspace.timers import posix
+from crd.target import procfs
 from tests.engine.images import restarted, restarted_elsewhere, taken
 from tests.engine.programs import compiled, interpreted
 from tests.support.victims import NAMES, Victim, until
@@ -39,6 +40,17 @@ def test_under_new_numbers(tmp_path: Path, name: str) -> None:
         os.kill(original, signal.SIGKILL)
         victim.assert_unharmed()
         victim.verify()
+
+
+def test_the_stack_is_as_it_was(tmp_path: Path) -> None:
+    with Victim("idle", tmp_path) as victim:
+        def stack() -> tuple[int, str]:
+            [start] = [entry.start for entry in procfs.maps(victim.pid) if entry.path == "[stack]"]
+            return start, procfs.vm_flags(victim.pid)[start]
+
+        before = stack()
+        restarted(taken(victim), victim)
+        assert stack() == before
 
 
 def test_two_copies_in_namespaces_beside_the_original(tmp_path: Path) -> None:
