@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,31 @@ def taken_with(program: Program, name: str = "image", **options: Any) -> tuple[P
         result = checkpoint(program.pid, file.fileno(), crids=CridCounter(program.directory / "crid"),
                             options=CheckpointOptions(**options))
     return path, result
+
+
+_TAKES_IMAGES = """
+import sys
+from pathlib import Path
+from crd.engine.api import checkpoint
+from crd.engine.crid import CridCounter
+print(flush=True)
+while True:
+    with open(sys.argv[2], "wb") as file:
+        checkpoint(int(sys.argv[1]), file.fileno(), crids=CridCounter(Path(sys.argv[3])))
+"""
+
+
+def killed_while_taking(program: Program) -> Iterator[None]:
+    """Take images of a program in another process, which is killed, each time a bit later."""
+    for number in range(20):
+        words = [sys.executable, "-c", _TAKES_IMAGES, str(program.pid), program.directory / "image",
+                 program.directory / "crid"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as worker:
+            assert worker.stdout
+            worker.stdout.readline()
+            time.sleep(0.004 * number)
+            worker.kill()
+        yield
 
 
 def restarted(image: Path, program: Program | None = None, **options: Any) -> RestartResult:
