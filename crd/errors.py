@@ -54,16 +54,22 @@ class CrdError(Exception):
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> CrdError:
-        """Rebuild an error that crossed a process or socket boundary; unknown codes become CrdError."""
+        """Rebuild an error that crossed a process or socket boundary; of details that do not fit nothing is left."""
         fields = dict(value)
-        code = fields.pop("error", CrdError.code)
-        message = str(fields.pop("message", ""))
-        hint = str(fields.pop("hint", ""))
+        code, message, hint = (str(fields.pop(name, "")) for name in ("error", "message", "hint"))
         fields.pop("retryable", None)
         kind = ERRORS_BY_CODE.get(code, CrdError)
-        if issubclass(kind, TargetUnsupported):
-            fields["reasons"] = [Obstacle(**reason) for reason in fields.pop("reasons", ())]
-        return kind(message, hint=hint, **fields)
+        try:
+            if issubclass(kind, TargetUnsupported):
+                fields["reasons"] = [Obstacle(**reason) for reason in fields.pop("reasons", ())]
+            return kind(message, hint=hint, **fields)
+        except TypeError:  # another version of crd says more, or it is none
+            return kind(message, hint=hint)
+
+
+def unforeseen() -> CrdError:
+    """Return what is told in the place of an exception that is no CrdError, and only logged: it may hold anything."""
+    return CrdError("the daemon failed; its log says why")
 
 
 class SettingsError(CrdError):

@@ -6,6 +6,7 @@ import ast
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,17 @@ def test_errors_survive_the_socket(kind: type[CrdError]) -> None:
     rebuilt = CrdError.from_json(error.to_json())
     assert type(rebuilt) is kind
     assert rebuilt.to_json() == error.to_json()
+
+
+@pytest.mark.parametrize("details", [
+    {"reasons": [{"code": "fd.terminal", "colour": "green"}]}, {"reasons": 5}, {"self": 1}], ids=str)
+def test_of_details_that_do_not_fit_nothing_is_left(details: dict[str, Any]) -> None:
+    rebuilt = CrdError.from_json({"error": TargetUnsupported.code, "message": "what went wrong", **details})
+    assert type(rebuilt) is TargetUnsupported
+
+
+def test_what_is_no_error_is_one_of_ours() -> None:
+    assert type(CrdError.from_json({"error": ["x"]})) is CrdError
 
 
 def test_no_absolute_path_of_a_machine_and_no_registry() -> None:

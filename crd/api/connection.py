@@ -102,34 +102,38 @@ class Connection:
 
     async def _stream(self, call: Call, dispatch: Dispatch, more: More | Channel) -> bytes:
         """Answer a call with several replies, as long as there is somebody to hear them; return the last."""
-        answering = asyncio.create_task(dispatch.answer(call, self._peer, more))
-        try:
-            with self._cancelled_on_hang_up(answering):
-                return await answering
-        except asyncio.CancelledError:
-            if (this := asyncio.current_task()) and this.cancelling():
-                raise
-            raise PeerLost("the caller hung up") from None
-
-    @contextmanager
-    def _cancelled_on_hang_up(self, task: asyncio.Task[bytes]) -> Iterator[None]:
-        """Cancel the task when the peer has closed its end; half closed, for writing, is no hang-up.
-
-        epoll(7) reports EPOLLHUP even if nothing is asked for, and an epoll descriptor can itself be watched.
-        """
         loop = asyncio.get_running_loop()
-        with select.epoll() as hang_ups:
+        with self._hang_ups() as hang_ups:
+            answering = asyncio.create_task(dispatch.answer(call, self._peer, more))
 
             def hung_up() -> None:
-                loop.remove_reader(hang_ups.fileno())
-                task.cancel()
+                loop.remove_reader(hang_ups)
+                answering.cancel()
 
-            hang_ups.register(self._writer.get_extra_info("socket").fileno(), 0)
-            loop.add_reader(hang_ups.fileno(), hung_up)
+            loop.add_reader(hang_ups, hung_up)
             try:
-                yield
+                return await answering
+            except asyncio.CancelledError:
+                if (this := asyncio.current_task()) and this.cancelling():
+                    raise
+                raise PeerLost("the caller hung up") from None
             finally:
-                loop.remove_reader(hang_ups.fileno())
+                loop.remove_reader(hang_ups)
+
+    @contextmanager
+    def _hang_ups(self) -> Iterator[int]:
+        """Have a descriptor that can be read once the peer has closed its end; half closed, for writing, is no hang-up.
+
+        epoll(7) reports EPOLLHUP even if nothing is asked for, and an epoll descriptor can itself be watched.
+
+        Raises:
+            PeerLost: the connection is closed already.
+        """
+        if (connected := self._writer.get_extra_info("socket").fileno()) < 0:
+            raise PeerLost("the caller has hung up")
+        with select.epoll() as hang_ups:
+            hang_ups.register(connected, 0)
+            yield hang_ups.fileno()
 
     async def _send(self, message: bytes) -> None:
         await self._send_within(message, self._limits.drain_seconds)

@@ -10,7 +10,7 @@ from crd.api import interface
 from crd.api.audit import GONE, OK, Audit
 from crd.api.channel import Channel, PeerLost
 from crd.api.protocol import FAILED, INTERFACE, SERVICE, UPGRADED, Call, Reply, ServiceError, encode
-from crd.errors import CrdError
+from crd.errors import CrdError, unforeseen
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,7 +56,7 @@ class Dispatch:
             raise
         except Exception:
             logger.exception("%s of uid %d, pid %d", call.method, peer.uid, peer.pid)
-            reply, outcome = failed(CrdError("the daemon failed; its log says why")), CrdError.code
+            reply, outcome = failed(unforeseen()), CrdError.code
         finally:
             self._audit.record(peer, call, outcome)
         return encode(reply)

@@ -9,9 +9,9 @@ import click
 from crd.cli.daemon import connect, socket_option
 from crd.console.program import json_option, print_json
 from crd.console.progress import Progress
-from crd.console.text import printable
 from crd.errors import EXIT_PARTLY_DONE
 from crd.ids import parse_target_name
+from crd.text import printable
 
 
 @click.command()

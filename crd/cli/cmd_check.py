@@ -5,9 +5,8 @@ from __future__ import annotations
 import click
 
 from crd.cli.daemon import connect, socket_option
-from crd.cli.render import report_text
-from crd.console.program import json_option, print_json
-from crd.errors import EXIT_UNSUPPORTED
+from crd.console.program import json_option
+from crd.console.report import print_report
 
 
 @click.command()
@@ -22,9 +21,4 @@ def check(context: click.Context, pid: int, *, as_json: bool) -> None:
     """
     with connect() as daemon:
         report = daemon.call("Check", pid=pid)
-    if as_json:
-        print_json(report)
-    else:
-        click.echo(report_text(report))
-    if report["obstacles"]:
-        context.exit(EXIT_UNSUPPORTED)
+    context.exit(print_report(report, as_json=as_json))

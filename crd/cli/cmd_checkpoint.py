@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--pid", type=click.IntRange(min=1), help="A process, instead of a target.")
 @click.option("--kill", "after", flag_value="kill", help="Kill the process once its image is safe.")
 @click.option("--stop", "after", flag_value="stop", help="Leave the process stopped (SIGSTOP).")
-@click.option("--tag", metavar="TAG", help="A word to find the image by.")
+@click.option("--tag", metavar="TAG", help="A word that says what the image is; crctl show tells it.")
 @click.option("--no-wait", is_flag=True, help="Come back once it has begun.")
 @json_option
 @socket_option

@@ -6,8 +6,8 @@ import click
 
 from crd.cli.daemon import connect, socket_option
 from crd.console.program import json_option, print_json
-from crd.console.text import printable
 from crd.errors import EXIT_PARTLY_DONE
+from crd.text import printable
 
 
 @click.command()

@@ -6,8 +6,9 @@ import click
 
 from crd.cli.daemon import connect, socket_option
 from crd.cli.image_argument import image_argument
-from crd.console import text, units
+from crd.console import units
 from crd.console.program import json_option, print_json
+from crd.text import printable
 
 
 @click.command()
@@ -38,8 +39,8 @@ def verify(image: str, *, restart: bool, as_json: bool) -> None:
         click.echo(f"can be restarted: tasks {rehearsal['tasks']}, threads {rehearsal['threads']}, "
                    f"{'tried' if rehearsal['ran'] else 'made'} in {units.duration(rehearsal['seconds'])}")
         for seen in rehearsal["seen"]:
-            click.echo(f"process {seen['pid']} ({text.printable(seen['comm'])}): {seen['what']}")
+            click.echo(printable(f"process {seen['pid']} ({seen['comm']}): {seen['what']}"))
         if not rehearsal["ran"]:
-            click.echo(f"not let run: {rehearsal['hindrance']}")
+            click.echo(printable(f"not let run: {rehearsal['hindrance']}"))
         for note in rehearsal["notes"]:
-            click.echo(f"note: {note}")
+            click.echo(printable(f"note: {note}"))

@@ -42,8 +42,8 @@ def crctl() -> None:
 
     IMAGE is a crid (42), TARGET@latest, TARGET@"10 min ago", TARGET@2026-11-23T10:00, or HOST/42.
 
-    Exit status: 0 done, 1 failed, 2 usage, 10 daemon unavailable, 11 not found, 12 denied, 13 unsupported, 14 busy or
-    conflicting.
+    Exit status: 0 done, 1 failed, 2 usage, 3 partly done, 10 daemon unavailable, 11 not found, 12 denied, 13
+    unsupported, 14 busy or conflicting.
     """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from crd.console import units
-from crd.console.text import printable
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,14 +156,3 @@ def _spool_text(spool: Mapping[str, Any]) -> str:
                else "nothing waits")
     return waiting + (f": {spool['error']}" if spool.get("error") else "")
 
-
-def report_text(report: Mapping[str, Any]) -> str:
-    """Return what stands in the way of a checkpoint."""
-    process = f"{report['pid']} ({report['comm']})"
-    obstacles = report["obstacles"]
-    if not obstacles:
-        return "\n".join([f"{process} can be checkpointed.", *(f"  {note}." for note in report["notes"])])
-    lines = [f"{process} cannot be checkpointed:"]
-    for obstacle in obstacles:
-        lines += ["", f"  {obstacle['object']}", f"    {obstacle['reason']}", f"    -> {obstacle['remedy']}"]
-    return "\n".join(lines)

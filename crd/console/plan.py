@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from crd.console.program import print_json
 from crd.console.table import print_table
-from crd.console.text import printable
 from crd.errors import CrdError
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ def print_plan(plan: Mapping[str, Any], *, as_json: bool) -> int:
     """Print what a restart would make and what stands in its way; return the exit status: that of the first clash."""
     clashes = plan["clashes"]
     if as_json:
-        click.echo(json.dumps(plan))
+        print_json(plan)
     else:
         print_table(("makes", "name", "how"), [(made["kind"], made["name"], made["how"]) for made in plan["makes"]])
         for note in plan["notes"]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
-from crd.console.text import printable
 from crd.errors import EXIT_FAILED, EXIT_USAGE, CrdError
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

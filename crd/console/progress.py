@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from crd.console.text import printable
+from crd.text import printable
 
 if TYPE_CHECKING:
     from types import TracebackType

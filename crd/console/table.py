@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from crd.console.text import printable
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -76,6 +76,7 @@ class App:
         self.metrics = Metrics()
         self.metrics_url = ""
         self.features: dict[str, bool] = {}
+        self.ready = asyncio.Event()
         self.readers = Readers()
         self.whereabouts = Whereabouts()
         self._jobs: set[asyncio.Task[Any]] = set()
@@ -154,6 +155,7 @@ class App:
                 *((("spool", arrival.run(stop)),) if self.spool else ()))]
             background.append(asyncio.create_task(self.health.run(tuple(background)), name="health"))
             gc.freeze()  # what stays is not looked through again, for which everything would wait 50 ms now and then
+            self.ready.set()
             notify("READY=1", f"STATUS={self._status()}")
             logger.info("ready", extra={"event": "daemon.ready"})
             await _either(stop.wait(), opened.lease, lost)
@@ -164,7 +166,7 @@ class App:
                 raise arrival.fault
 
     async def reload(self) -> list[str]:
-        """Read the settings again, and take over targets, schedules, retention and limits: all, or nothing.
+        """Once we are ready, read the settings again; take over targets, schedules, retention and limits, or nothing.
 
         Returns:
             what has changed beside these, and waits for a new start.
@@ -173,6 +175,7 @@ class App:
             SettingsError: they are wrong.
             CatalogError: the catalog cannot be read.
         """
+        await self.ready.wait()
         settings = load(self._config)
         stored, held = await self.catalog.targets.all(), await self.catalog.targets.held()
         taken = await self.catalog.images.last_taken()
@@ -187,7 +190,7 @@ class App:
             if name not in self.scheduler.targets and (now.source == "settings" or name in self.settings.targets):
                 self.add_target(name, now.settings, taken.get(name), source=now.source, held=now.held)
         self.settings = settings
-        await self.checkpoints.limit(settings.engine.workers)
+        self.checkpoints.limit(settings.engine.workers)
         self.pipeline.checkpoint_seconds = settings.engine.checkpoint_timeout
         self.pipeline.restart_seconds = settings.engine.restart_timeout
         self.start(self.retention.apply_all())
@@ -243,7 +246,7 @@ class App:
                                        settings.engine.workers,
                                        lambda target: self.start(self.retention.apply_quietly(target)),
                                        self.whereabouts)
-        self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock, self.served.add,
+        self.restarts = Restarts(self.pipeline, self.catalog, self.metrics, self.clock, self.start, self.served.add,
                                  self._need_absence, self._restarted)
         self.scheduler = Scheduler(self.clock, self._due, self.checkpoints.skip)
         self.guards = Guards(self.scheduler.targets, self.whereabouts)
@@ -253,6 +256,7 @@ class App:
                                    lambda: self.settings.retention, self.scheduler.targets)
         self.scrub = Scrub(self.pipeline, self.metrics, self.clock, self.readers, lambda: self.settings.retention)
         self.health = Health(self.scheduler, workers, self.catalog, self.clock, self._status)
+        self.metrics.engine = self.engine
         self.metrics.build.info({"version": self.version, "engine": self.engine})
 
     def _inherit(self, passed: dict[str, int], kept_notes: KeptNotes | None) -> None:

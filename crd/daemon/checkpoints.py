@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from crd.daemon.turns import Turns
-from crd.errors import Busy, CatalogError, CrdError, TargetUnsupported
+from crd.errors import Busy, CatalogError, CrdError, TargetUnsupported, unforeseen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -81,10 +81,10 @@ class Checkpoints:
         self.failing: dict[str | None, Failure] = {}
         self._running = 0
 
-    async def limit(self, workers: int) -> None:
+    def limit(self, workers: int) -> None:
         """Take so many images at once from now on; those under way go on."""
-        await self._turns.resize(workers)
-        await self._turns_of_users.resize(max(1, workers - 1))
+        self._turns.resize(workers)
+        self._turns_of_users.resize(max(1, workers - 1))
 
     async def take(self, options: CheckpointOptions, order: Order) -> Image:
         """Take an image.
@@ -129,9 +129,9 @@ class Checkpoints:
                 assert pid is not None  # noqa: S101
                 image = await self._pipeline.checkpoint(pid, options, target=name, tags=order.tags,
                                                         progress=order.progress, kept=order.kept)
-        except CrdError as error:
+        except Exception as error:
             state = "refused" if isinstance(error, TargetUnsupported) else "failed"
-            await self._ended(number, state, name, pid, error=error)
+            await self._ended(number, state, name, pid, error=error if isinstance(error, CrdError) else unforeseen())
             raise
         except asyncio.CancelledError:
             stopped = CrdError("the daemon was stopped meanwhile")

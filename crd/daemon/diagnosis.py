@@ -13,7 +13,7 @@ from crd.errors import CatalogError
 from crd.reserve import RESERVE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from crd.archive.stores.spooled import SpooledStore
@@ -144,16 +144,29 @@ def _of_spool(spool: SpooledStore, spool_bytes: int) -> Iterator[Problem]:
                       hint="When it is full, checkpoints fail: bring the store back, or raise s3.spool_size.")
 
 
-def _directories(app: App) -> list[Path]:
-    """Return where crd writes, one directory for each file system."""
+def _directories(app: App) -> Collection[Path]:
+    """Return where crd writes, one directory for each file system, and those that cannot be looked at."""
     settings = app.settings
-    wanted = [settings.daemon.state_dir,
-              settings.archive_path if settings.archive.store == "local" else settings.spool_path]
-    return list({path.stat().st_dev: path for path in wanted if path.exists()}.values())
+    found: dict[object, Path] = {}
+    for path in (settings.daemon.state_dir,
+                 settings.archive_path if settings.archive.store == "local" else settings.spool_path):
+        try:
+            found[path.stat().st_dev] = path
+        except FileNotFoundError:
+            continue  # nothing was written there yet
+        except OSError:
+            found[path] = path
+    return found.values()
 
 
 def _of_disk(path: Path) -> Iterator[Problem]:
-    usage = shutil.disk_usage(path)
+    try:
+        usage = shutil.disk_usage(path)
+    except OSError as error:
+        yield Problem(level=ERROR, code="disk.away", object=str(path),
+                      message=f"it cannot be looked at: {error.strerror}",
+                      hint="Is its file system mounted, and well? The kernel's log says more.")
+        return
     if usage.free < min(_LEAST_FREE_SHARE * usage.total, _LEAST_FREE_BYTES):
         full = usage.free < _LEAST_FREE_SHARE * usage.total / 10
         yield Problem(level=ERROR if full else WARNING, code="disk.full" if full else "disk.nearly-full",

@@ -135,16 +135,7 @@ class Handlers(UpkeepHandlers):
         if (target is None) == (pid is None):
             raise BadRequest("name either a target or a pid")
         known = self._known(target) if target is not None else None
-        options = self._app.checkpoint_options(known, After(after or "run"))
-        if connection is not None:
-            if pid != peer.pid:
-                raise BadRequest("only who names its own pid has a connection to leave out")
-            options = replace(options, left_out=(peer.pid, connection))
-        if known:
-            need_admin(peer)
-        else:
-            await self._need_owner(peer, pid or 0)
-            options = replace(options, only_uid=None if peer.is_admin else peer.uid)
+        options = await self._options(peer, known, pid or 0, After(after or "run"), connection)
         if len(tag or "") > _TAG_CHARACTERS:
             raise BadRequest(f"a tag of {len(tag or '')} characters", hint=f"Use up to {_TAG_CHARACTERS}.")
         tags = (tag,) if tag else ()
@@ -156,12 +147,29 @@ class Handlers(UpkeepHandlers):
 
         job = self._app.start(self._take(known, pid, options, tags, progress))
         if wait is False:
+            await asyncio.sleep(0)  # until it has begun, or was refused
+            if job.done():
+                await job
             return {"stage": "begun", "bytes": None, "image": None}
         while more and not job.done():
             await asyncio.wait({job}, timeout=_PROGRESS_SECONDS)
             if not job.done():
                 await more({"stage": "storing" if reached else "stopping", "bytes": reached, "image": None})
         return {"stage": "done", "bytes": None, "image": image_json(await asyncio.shield(job))}
+
+    async def _options(self, peer: Peer, target: ScheduledTarget | None, pid: int, after: After,
+                       connection: int | None) -> CheckpointOptions:
+        """Return how an image of a target or a process is taken for a peer, who may have it."""
+        options = self._app.checkpoint_options(target, after)
+        if connection is not None:
+            if pid != peer.pid:
+                raise BadRequest("only who names its own pid has a connection to leave out")
+            options = replace(options, left_out=(peer.pid, connection))
+        if target:
+            need_admin(peer)
+            return options
+        await self._need_owner(peer, pid)
+        return replace(options, only_uid=None if peer.is_admin else peer.uid)
 
     async def _take(self, target: ScheduledTarget | None, pid: int | None, options: CheckpointOptions,
                     tags: tuple[str, ...], progress: Callable[[int], None]) -> Image:
@@ -228,15 +236,16 @@ class Handlers(UpkeepHandlers):
 
     async def _on_GetRequest(self, *, peer: Peer, more: More | None, number: int,  # noqa: N802
                              wait: bool | None) -> dict[str, Any]:
-        request = await self._own_request(peer, number)
-        while wait and not request.ended:
-            if more:
+        shown = None
+        while True:
+            changed = self._app.restarts.changed
+            request = await self._own_request(peer, number)
+            if request.ended or not wait:
+                return {"request": request_json(request)}
+            if more and request.state != shown:
                 await more({"request": request_json(request)})
-            before = request.state
-            async with self._app.restarts.changed:
-                while (request := await self._own_request(peer, number)).state == before:
-                    await self._app.restarts.changed.wait()
-        return {"request": request_json(request)}
+                shown = request.state
+            await changed.wait()
 
     async def _on_CancelRequest(self, *, peer: Peer, more: More | None, number: int) -> dict[str, Any]:  # noqa: ARG002, N802
         await self._own_request(peer, number)

@@ -145,8 +145,7 @@ class Pipeline:
         """
         async with _in_time(self.restart_seconds, "restart"), self._made(crid, options, scope) as (worker, result):
             await note(result)
-            for listener in worker.take_listeners():
-                serve(listener)
+            worker.hand_over(serve)
             await worker.commit()
             return result
 

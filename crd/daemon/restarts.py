@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from crd.daemon.scopes import Scope
 from crd.engine.api import UNRESTORED, Files, Pids, RestartOptions, Stdio, Tcp
-from crd.errors import CatalogError, CrdError, PidInUse, RequestMoved
+from crd.errors import CatalogError, CrdError, PidInUse, RequestMoved, unforeseen
 from crd.target import procfs
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from datetime import datetime
+    from typing import Any
 
     from crd.catalog.catalog import Catalog
     from crd.catalog.rows import Request
@@ -33,11 +34,16 @@ _SETTLE_SECONDS = 10.0
 
 
 class Restarts:
-    """Carries out queued requests, one after the other."""
+    """Carries out queued requests, one after the other.
+
+    Attributes:
+        changed: set, and replaced by another, whenever requests may have changed.
+        boot_id: of the running kernel.
+    """
 
     def __init__(self, pipeline: Pipeline, catalog: Catalog, metrics: Metrics, clock: Clock,
-                 serve: Callable[[int], None], need_absence: Callable[[str], None],
-                 restarted: Callable[[str, int, int], None]) -> None:
+                 start: Callable[[Coroutine[Any, Any, bool]], asyncio.Task[bool]], serve: Callable[[int], None],
+                 need_absence: Callable[[str], None], restarted: Callable[[str, int, int], None]) -> None:
         """Restart through a pipeline.
 
         Args:
@@ -45,10 +51,12 @@ class Restarts:
             catalog: which has the requests.
             metrics: which count them.
             clock: which times them.
+            start: runs what a stop of the daemon waits for.
             serve: as of ``Pipeline.restart``.
             need_absence: raises if a target, whose name is given, runs.
             restarted: is told the name of a target, and as which process it runs now (pid and start time).
         """
+        self._start = start
         self._need_absence = need_absence
         self._restarted = restarted
         self._serve = serve
@@ -57,7 +65,7 @@ class Restarts:
         self._metrics = metrics
         self._clock = clock
         self._asked = asyncio.Event()
-        self.changed = asyncio.Condition()
+        self.changed = asyncio.Event()
         self._oldest: datetime | None = None
         self.boot_id = procfs.boot_id()
 
@@ -77,13 +85,12 @@ class Restarts:
         await self.measure()
 
     async def run(self) -> None:
-        """Carry out requests until cancelled; a request under way is finished first."""
+        """Carry out requests until cancelled; one under way goes on."""
         while True:
             self._asked.clear()
             try:
-                while request := await self._catalog.requests.claim(self._clock.now(), self.boot_id):
-                    await self._tell()
-                    await asyncio.shield(self._carry_out(request))
+                while await asyncio.shield(self._start(self._next())):
+                    pass
             except CatalogError as error:  # whatever is queued stays queued
                 logger.warning("the queue: %s", error.message, extra={"event": "queue.failed", "error": error.code})
             try:
@@ -91,6 +98,14 @@ class Restarts:
                     await self._asked.wait()
             except TimeoutError:
                 pass
+
+    async def _next(self) -> bool:
+        """Carry out the request that has waited for longest; return whether there was one."""
+        request = await self._catalog.requests.claim(self._clock.now(), self.boot_id)
+        if request:
+            await self._tell()
+            await self._carry_out(request)
+        return request is not None
 
     async def _carry_out(self, request: Request) -> None:
         made: list[RestartResult] = []
@@ -106,13 +121,14 @@ class Restarts:
                 self._need_absence(target)
             await self._restart(request, note)
         except CrdError as error:
-            if made and _runs(made[0].root_pid, made[0].start_time):
+            runs = bool(made) and await asyncio.to_thread(_runs, made[0].root_pid, made[0].start_time)
+            if runs:
                 await self._done(request, made[0], target)  # the worker died after the last step
             else:
                 await self._failed(request, error)
         except Exception:
             logger.exception("restart", extra={"event": "restart.crashed", "request": request.number})
-            await self._failed(request, CrdError("the daemon failed; its log says why"))
+            await self._failed(request, unforeseen())
         else:
             await self._done(request, made[0], target)
         await self._tell()
@@ -173,8 +189,8 @@ class Restarts:
         """Bring the gauges up to date and wake who waits for a request."""
         with suppress(CatalogError):
             await self.measure()
-        async with self.changed:
-            self.changed.notify_all()
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     async def heard(self) -> None:
         """Take note that requests may have been made or changed elsewhere."""

@@ -14,8 +14,8 @@ import click
 from crd.console import units
 from crd.console.image_file import STANDARD_STREAM, opened_for_writing
 from crd.console.program import json_option
-from crd.console.text import printable
 from crd.direct.linux_cr import linux_cr_option
+from crd.text import printable
 
 if TYPE_CHECKING:
     from crd.engine.api import CheckpointResult
@@ -69,7 +69,7 @@ def checkpoint(pid: int, *, output: Path, after: str | None, tree: bool, save_fi
     if as_json:
         click.echo(json.dumps(asdict(result)), file=sys.stderr if output == STANDARD_STREAM else sys.stdout)
     else:
-        click.echo("\n".join([_figures(result), *result.lost]), err=True)
+        click.echo("\n".join([_figures(result), *map(printable, result.lost)]), err=True)
 
 
 def _figures(result: CheckpointResult) -> str:

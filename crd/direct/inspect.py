@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import click
 
+from crd.console.program import json_option
 from crd.errors import EXIT_FAILED, ImageError
 from crd.image.generations import Generation
 from crd.image.inspect import inspect as inspect_image
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("image", type=click.File("rb"), metavar="FILE|-")
 @click.option("--records", is_flag=True, help="List every record with its offset and what it says.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
+@json_option
 def inspect(image: BinaryIO, *, records: bool, as_json: bool) -> None:
     """Show what the image in FILE (or on standard input) holds.
 

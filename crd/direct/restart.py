@@ -17,6 +17,7 @@ from crd.console.relay import terminal_kept
 from crd.console.restart_options import STDIO, STDIO_HELP, force_version_option, tcp_option
 from crd.direct.foreground import wait_as_a_shell, wait_at_their_terminal
 from crd.direct.linux_cr import linux_cr_option
+from crd.text import printable
 
 if TYPE_CHECKING:
     from crd.engine.api import RestartOptions, RestartResult
@@ -75,7 +76,7 @@ def restart(context: click.Context, image: Path, *, pids: str | None, root: Path
         with nullcontext() if detach else terminal_kept():
             result = recreate(fd, options=options, confirm=confirm)
             for note in () if as_json else result.notes:
-                click.echo(note, err=True)
+                click.echo(printable(note), err=True)
             click.echo(json.dumps(asdict(result)) if as_json else result.root_pid)
             if not detach:
                 context.exit(_stay(result, options))

@@ -143,10 +143,10 @@ class Worker:
         found, _ = await self._receive("")
         return str(found)
 
-    def take_listeners(self) -> list[int]:
-        """Return the descriptors that tell of the calls of the tasks; they are the caller's."""
-        listeners, self._listeners = self._listeners, []
-        return listeners
+    def hand_over(self, take: Callable[[int], None]) -> None:
+        """Have taken over each descriptor that tells of the calls of the tasks; raises what ``take`` raises."""
+        while self._listeners:
+            take(self._listeners.pop(0))
 
     async def fetch_listener(self, pid: int, fd: int) -> int:
         """Return a descriptor, which is the caller's, of a listener that another process holds.
@@ -156,9 +156,9 @@ class Worker:
             WorkerDied: the worker ended.
         """
         await self._send({"call": "fetch", "pid": pid, "fd": fd})
-        _, [listener] = await self._receive("fetched")
+        _, self._listeners = await self._receive("fetched")
         await self.commit()
-        return listener
+        return self._listeners.pop()
 
     async def serve(self, listener: int, call: Notification, options: CheckpointOptions, crid_file: Path,
                     take: Callable[[int], None]) -> ServedCall:
@@ -176,10 +176,9 @@ class Worker:
         """
         await self._send({"call": "serve", "notification": asdict(call), "options": asdict(options),
                           "crid_file": str(crid_file)}, listener)
-        event, found, fds = await self._receive_one_of("ready", "")
+        event, found, self._listeners = await self._receive_one_of("ready", "")
         if event:
-            for fd in fds:
-                take(fd)
+            self.hand_over(take)
             await self._send({"commit": True})
             found, _ = await self._receive("")
         return msgspec.convert(found, ServedCall)
@@ -237,8 +236,9 @@ class Worker:
 
     async def end(self) -> None:
         """Kill the worker, which undoes what it has not finished, and wait until it is gone."""
-        for fd in (*self.take_notes().values(), *self.take_listeners()):
+        for fd in self.take_notes().values():
             os.close(fd)
+        self.hand_over(os.close)
         self._channel.close()
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

@@ -103,6 +103,8 @@ class WorkerPool:
                 data, fds, _flags, _address = socket.recv_fds(self._control, _PID_BYTES_MAX, 1)
             except OSError:
                 data = b""
+            if data and not fds:
+                raise WorkerDied("no descriptor is left for an engine worker", hint="Raise LimitNOFILE of crd.service.")
             if data:
                 return int(data), fds[0]
             await self._end()

@@ -57,7 +57,6 @@ class DescriptorSink:
             if written:
                 views[0] = views[0][written:]
 
-
     def splice(self, pipe: int, length: int) -> int:
         """Move what is in a pipe, without copying it if we write to a pipe, too; wait for something to be in it.
 

@@ -28,11 +28,16 @@ SERVED_RESULTS = ("done", "failed")
 
 
 class Metrics:
-    """All metrics."""
+    """All metrics.
+
+    Attributes:
+        engine: that takes images; to be set before there are targets.
+    """
 
     def __init__(self) -> None:
         """Declare them."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each of ours, and nobody asks for it
+        self.engine = "userspace"
         self._targets: dict[str, TargetMetrics] = {}
         self.registry = registry = CollectorRegistry()
         self.running = Gauge("crd_checkpoints_running", "Checkpoints under way or waiting for a worker",
@@ -76,7 +81,7 @@ class Metrics:
         """Begin with a target, unless it is known; of earlier times only its last good image counts."""
         if name not in self._targets:
             last_success = last_image_at.timestamp() if last_image_at else 0.0
-            self._targets[name] = TargetMetrics(name, last_success=last_success)
+            self._targets[name] = TargetMetrics(name, self.engine, last_success=last_success)
 
     def remove_target(self, name: str) -> None:
         """Drop all series of a target that is no more, so that labels stay bounded."""
@@ -91,7 +96,7 @@ class Metrics:
         if name is None:
             name = _NO_TARGET
             self.add_target(name)
-        target = self._targets.get(name) or TargetMetrics(name)
+        target = self._targets.get(name) or TargetMetrics(name, self.engine)
         yield target
         target.render()
 

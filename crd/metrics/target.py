@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
-ENGINE = "userspace"
 RESULTS = ("ok", "failed", "skipped", "refused")
 STOP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 DURATION_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
@@ -64,10 +63,12 @@ class TargetMetrics:
 
     Attributes:
         name: of the target; empty for processes that belong to none.
+        engine: that takes its images.
         texts: the series of each of ``FAMILIES``; replaced as a whole, since another thread reads it.
     """
 
     name: str
+    engine: str
     results: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(RESULTS, 0)))
     failures: Counter[str] = field(default_factory=Counter)
     stop_seconds: Histogram = field(default_factory=lambda: Histogram.of(STOP_BUCKETS))
@@ -85,7 +86,7 @@ class TargetMetrics:
     def render(self) -> None:
         """Bring the texts up to date."""
         target = f'target="{self.name}"'  # names, results and codes have no character that would need an escape
-        results = [f'{FAMILIES[0][0]}{{engine="{ENGINE}",result="{result}",{target}}} {count}\n'
+        results = [f'{FAMILIES[0][0]}{{engine="{self.engine}",result="{result}",{target}}} {count}\n'
                    for result, count in self.results.items()]
         failures = [f'{FAMILIES[1][0]}{{reason="{reason}",{target}}} {count}\n'
                     for reason, count in self.failures.items()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from crd.errors import TargetGone
 from crd.target import procfs
 from crd.target.paths import Reach, reach
-from crd.target.wording import printable
+from crd.text import printable
 
 if TYPE_CHECKING:
     import os

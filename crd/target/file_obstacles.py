@@ -12,7 +12,8 @@ from crd.target.descriptors import open_descriptors
 from crd.target.holders import pipe_inode
 from crd.target.paths import Reach, name_left, reach
 from crd.target.sock_diag import socket_inode
-from crd.target.wording import printable, process_names
+from crd.target.wording import process_names
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

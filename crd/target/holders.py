@@ -124,22 +124,34 @@ def link_holders(inside: Family, links: Collection[str]) -> dict[str, list[int]]
 
 def file_holders(inside: Family, links: Collection[str], files: Collection[tuple[int, int]],
                  ) -> dict[tuple[int, int], list[int]]:
-    """Return the processes other than those inside that have one of these (device, inode) open or map it, ascending.
+    """Return the processes other than those inside that have one of these (device, inode) open or map it.
+
+    Args: as ``opened_file_holders``.
+    """
+    holders = memory_holders(inside, files)
+    for identity, others in opened_file_holders(inside, links, files).items():
+        holders[identity] = sorted({*holders.get(identity, ()), *others})
+    return holders
+
+
+def opened_file_holders(inside: Family, links: Collection[str], files: Collection[tuple[int, int]],
+                        ) -> dict[tuple[int, int], list[int]]:
+    """Return the processes other than those inside that have one of these (device, inode) open, ascending.
 
     Args:
         inside: processes that may.
-        links: what /proc shows of them, the same for all processes.
+        links: what /proc shows of them, the same for all processes; of those of another mount namespace also of others.
         files: the files.
     """
-    holders = memory_holders(inside, files)
+    holders: dict[tuple[int, int], list[int]] = defaultdict(list)
     for other in _others(inside):
         for fd, link in _links(other).items():
             if link in links:
                 with suppress(TargetError):
                     found = procfs.fd_stat(other, fd)
                     identity = found.st_dev, found.st_ino
-                    if identity in files and other not in holders.get(identity, []) and inside.lacks(other):
-                        holders.setdefault(identity, []).append(other)
+                    if identity in files and other not in holders[identity] and inside.lacks(other):
+                        holders[identity].append(other)
     return holders
 
 

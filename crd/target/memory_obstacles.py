@@ -10,7 +10,8 @@ from crd.errors import Obstacle, TargetError, TargetGone
 from crd.target import huge_pages, procfs
 from crd.target.paths import DELETED, Reach, is_shared_memory, name_left, reach
 from crd.target.unnamed import is_unnamed
-from crd.target.wording import printable, process_names
+from crd.target.wording import process_names
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
 KERNEL_AREAS = {"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"}
 
-_BY_FLAG = {  # VmFlags of smaps, proc_pid_smaps(5)
+_BY_FLAG = {  # of ``procfs.vm_flags``, proc_pid_smaps(5)
     "um": ("memory.userfaultfd", "is registered with a userfaultfd"),
     "ui": ("memory.userfaultfd", "is registered with a userfaultfd"),
     "ss": ("memory.shadow-stack", "is a shadow stack"),
+    "pk": ("memory.protection-key", "has a protection key (pkeys(7)), without which it would be open to writes"),
     "sl": ("memory.sealed", "is sealed (mseal(2)), so it could not be placed again"),
     "io": ("memory.device", "maps a device"),
     "pf": ("memory.device", "maps a device"),

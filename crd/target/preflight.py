@@ -15,7 +15,8 @@ from crd.target import file_obstacles, memory_obstacles, permission, procfs, tas
 from crd.target.holders import Holders
 from crd.target.model import CheckReport
 from crd.target.tree import Family
-from crd.target.wording import printable, process_name
+from crd.target.wording import process_name
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -289,20 +289,23 @@ def map_file_stat(pid: int | str, entry: MapEntry) -> os.stat_result:
 
 
 def vm_flags(pid: int | str) -> dict[int, str]:
-    """Return the VmFlags of smaps by start address, but for "uw".  Dear: it walks all pages.
+    """Return the VmFlags of smaps by start address, but for "uw", and with "pk".  Dear: it walks all pages.
 
-    That is of areas whose writes are noted, as crd does (``crd.native.tracking``).
+    The one is of areas whose writes are noted, as crd does (``crd.native.tracking``).  The other is a word of ours, for
+    areas that the program has given a protection key (pkeys(7)); what can only be executed has one from the kernel.
     """
     flags: dict[int, str] = {}
-    start = 0
+    start, key, only_executable = 0, "", False
     lines = read(pid, "smaps").split("\n")
     with asking(pid, "smaps"):
         for line in lines:
             first, _, rest = line.partition(" ")
             if first == "VmFlags:":
-                flags[start] = rest.replace(" uw ", " ").strip()
+                flags[start] = rest.replace(" uw ", " ").strip() + key
+            elif first == "ProtectionKey:":
+                key = " pk" if rest.strip() != "0" and not only_executable else ""
             elif not first.endswith(":") and "-" in first:
-                start = int(first.partition("-")[0], 16)
+                start, key, only_executable = int(first.partition("-")[0], 16), "", rest.startswith("--x")
     return flags
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from crd.errors import BadRequest, TargetAmbiguous, TargetError, TargetGone, TargetNotFound
 from crd.target import procfs
 from crd.target.model import Process
-from crd.target.wording import printable, process_names
+from crd.target.wording import process_names
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,8 @@ from crd.errors import NativeError, Obstacle, TargetError, TargetGone
 from crd.target import procfs
 from crd.target.cgroups import frozen_cgroup
 from crd.target.model import SECCOMP_FILTER, SECCOMP_STRICT
-from crd.target.wording import printable, process_name, process_names
+from crd.target.wording import process_name, process_names
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

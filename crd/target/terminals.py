@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from crd.errors import Obstacle, TargetError
 from crd.target import procfs
-from crd.target.holders import link_holders
+from crd.target.holders import opened_file_holders
 from crd.target.paths import Reach
 from crd.target.wording import process_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from crd.target.nameless import Look
     from crd.target.procfs import FdInfo
@@ -59,6 +59,17 @@ def _masters(inside: Family) -> Iterator[int]:
                         yield _index(procfs.fdinfo(pid, fd))
 
 
+def _holders(inside: Family, indices: Collection[int]) -> dict[int, list[int]]:
+    """Return the processes other than those inside that have one of these slaves open; containers have their own."""
+    slaves: dict[int, tuple[int, int]] = {}
+    for index in indices:
+        with suppress(OSError):
+            found = os.stat(slave_name(index))
+            slaves[index] = found.st_dev, found.st_ino
+    holders = opened_file_holders(inside, set(map(slave_name, slaves)), slaves.values()) if slaves else {}
+    return {index: others for index, slave in slaves.items() if (others := holders.get(slave))}
+
+
 def obstacles(look: Look) -> Iterator[Obstacle]:
     """Find terminals that nobody can be given again, in the order of descriptors.
 
@@ -70,12 +81,12 @@ def obstacles(look: Look) -> Iterator[Obstacle]:
         return
     masters = {entry.fd: _index(entry.info) for entry in found if entry.file.st_rdev == PTMX}
     inside = set(_masters(look.inside))
-    holders = link_holders(look.inside, {slave_name(index) for index in masters.values()}) if masters else {}
+    outside = _holders(look.inside, masters.values())
     stat = procfs.stat(look.pid)
     for entry in found:
         device = stat.terminal if entry.file.st_rdev == TTY else entry.file.st_rdev
         index = masters.get(entry.fd, slave_index(device))
-        others = holders.get(slave_name(index))
+        others = outside.get(index)
         if device != PTMX and not is_slave(device):
             yield Obstacle("fd.terminal", entry.name, "is a terminal, which crd cannot save yet", _REMEDY)
         elif index not in inside:

@@ -1,14 +1,10 @@
-"""How obstacles speak of processes, files and descriptors: hostile names made printable."""
+"""How obstacles speak of processes."""
 
 from __future__ import annotations
 
 from crd.errors import CrdError
 from crd.target import procfs
-
-
-def printable(text: str) -> str:
-    """Return text with everything that a terminal or JSON cannot carry as an escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+from crd.text import printable
 
 
 def process_name(pid: int) -> str:

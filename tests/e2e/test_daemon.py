@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemon import BIN, Refused, RunningDaemon, eventually
+from tests.support.daemon import BIN, PATIENCE_SECONDS, Refused, RunningDaemon, eventually
 from tests.support.workload import CountingProgram
 
 if TYPE_CHECKING:
@@ -232,6 +232,19 @@ def test_a_clean_stop_leaves_no_target_stopped(daemon: RunningDaemon, tmp_path: 
         eventually("the checkpoint to begin", lambda: daemon.crctl("status")["running"])
         assert daemon.stop(signal.SIGTERM) == 0
         taken.wait(timeout=60)
+        program.assert_unharmed()
+
+
+def test_a_clean_stop_finishes_the_restart_under_way(daemon: RunningDaemon, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    with CountingProgram(tmp_path / "large", ballast_mib=100) as program:
+        image = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
+        program.process.wait(timeout=PATIENCE_SECONDS)
+        number = str(daemon.crctl("restart", str(image["crid"]))["number"])
+        eventually("the restart to begin", lambda: daemon.crctl("request", "show", number)["state"] != "queued")
+        assert daemon.stop(signal.SIGTERM) == 0
+        daemon.start()
+        assert daemon.crctl("request", "show", number)["state"] == "done"
         program.assert_unharmed()
 
 

@@ -44,9 +44,11 @@ def test_killed_and_the_older_image_restarted(name: str, arguments: list[str], t
 
 def test_a_stopped_task_stays_stopped(tmp_path: Path) -> None:
     with Victim("stopped", tmp_path) as victim:
-        checkpoint(victim, tmp_path / "image")
+        for name in ("older", "newer"):
+            checkpoint(victim, tmp_path / name)
+            assert victim.status()["State"].startswith("T")
         victim.kill()
-        done = restart(tmp_path / "image")
+        done = restart(tmp_path / "older")
         assert done.returncode == 0, done.stderr
         victim.restarted_as(victim.pid)
         eventually("it to be stopped", lambda: victim.status()["State"].startswith("T"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crd.engine.api import CheckpointOptions, RestartOptions, RestartResult, checkpoint, restart
+from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions, RestartResult, checkpoint, restart
 from crd.engine.crid import CridCounter
 from crd.image.profile import Pages, SharedPages
 from crd.image.reader import ImageReader
@@ -33,6 +35,40 @@ def taken(program: Program, *, kill: bool = True) -> Path:
     if kill:
         program.kill()
     return path
+
+
+def taken_with(program: Program, name: str = "image", **options: Any) -> tuple[Path, CheckpointResult]:
+    """Take an image with these options of a checkpoint, and return what it came to, too."""
+    path = program.directory / name
+    with path.open("wb") as file:
+        result = checkpoint(program.pid, file.fileno(), crids=CridCounter(program.directory / "crid"),
+                            options=CheckpointOptions(**options))
+    return path, result
+
+
+_TAKES_IMAGES = """
+import sys
+from pathlib import Path
+from crd.engine.api import checkpoint
+from crd.engine.crid import CridCounter
+print(flush=True)
+while True:
+    with open(sys.argv[2], "wb") as file:
+        checkpoint(int(sys.argv[1]), file.fileno(), crids=CridCounter(Path(sys.argv[3])))
+"""
+
+
+def killed_while_taking(program: Program) -> Iterator[None]:
+    """Take images of a program in another process, which is killed, each time a bit later."""
+    for number in range(20):
+        words = [sys.executable, "-c", _TAKES_IMAGES, str(program.pid), program.directory / "image",
+                 program.directory / "crid"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as worker:
+            assert worker.stdout
+            worker.stdout.readline()
+            time.sleep(0.004 * number)
+            worker.kill()
+        yield
 
 
 def restarted(image: Path, program: Program | None = None, **options: Any) -> RestartResult:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,7 +10,7 @@ import pytest
 
 from crd.engine.userspace.fds import mqueue_data
 from crd.errors import EngineError, NativeError, ResourceChanged, TargetUnsupported
-from tests.engine.images import restarted, taken
+from tests.engine.images import killed_while_taking, restarted, taken
 from tests.engine.programs import interpreted
 from tests.support.victims import Victim
 
@@ -119,17 +116,7 @@ def test_who_is_to_be_told_and_who_has_it_too(tmp_path: Path) -> None:
 
 
 def test_nothing_is_lost_when_checkpoints_are_killed(tmp_path: Path) -> None:
-    source = ("import sys\nfrom pathlib import Path\nfrom crd.engine.api import checkpoint\n"
-              "from crd.engine.crid import CridCounter\nprint(flush=True)\n"
-              "while True:\n    with open(sys.argv[2], 'wb') as file:\n"
-              "        checkpoint(int(sys.argv[1]), file.fileno(), crids=CridCounter(Path(sys.argv[3])))\n")
     with Victim("mqueues", tmp_path) as victim:
-        for number in range(20):
-            words = [sys.executable, "-c", source, str(victim.pid), tmp_path / "image", tmp_path / "crid"]
-            with subprocess.Popen(words, stdout=subprocess.PIPE) as worker:
-                assert worker.stdout
-                worker.stdout.readline()
-                time.sleep(0.004 * number)
-                worker.kill()
+        for _ in killed_while_taking(victim):
             victim.assert_unharmed()
         victim.verify()

@@ -9,11 +9,10 @@ import pytest
 
 from crd.engine.userspace.mem import policies
 from crd.image.profile import ThreadPolicy, Vma
-from tests.engine.images import restarted
+from tests.engine.images import restarted, taken_with
 from tests.engine.programs import interpreted
 from tests.engine.test_changes import records
 from tests.engine.test_restart_failures import changed
-from tests.engine.test_trees import take
 from tests.support.builders import make_vma
 from tests.support.victims import until
 
@@ -74,7 +73,7 @@ def test_areas_and_threads_follow_their_policies_again(tmp_path: Path, monkeypat
         before = followed(program.family(), addresses)
         assert before == [["bind:0", "interleave:0", "prefer:0", "bind=static:0", "local", "bind:0"],
                           ["bind:0", "interleave:0", "prefer:0", "bind=static:0", "default"]]
-        image, _ = take(program, method=method)
+        image, _ = taken_with(program, method=method)
         assert [record.policy for record in records(image, ThreadPolicy)] == ["local", "bind:0"]
         program.kill_tree()
         assert restarted(image, program).notes == ()
@@ -90,7 +89,7 @@ def test_nodes_that_are_not_to_be_had_are_told(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(policies, "matter", lambda: True)
     with interpreted(tmp_path, FOLLOWS_POLICIES) as program:
-        image, _ = take(program, method="copy")
+        image, _ = taken_with(program, method="copy")
         program.kill_tree()
         [note] = restarted(changed(image, move), program).notes
         assert "bind:0-9" in note

@@ -11,6 +11,7 @@ import pytest
 
 from crd.engine.api import wait_for_root
 from crd.engine.userspace.timers import posix
+from crd.target import procfs
 from tests.engine.images import restarted, restarted_elsewhere, taken
 from tests.engine.programs import compiled, interpreted
 from tests.support.victims import NAMES, Victim, until
@@ -39,6 +40,24 @@ def test_under_new_numbers(tmp_path: Path, name: str) -> None:
         os.kill(original, signal.SIGKILL)
         victim.assert_unharmed()
         victim.verify()
+
+
+@pytest.mark.parametrize("name", ["idle", "idle-musl"])
+def test_what_proc_says_of_it_is_as_it_was(tmp_path: Path, name: str) -> None:
+    with Victim(name, tmp_path) as victim:
+        def said() -> dict[str, object]:
+            flags = procfs.vm_flags(victim.pid)
+            files = ("auxv", "cmdline", "comm", "coredump_filter", "environ", "limits", "oom_score_adj", "personality",
+                     "timerslack_ns")
+            return {"exe": procfs.read_link(victim.pid, "exe"), "root": procfs.read_link(victim.pid, "root"),
+                    "cwd": procfs.read_link(victim.pid, "cwd"),
+                    "stack": [flags[entry.start] for entry in procfs.maps(victim.pid) if entry.path == "[stack]"],
+                    **{file: procfs.read_bytes(victim.pid, file) for file in files}}
+
+        before = said()
+        assert before["environ"]
+        restarted(taken(victim), victim)
+        assert said() == before
 
 
 def test_two_copies_in_namespaces_beside_the_original(tmp_path: Path) -> None:

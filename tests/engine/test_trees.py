@@ -5,21 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from crd.engine.api import After, CheckpointOptions, CheckpointResult, checkpoint
-from crd.engine.crid import CridCounter
-from crd.engine.stream import DescriptorSink
+from crd.engine.api import After
 from crd.engine.userspace.tree import frozen
 from crd.errors import AccessDenied, TargetGone, TargetUnsupported
-from crd.image.profile import Pages, SharedPages
-from crd.image.reader import ImageReader
-from crd.image.writer import ImageWriter
 from crd.target import procfs
-from tests.engine.images import restarted, restarted_elsewhere
+from tests.engine.images import restarted, restarted_elsewhere, taken_with
 from tests.engine.programs import FORKS_STORM, SHARES_MEMORY, SPAWNS_STORM, VFORKS, compiled, interpreted
 from tests.engine.test_changes import dump_without_preflight
 from tests.support.victims import Program, Victim, python_script, until
@@ -29,14 +23,6 @@ pytestmark = pytest.mark.root
 FAMILIES = [("tree", []), ("tree", ["adopts"]), ("tree-musl", []), ("tree-musl", ["adopts"]), ("heirs", []),
             ("heirs-musl", ["adopts"])]
 IDS = [" ".join([name, *arguments]) for name, arguments in FAMILIES]
-
-
-def take(program: Program, name: str = "image", **options: object) -> tuple[Path, CheckpointResult]:
-    path = program.directory / name
-    with path.open("wb") as file:
-        result = checkpoint(program.pid, file.fileno(), crids=CridCounter(program.directory / "crid"),
-                            options=CheckpointOptions(**options))  # type: ignore[arg-type]
-    return path, result
 
 
 def relations(program: Program) -> dict[int, tuple[str, int, int, int, int]]:
@@ -59,7 +45,7 @@ def test_left_running(tmp_path: Path, name: str, arguments: list[str], method: s
     with Victim(name, tmp_path, *arguments) as victim:
         before = relations(victim)
         for _ in range(5):
-            _, result = take(victim, method=method)
+            _, result = taken_with(victim, method=method)
             assert result.tasks == result.threads == len([one for one in before.values() if one[0] != "Z"])
             until("stops", lambda: relations(victim) == before)
         victim.assert_unharmed()
@@ -71,7 +57,7 @@ def test_killed_and_restarted(tmp_path: Path, name: str, arguments: list[str]) -
     with Victim(name, tmp_path, *arguments) as victim:
         before = relations(victim)
         for _ in range(3):
-            image, _ = take(victim, method="copy")
+            image, _ = taken_with(victim, method="copy")
             victim.kill_tree()
             result = restarted(image, victim)
             assert result.notes == ()
@@ -81,8 +67,8 @@ def test_killed_and_restarted(tmp_path: Path, name: str, arguments: list[str]) -
 
 def test_an_older_image(tmp_path: Path) -> None:
     with Victim("tree", tmp_path) as victim:
-        image, _ = take(victim)
-        take(victim, "newer")
+        image, _ = taken_with(victim)
+        taken_with(victim, "newer")
         until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(victim, pid)])
         victim.kill_tree()
         restarted(image, victim)
@@ -101,7 +87,7 @@ def is_of(program: Program, pid: int) -> bool:
 @pytest.mark.parametrize(("name", "arguments"), FAMILIES, ids=IDS)
 def test_in_a_namespace_of_its_own(tmp_path: Path, name: str, arguments: list[str]) -> None:
     with Victim(name, tmp_path, *arguments) as victim:
-        image, _ = take(victim)
+        image, _ = taken_with(victim)
         victim.kill_tree()
         restarted_elsewhere(image, victim, "--pidns")
         victim.verify()
@@ -111,7 +97,7 @@ def test_in_a_namespace_of_its_own(tmp_path: Path, name: str, arguments: list[st
 def test_all_are_killed_or_stopped(tmp_path: Path, after: After) -> None:
     with Victim("tree", tmp_path) as victim:
         family = victim.family()
-        take(victim, after=after)
+        taken_with(victim, after=after)
         if after is After.KILL:
             until("their end", lambda: all(not Path(f"/proc/{pid}").exists() or procfs.stat(pid).state == "Z"
                                            for pid in family))
@@ -139,11 +125,11 @@ def test_storms(tmp_path: Path, source: str) -> None:
     with compiled(tmp_path, source) as program:
         until("counts", (tmp_path / "counts").exists)
         for _ in range(20):
-            image, _ = take(program)
+            image, _ = taken_with(program)
             goes_on(program)
         until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(program, pid)])
         for _ in range(4):
-            image, _ = take(program, after=After.KILL)
+            image, _ = taken_with(program, after=After.KILL)
             until("their end", lambda: not [pid for pid in procfs.pids() if works_in(tmp_path, pid)])
             program.wait_gone()
             restarted(image, program)
@@ -155,10 +141,10 @@ def test_a_parent_in_vfork_is_stopped_when_its_child_executes_or_ends(tmp_path: 
     with compiled(tmp_path, VFORKS) as program:
         until("counts", (tmp_path / "counts").exists)
         for _ in range(6):
-            image, _ = take(program)
+            image, _ = taken_with(program)
             goes_on(program, 2)
         for _ in range(2):
-            image, _ = take(program, after=After.KILL)
+            image, _ = taken_with(program, after=After.KILL)
             until("their end", lambda: not [pid for pid in procfs.pids() if works_in(tmp_path, pid)])
             program.wait_gone()
             restarted(image, program)
@@ -168,7 +154,7 @@ def test_a_parent_in_vfork_is_stopped_when_its_child_executes_or_ends(tmp_path: 
 def test_processes_with_one_memory_are_refused_unharmed(tmp_path: Path) -> None:
     """An image has one memory for each process: two would come back with copies, and wait for each other for ever."""
     with compiled(tmp_path, SHARES_MEMORY) as program:
-        for refused in (lambda: take(program), lambda: dump_without_preflight(program)):
+        for refused in (lambda: taken_with(program), lambda: dump_without_preflight(program)):
             with pytest.raises(TargetUnsupported) as caught:
                 refused()
             [reason] = caught.value.reasons
@@ -206,7 +192,7 @@ def test_a_shell_that_pipes_and_sleeps_twenty_times_in_a_row(tmp_path: Path) -> 
         for _ in range(20):
             before = len(lines())
             until("numbers", lambda: len(lines()) > before + 2)  # noqa: B023
-            image, _ = take(program, after=After.KILL)
+            image, _ = taken_with(program, after=After.KILL)
             until("their end", lambda: not [pid for pid in procfs.pids() if works_in(tmp_path, pid)])
             program.wait_gone()
             restarted(image, program)
@@ -226,12 +212,25 @@ while True: time.sleep(0.01)
 """) as program:
         until("another user", lambda: program.status()["Uid"].split()[0] == "65534")
         with pytest.raises(AccessDenied):
-            take(program, only_uid=65534)
+            taken_with(program, only_uid=65534)
         program.assert_unharmed()
-        _, result = take(program)
+        _, result = taken_with(program)
         assert (result.uid, result.tasks) == (0, 2)
-        _, result = take(program, tree=False, only_uid=65534)
+        _, result = taken_with(program, tree=False, only_uid=65534)
         assert (result.uid, result.tasks) == (65534, 1)
+
+
+def restart_a_few_times(program: Program) -> None:
+    until("counts", (program.directory / "counts").exists)
+    for _ in range(3):
+        image, _ = taken_with(program)
+        goes_on(program)
+        image, _ = taken_with(program, after=After.KILL)
+        until("their end", lambda: not [pid for pid in procfs.pids() if works_in(program.directory, pid)])
+        program.wait_gone()
+        restarted(image, program)
+        goes_on(program)
+    assert program.stderr() == ""
 
 
 POOL = """
@@ -277,78 +276,6 @@ def test_a_shell_with_jobs_in_sessions_and_groups_of_their_own(tmp_path: Path) -
         assert not (tmp_path / "wrong").exists()
 
 
-def restart_a_few_times(program: Program) -> None:
-    until("counts", (program.directory / "counts").exists)
-    for _ in range(3):
-        image, _ = take(program)
-        goes_on(program)
-        image, _ = take(program, after=After.KILL)
-        until("their end", lambda: not [pid for pid in procfs.pids() if works_in(program.directory, pid)])
-        program.wait_gone()
-        restarted(image, program)
-        goes_on(program)
-    assert program.stderr() == ""
-
-
-EVERYTHING_SHARED = """
-import mmap, os, select, socket, struct, sys, time
-memory = os.memfd_create("shared")
-os.ftruncate(memory, 8192)
-area = mmap.mmap(memory, 8192)
-event, poll = os.eventfd(3, os.EFD_NONBLOCK), select.epoll()
-poll.register(event, select.EPOLLIN)
-ours, theirs = socket.socketpair()
-listener = socket.socket(socket.AF_UNIX)
-listener.bind("listener")
-listener.listen(4)
-server = socket.create_server(("127.0.0.1", 0))
-tcp = socket.create_connection(server.getsockname())
-served = server.accept()[0]
-child = os.fork()
-if not child:
-    tcp.close()
-    poll.unregister(event)
-    poll.register(theirs, select.EPOLLIN)
-    while True:
-        for fd, _ in poll.poll():
-            asked = theirs.recv(100)
-            got = os.eventfd_read(event)
-            theirs.send(b"%d %d %s" % (os.getpid(), got, bytes(area[:asked[0]])))
-            served.send(served.recv(100).upper())
-served.close()
-tcp.send(b"tcp")
-pidfd = os.pidfd_open(child)
-ours.setblocking(True)
-open("ready", "w").close()
-while not os.path.exists("go"): time.sleep(0.01)
-area[:5] = b"hello"
-os.eventfd_write(event, 4)
-ours.send(bytes([5]))
-answer = ours.recv(100)
-client = socket.socket(socket.AF_UNIX)
-client.connect("listener")
-about = open(f"/proc/self/fdinfo/{pidfd}").read()
-alive = f"Pid:\\t{child}\\n" in about and tcp.recv(100) == b"TCP"
-with open("new", "w") as file: file.write(f"{answer == b'%d 7 hello' % child} {alive}")
-os.rename("new", "answer")
-while True: time.sleep(0.01)
-"""
-
-
-def test_whatever_two_processes_share_is_shared_again(tmp_path: Path) -> None:
-    """An epoll set that the child has changed, an eventfd, a mapped memory file, sockets, a pidfd."""
-    with python_script(tmp_path, EVERYTHING_SHARED) as program:
-        until("ready", (tmp_path / "ready").exists)
-        for _ in range(2):
-            image, _ = take(program)
-            until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(program, pid)])
-            program.kill_tree()
-            restarted(image, program)
-        (tmp_path / "go").touch()
-        until("an answer", lambda: (tmp_path / "answer").exists() or not program.is_running())
-        assert (tmp_path / "answer").read_text() == "True True", program.stderr()
-
-
 ECHO = """
 import os, time
 ask, answer = os.pipe(), os.pipe()
@@ -371,7 +298,7 @@ def test_new_numbers(tmp_path: Path) -> None:
     with python_script(tmp_path, ECHO) as program:
         until("counts", (tmp_path / "counts").exists)
         before = relations(program)
-        image, _ = take(program)
+        image, _ = taken_with(program)
         result = restarted(image, pids="new")
         original, program.pid = program.pid, result.root_pid
         assert result.pids.keys() == before.keys()
@@ -394,7 +321,7 @@ def test_a_tree_whose_session_is_led_from_outside(tmp_path: Path) -> None:
         outer = shell.pid
         shell.pid = root = procfs.children(outer)[0]
         before = relations(shell)
-        image, result = take(shell)
+        image, result = taken_with(shell)
         assert result.tasks == 2
         shell.kill_tree()
         os.kill(outer, signal.SIGKILL)
@@ -406,75 +333,3 @@ def test_a_tree_whose_session_is_led_from_outside(tmp_path: Path) -> None:
                for pid, (state, parent, group, _, number) in before.items()}
         until("all", lambda: relations(shell) == led)
         goes_on(shell)
-
-
-HEIRS = """
-import os, time
-heirloom = bytearray(os.urandom(1 << 20) * 32)
-def heir(number, make=lambda: None):
-    if os.fork() == 0:
-        heirloom[number << 16] ^= 255
-        make()
-        open(f"ready{number}", "w").close()
-        while True: time.sleep(0.05)
-heir(1)
-heir(2, lambda: heir(3, lambda: heir(4)))
-open("ready0", "w").close()
-while True: time.sleep(0.05)
-"""
-MIB = 1 << 20
-
-
-def proportional_bytes(program: Program) -> int:
-    """Return what the family takes of the machine's memory; a page that n processes share counts for one in each n."""
-    texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in program.family()]
-    return sum(int(text.partition("\nPss:")[2].split()[0]) << 10 for text in texts)
-
-
-@pytest.mark.parametrize("method", ["auto", "copy"])
-@pytest.mark.parametrize("pids", ["original", "namespace"])
-def test_memory_that_is_shared_copy_on_write_stays_so(tmp_path: Path, method: str, pids: str) -> None:
-    """Five processes with 32 MiB each that are the same but for a page: reading them and a restart keep it so."""
-    with python_script(tmp_path, HEIRS) as program:
-        until("all", lambda: all((tmp_path / f"ready{number}").exists() for number in range(5)))
-        before = proportional_bytes(program)
-        assert before < 64 * MIB
-        image, _ = take(program, method=method)
-        until("the end of the snapshots", lambda: not [pid for pid in procfs.pids() if is_of(program, pid)])
-        assert proportional_bytes(program) < before + 4 * MIB
-        program.kill_tree()
-        if pids == "original":
-            restarted(image, program)
-        else:
-            restarted_elsewhere(image, program, "--pidns")
-        assert len(program.family()) == 5
-        assert proportional_bytes(program) < before + 4 * MIB
-
-
-def test_memory_may_come_in_any_order(tmp_path: Path) -> None:
-    """Whoever writes an image need not tell the memory of parents first, nor that of a process at once."""
-    with Victim("heirs", tmp_path, "adopts") as victim:
-        image, _ = take(victim, method="copy")
-        victim.kill_tree()
-        with image.open("rb") as source, (tmp_path / "mixed").open("wb") as sink:
-            reader, told = ImageReader(source), Counter[int]()
-            memory: list[tuple[int, int, Pages]] = []
-            writer = ImageWriter(DescriptorSink(sink.fileno()))
-            writer.header(reader.header)
-            for record in reader:
-                if isinstance(record, Pages):
-                    told[record.pid] += 1
-                    copy = Pages(pid=record.pid, runs=record.runs, data=memoryview(bytes(record.data)))
-                    memory.append((told[record.pid], -record.pid, copy))
-                elif isinstance(record, SharedPages):
-                    content, record.data = record.data, memoryview(b"")
-                    writer.write_bulk(record, content)
-                else:
-                    writer.write(record)
-            assert max(told.values()) > 1
-            for _, _, record in sorted(memory, key=lambda one: one[:2]):
-                content, record.data = record.data, memoryview(b"")
-                writer.write_bulk(record, content)
-            writer.finish()
-        restarted(tmp_path / "mixed", victim)
-        victim.verify()

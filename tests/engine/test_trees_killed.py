@@ -20,11 +20,11 @@ from crd.engine.userspace.mem import filling
 from crd.engine.userspace.skeleton import Skeleton
 from crd.errors import ImageTruncated, NativeError, RestartError, TargetGone
 from crd.target import procfs
-from tests.engine.images import restarted
+from tests.engine.images import restarted, taken_with
 from tests.engine.killer import take_for_ever
 from tests.engine.restorer import Restorer
 from tests.engine.test_restart_failures import vessels
-from tests.engine.test_trees import relations, take
+from tests.engine.test_trees import relations
 from tests.support.victims import Victim, until
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def test_a_checkpoint_that_is_killed_at_any_moment(tmp_path: Path, arguments: li
             with suppress(AssertionError):
                 until("all to be as before", lambda: relations(victim) == before)
             assert relations(victim) == before
-        take(victim)
+        taken_with(victim)
         victim.verify()
 
 
@@ -66,7 +66,7 @@ def test_a_checkpoint_that_is_killed_at_any_moment(tmp_path: Path, arguments: li
 def image(tmp_path: Path) -> Iterator[tuple[Victim, Path]]:
     """A family that was killed, and its image."""
     with Victim("tree", tmp_path, "adopts") as victim:
-        path, _ = take(victim, method="copy")
+        path, _ = taken_with(victim, method="copy")
         victim.numbers = victim.family()  # type: ignore[attr-defined]
         victim.kill_tree()
         yield victim, path

@@ -25,7 +25,7 @@ VICTIMS = Path(__file__).parent.parent / "victims"
 PATIENCE_SECONDS = 60.0
 
 NAMES = ("counter", "blocked", "vector", "fpu", "memory", "signals", "timers", "files", "pipes", "credentials",
-         "robust", "stopped", "rwhog", "idle", "events",
+         "robust", "stopped", "rwhog", "idle", "events", "faults",
          "epolls", "watches", "netlinks", "unnamed", "named", "fifos", "locks", "unixes",
          "inets", "terminals", "connections", "confined", "segments", "queues", "mqueues")
 """The programs of tests/victims that need no other process."""

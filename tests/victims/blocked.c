@@ -10,15 +10,20 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/select.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -28,7 +33,6 @@ enum { SHORT_NS = 150000000, HOLDER_SECONDS = 300 };
 #define WAITED (SIGRTMIN + 8)
 
 static volatile bool woken, end;
-static int pipes[16][2];
 static uint32_t futex_word, futex_vector_word;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER, condition_mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
@@ -41,7 +45,8 @@ struct blocker {
 	void (*wake)(struct blocker *me);
 	pthread_t handle;
 	volatile pid_t tid;
-	int *pipe;
+	int *pipe; /* or a pair of sockets, at the first of which everything has a timeout */
+	bool at_socket;
 	volatile bool done;
 };
 
@@ -81,6 +86,104 @@ static void wake_writer(struct blocker *me)
 {
 	static char drain[65536];
 	EXPECT(read(me->pipe[0], drain, sizeof(drain)) > 0, "%s: cannot be woken", me->name);
+}
+
+static void wait_readv(struct blocker *me)
+{
+	char byte = 0;
+	struct iovec place = {&byte, 1};
+	ssize_t count = readv(me->pipe[0], &place, 1);
+	RETURNED(count == 1 && byte == 'x', "did not read");
+}
+
+static void wait_recv(struct blocker *me)
+{
+	char byte = 0;
+	ssize_t count = recv(me->pipe[0], &byte, 1, 0);
+	RETURNED(count == 1 && byte == 'x', "did not read");
+}
+
+static void wait_recvmmsg(struct blocker *me)
+{
+	char byte = 0;
+	struct iovec place = {&byte, 1};
+	struct mmsghdr message = {.msg_hdr = {.msg_iov = &place, .msg_iovlen = 1}};
+	int count = recvmmsg(me->pipe[0], &message, 1, 0, NULL);
+	RETURNED(count == 1 && byte == 'x', "did not read");
+}
+
+static void wait_splice(struct blocker *me)
+{
+	int sink[2];
+	MUST(pipe2(sink, O_CLOEXEC));
+	ssize_t count = splice(me->pipe[0], NULL, sink[1], NULL, 1, 0);
+	RETURNED(count == 1, "did not splice");
+}
+
+static void fill(struct blocker *me)
+{
+	static char much[65536];
+	for (size_t size = sizeof(much); size > 0; size /= 2)
+		while (send(me->pipe[0], much, size, MSG_DONTWAIT) > 0)
+			;
+}
+
+static void wait_socket_write(struct blocker *me)
+{
+	fill(me);
+	ssize_t count = write(me->pipe[0], "y", 1);
+	RETURNED(count == 1, "did not write");
+}
+
+static void wait_send(struct blocker *me)
+{
+	fill(me);
+	ssize_t count = send(me->pipe[0], "y", 1, 0);
+	RETURNED(count == 1, "did not send");
+}
+
+static void wait_sendmsg(struct blocker *me)
+{
+	fill(me);
+	struct iovec place = {"y", 1};
+	struct msghdr message = {.msg_iov = &place, .msg_iovlen = 1};
+	ssize_t count = sendmsg(me->pipe[0], &message, 0);
+	RETURNED(count == 1, "did not send");
+}
+
+static void wake_sender(struct blocker *me)
+{
+	static char drain[65536];
+	while (recv(me->pipe[1], drain, sizeof(drain), MSG_DONTWAIT) > 0)
+		;
+}
+
+static void be_patient(int fd)
+{
+	MUST(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){.tv_sec = 3600}, sizeof(struct timeval)));
+	MUST(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &(struct timeval){.tv_sec = 3600}, sizeof(struct timeval)));
+}
+
+static struct sockaddr_in address;
+
+static void wait_accept(struct blocker *me)
+{
+	socklen_t length = sizeof(address);
+	address.sin_family = AF_INET;
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	int listener = (int)MUST(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+	be_patient(listener);
+	MUST(bind(listener, (struct sockaddr *)&address, length));
+	MUST(listen(listener, 1));
+	MUST(getsockname(listener, (struct sockaddr *)&address, &length));
+	int accepted = accept(listener, NULL, NULL);
+	RETURNED(accepted >= 0, "did not accept");
+}
+
+static void wake_accept(struct blocker *me)
+{
+	int client = (int)MUST(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+	EXPECT(connect(client, (struct sockaddr *)&address, sizeof(address)) == 0, "%s: cannot be woken", me->name);
 }
 
 static void wait_poll(struct blocker *me)
@@ -352,6 +455,15 @@ static struct blocker blockers[] = {
 	{.name = "flock", .wait = wait_flock, .wake = wake_flock},
 	{.name = "setlkw", .wait = wait_posix_lock, .wake = wake_nothing},
 	{.name = "open-fifo", .wait = wait_fifo, .wake = wake_fifo},
+	{.name = "socket-read", .wait = wait_read, .wake = wake_pipe, .at_socket = true},
+	{.name = "socket-readv", .wait = wait_readv, .wake = wake_pipe, .at_socket = true},
+	{.name = "recv", .wait = wait_recv, .wake = wake_pipe, .at_socket = true},
+	{.name = "recvmmsg", .wait = wait_recvmmsg, .wake = wake_pipe, .at_socket = true},
+	{.name = "socket-splice", .wait = wait_splice, .wake = wake_pipe, .at_socket = true},
+	{.name = "socket-write", .wait = wait_socket_write, .wake = wake_sender, .at_socket = true},
+	{.name = "send", .wait = wait_send, .wake = wake_sender, .at_socket = true},
+	{.name = "sendmsg", .wait = wait_sendmsg, .wake = wake_sender, .at_socket = true},
+	{.name = "accept", .wait = wait_accept, .wake = wake_accept},
 	{.name = "nanosleep", .wait = repeat_nanosleep, .wake = wake_nothing},
 	{.name = "clock_nanosleep", .wait = repeat_clock_nanosleep, .wake = wake_nothing},
 	{.name = "absolute-sleep", .wait = repeat_absolute_sleep, .wake = wake_nothing},
@@ -408,8 +520,21 @@ static void prepare(void)
 	flock_waiting = MUST(open(victim_path("flock"), O_RDWR | O_CLOEXEC));
 	MUST(flock(flock_held, LOCK_EX));
 	pthread_mutex_lock(&mutex);
-	for (size_t index = 0; index < ARRAY_LENGTH(pipes); index++)
-		MUST(pipe2(pipes[index], O_CLOEXEC));
+}
+
+/* The ends of a pipe of which nobody else knows, or of a connection. */
+static int *make_ends(bool at_socket)
+{
+	int *ends = malloc(2 * sizeof(int));
+	if (ends == NULL)
+		victim_die("malloc");
+	if (at_socket) {
+		MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends));
+		be_patient(ends[0]);
+	} else {
+		MUST(pipe2(ends, O_CLOEXEC));
+	}
+	return ends;
 }
 
 /* Whether a thread sleeps in a system call, seen from outside of it. */
@@ -430,7 +555,7 @@ int main(int argc, char **argv)
 	prepare();
 	for (size_t index = 0; index < ARRAY_LENGTH(blockers); index++) {
 		struct blocker *blocker = &blockers[index];
-		blocker->pipe = pipes[index % ARRAY_LENGTH(pipes)];
+		blocker->pipe = make_ends(blocker->at_socket);
 		if (pthread_create(&blocker->handle, NULL, block, blocker) != 0)
 			victim_die("pthread_create");
 		while (blocker->tid == 0 || !sleeps(blocker->tid))

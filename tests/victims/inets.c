@@ -86,8 +86,27 @@ static void send_from(int fd, const union address *where, const char *text)
 		victim_die("sendto");
 }
 
+/* What a server of both families sets at one socket, as those of QUIC and of names do. */
+static const struct {
+	int level, option, value;
+} wishes[] = {
+	{IPPROTO_IP, IP_TOS, TOS},
+	{IPPROTO_IP, IP_PKTINFO, 1},
+	{IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE},
+	{IPPROTO_IP, IP_RECVTOS, 1},
+	{IPPROTO_IP, IP_RECVERR, 1},
+	{IPPROTO_IPV6, IPV6_RECVPKTINFO, 1},
+	{IPPROTO_IPV6, 73 /* IPV6_MINHOPCOUNT */, 3},
+	{IPPROTO_UDP, 103 /* UDP_SEGMENT */, 1200},
+	{IPPROTO_UDP, 104 /* UDP_GRO */, 1},
+};
+static int dual;
+
 static void make_all(void)
 {
+	dual = make(AF_INET6, SOCK_DGRAM);
+	for (size_t index = 0; index < ARRAY_LENGTH(wishes); index++)
+		set(dual, wishes[index].level, wishes[index].option, wishes[index].value);
 	listener = bound(AF_INET, SOCK_STREAM);
 	set(listener, SOL_SOCKET, SO_KEEPALIVE, 1);
 	set(listener, IPPROTO_TCP, TCP_KEEPIDLE, IDLE_SECONDS);
@@ -167,6 +186,9 @@ static void check_all(void)
 	       "the fresh socket changed");
 	EXPECT(get(receiver, SOL_SOCKET, SO_RCVBUF) == 2 * ROOM, "the room is %d", get(receiver, SOL_SOCKET, SO_RCVBUF));
 	EXPECT(get(named, IPPROTO_IP, IP_TOS) == TOS, "the type of service is %d", get(named, IPPROTO_IP, IP_TOS));
+	for (size_t index = 0; index < ARRAY_LENGTH(wishes); index++)
+		EXPECT(get(dual, wishes[index].level, wishes[index].option) == wishes[index].value,
+		       "option %d of level %d changed", wishes[index].option, wishes[index].level);
 	EXPECT(same(name(receiver), receiver_at) && same(name(named), named_at) && same(name(connected), connected_at),
 	       "a UDP socket has another name");
 	expect_datagram(receiver, "from a name", &named_at);

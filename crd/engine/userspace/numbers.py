@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from crd.errors import PidInUse, TargetError, TargetGone
 from crd.target import procfs
-from crd.target.wording import printable, process_name
+from crd.target.wording import process_name
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _EINTR = -4
 _RSEQ_CS = struct.Struct("<IIQQQ")
 
-# Calls that return EINTR to the program because of any stop, though no signal came (engine.md C8).
+# Calls that have done nothing when they return EINTR, which they do after any stop, though no signal came (signal(7)).
 _INTERRUPTED_BY_A_STOP = {
     232,  # epoll_wait
     281,  # epoll_pwait
@@ -23,10 +23,17 @@ _INTERRUPTED_BY_A_STOP = {
     128,  # rt_sigtimedwait
     65,  # semop
     220,  # semtimedop
-    45,  # recvfrom with SO_RCVTIMEO
-    47,  # recvmsg with SO_RCVTIMEO
     208,  # io_getevents
     426,  # io_uring_enter
+    # At a socket with SO_RCVTIMEO:
+    *(0, 19, 327),  # read, readv, preadv2
+    *(45, 47, 299),  # recvfrom, recvmsg, recvmmsg
+    *(43, 288),  # accept, accept4
+    275,  # splice
+    # At a socket with SO_SNDTIMEO:
+    *(1, 20, 328),  # write, writev, pwritev2
+    *(44, 46, 307),  # sendto, sendmsg, sendmmsg
+    *(40, 42),  # sendfile, connect
 }
 _IO_URING_ENTER = 426
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import logging
@@ -16,6 +17,7 @@ import pytest
 from crd.api.access import Limits
 from crd.api.protocol import MESSAGE_BYTES_MAX
 from tests.support.api import PATIENCE_SECONDS, connect, encoded, hung_up, receive, serving
+from tests.support.daemon import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,6 +178,31 @@ class TestAbuse:
             assert not handler.cancelled.is_set()
         assert handler.cancelled.wait(PATIENCE_SECONDS)
         assert answers(path)
+
+    def test_who_hung_up_before_its_call_for_more_is_not_answered(
+            self, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path, closed, begun, called = home / "other.sock", threading.Event(), threading.Event(), []
+
+        async def handler(method, parameters, peer, more):
+            called.append(method)
+            if method == "Reload":
+                begun.set()
+                await asyncio.to_thread(closed.wait, PATIENCE_SECONDS)
+                for _ in range(10):  # turns of the loop in which it sees the hang-up
+                    await asyncio.sleep(0)
+            return {}
+
+        with serving(path, handler) as server:
+            with connect(path) as client:
+                client.sendall(STATUS)
+                select.select([client], [], [], PATIENCE_SECONDS)  # a reply that is not read: the hang-up is a reset
+                client.sendall(encoded("io.crd.Reload", oneway=True)
+                               + encoded("io.crd.GetRequest", parameters={"number": 1}, more=True))
+                assert begun.wait(PATIENCE_SECONDS)
+            closed.set()
+            eventually("the connection to end", lambda: not server._connections)
+        assert called == ["GetStatus", "Reload"]
+        assert "Traceback" not in caplog.text
 
     def test_hanging_up_in_the_middle_of_a_call(self, path: Path) -> None:
         for length in range(0, len(STATUS), 7):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -116,6 +118,11 @@ async def test_what_is_kept_back_for_a_full_disk(app: Any, held: int, level: str
     assert await found(app) == [(level, "disk.reserve-used", None)]
 
 
+async def test_a_disk_that_fails(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_path: Path) -> Usage:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    monkeypatch.setattr(shutil, "disk_usage", fails)
+    assert await found(app) == [(ERROR, "disk.away", None)]
 async def test_what_the_catalog_says(app: Any) -> None:
     seen = Seen(queue=(3, 0, SINCE), hosts={"here": NOW, "there": SINCE}, damaged=[Crid(4), Crid(7)],
                 missing=[Crid(5)])

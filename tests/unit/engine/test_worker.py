@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import select
 import signal
 import socket
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 
 from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions
+from crd.engine.client import Worker
 from crd.engine.pool import WorkerPool
 from crd.errors import ImageTruncated, TargetNotFound, WorkerDied
 from tests.support.victims import sleep, until
@@ -158,3 +160,50 @@ def test_a_worker_whose_daemon_dies_lets_the_target_run(tmp_path: Path) -> None:
 def test_a_nursery_that_nobody_wants_ends_with_the_daemon() -> None:
     with nursery():
         pass
+
+
+@contextmanager
+def descriptors_left(n: int) -> Iterator[None]:
+    """Be able to open only so many more."""
+    before, filling = resource.getrlimit(resource.RLIMIT_NOFILE), [os.open(os.devnull, os.O_RDONLY)]
+    while filling[-1] < max(map(int, os.listdir("/proc/self/fd"))) - 1:
+        filling.append(os.open(os.devnull, os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(filling) + 1 + n, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in filling:
+            os.close(fd)
+
+
+async def test_no_descriptor_is_left_for_a_worker() -> None:
+    async with WorkerPool() as pool:
+        with descriptors_left(2), pytest.raises(WorkerDied, match="no descriptor"):
+            async with pool.lease():
+                pass
+        async with pool.lease() as worker:
+            assert worker.pid
+
+
+async def test_a_listener_that_came_too_late_is_closed() -> None:
+    sleeping = subprocess.Popen(["sleep", "60"])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    worker = Worker(sleeping.pid, os.pidfd_open(sleeping.pid), ours)
+    listener, other_end = os.pipe2(os.O_NONBLOCK)
+
+    def answer_and_end() -> None:
+        with theirs:
+            theirs.recv(1 << 16)
+            socket.send_fds(theirs, [msgspec.json.encode({"event": "fetched", "result": None})], [other_end])
+        os.close(other_end)
+
+    answering = asyncio.create_task(asyncio.to_thread(answer_and_end))
+    with pytest.raises(WorkerDied):
+        await worker.fetch_listener(1, 3)
+    await answering
+    await worker.end()
+    sleeping.wait()
+    assert os.read(listener, 1) == b"", "somebody still holds the other end"
+    os.close(listener)

@@ -41,6 +41,13 @@ CONTRACT = {
 }
 
 
+def test_the_engine_that_takes_the_images_is_told() -> None:
+    metrics = Metrics()
+    metrics.engine = "kernel"
+    metrics.add_target("web")
+    assert 'crd_checkpoints_total{engine="kernel",result="ok",target="web"} 0' in text(metrics)
+
+
 def touched() -> Metrics:
     metrics = Metrics()
     metrics.add_target("web")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from crd.daemon.schedule import Schedule
 from crd.errors import SettingsError
 from crd.settings.load import changed_keys, check_target, load
 from crd.settings.models import Settings, TargetSettings
 from crd.settings.units import format_seconds, parse_bytes, parse_seconds
 
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
 EXAMPLE = Path(__file__).parents[3] / "config" / "crd.toml"
 
 
@@ -157,12 +162,25 @@ def test_sizes(text: str | int, n_bytes: int) -> None:
     assert parse_bytes(text) == n_bytes
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1 fortnight", "1s 2", None, True])
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1 fortnight", "1s 2", None, True, -1, "99999d", "9" * 400, 10**400,
+                                  float("inf"), float("nan")])
 def test_what_is_no_duration(text: object) -> None:
     with pytest.raises(ValueError, match="duration"):
         parse_seconds(text)
 
 
-@pytest.mark.parametrize("seconds", [0.25, 1, 30, 90, 3600, 86400])
+@pytest.mark.parametrize("text", ["", "-1", "1 foot", None, True, "1TiB", -1, "9" * 400, 10**400, float("inf")])
+def test_what_is_no_size(text: object) -> None:
+    with pytest.raises(ValueError, match="size"):
+        parse_bytes(text)
+
+
+@given(st.floats(0, 36_500 * 86_400) | st.integers(0, 36_500 * 86_400).map(float))
 def test_durations_are_written_as_they_are_read(seconds: float) -> None:
     assert parse_seconds(format_seconds(seconds)) == seconds
+
+
+@pytest.mark.parametrize("key", ["every", "jitter"])
+def test_the_longest_duration_makes_a_schedule(key: str) -> None:
+    settings = TargetSettings(**{"pid": 1, "every": "1d", key: "36500d"})
+    assert Schedule.of("web", settings, NOW).after(NOW) > NOW

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crd.target.paths import Reach, reach
-from crd.target.wording import printable, process_name
+from crd.target.wording import process_name
+from crd.text import printable
 
 if TYPE_CHECKING:
     from pathlib import Path

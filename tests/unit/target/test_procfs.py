@@ -89,8 +89,12 @@ def test_maps_with_odd_names(proc: Path) -> None:
 
 def test_flags_of_memory(proc: Path) -> None:
     (proc / "smaps").write_text("00400000-00401000 r-xp 00000000 fe:01 12 /VmFlags: ht\nRss:   4 kB\n"
-                                "VmFlags: rd ex mr \n00402000-00403000 rw-p 00000000 00:00 0 \nVmFlags: rd wr io\n")
-    assert procfs.vm_flags(PID) == {0x400000: "rd ex mr", 0x402000: "rd wr io"}
+                                "VmFlags: rd ex mr \n00402000-00403000 rw-p 00000000 00:00 0 \nVmFlags: rd wr io\n"
+                                "00404000-00405000 rw-p 00000000 00:00 0 \nProtectionKey:         2\nVmFlags: rd wr \n"
+                                "00406000-00407000 --xp 00000000 00:00 0 \nProtectionKey:         1\nVmFlags: ex \n"
+                                "00408000-00409000 rw-p 00000000 00:00 0 \nProtectionKey:         0\nVmFlags: rd\n")
+    assert procfs.vm_flags(PID) == {0x400000: "rd ex mr", 0x402000: "rd wr io", 0x404000: "rd wr pk",
+                                    0x406000: "ex", 0x408000: "rd"}
 
 
 def test_descriptor_information(proc: Path) -> None:

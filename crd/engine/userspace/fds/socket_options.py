@@ -20,26 +20,29 @@ _SNDBUF, _RCVBUF, _SNDBUFFORCE, _RCVBUFFORCE = 7, 8, 32, 33
 _FORCED = {(socket.SOL_SOCKET, _SNDBUF): _SNDBUFFORCE, (socket.SOL_SOCKET, _RCVBUF): _RCVBUFFORCE}
 _SOCKET = (2, 5, 6, _SNDBUF, _RCVBUF, 9, 10, 11, 12, 13, 15, 16, 18, 20, 21, 29, 34, 35, 36, 37, 40, SO_PEEK_OFF, 43,
            45, 46, 47, 60, 61, 62, 64, 69, 70, 72, 74, 75, 76, 82, 83)
-_IP = (1, 2, 3, 6, 8, 10, 11, 12, 13, 15, 19, 21, 24, 50, 51)
-_IP_MULTICAST = (32, 33, 34)
+_IP = (1, 2, 3, 6, 8, 10, 11, 12, 13, 15, 19, 20, 21, 24, 50, 51)
+_IP_MULTICAST = (32, 33, 34, 49)
 _IPV6_MULTICAST = (17, 18, 19)
-_IPV6 = (16, 23, 25, 26, 49, 51, 66, 67, 75, 78)
-_TCP = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 18, 23, 25, 36)
+_IPV6 = (16, 23, 25, 26, 33, 49, 51, 66, 67, 72, 73, 74, 75, 78)
+_TCP = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 18, 23, 25, 27, 36)
+_UDP = (100, 101, 102, 103, 104)
 _NETLINK = (3, 4, 5, 8, 10, 11, 12)
 _BYTES_MAX = 16
 
 
 def _wanted(family: int, kind: int) -> Iterator[tuple[int, int]]:
     yield from ((socket.SOL_SOCKET, name) for name in _SOCKET)
-    streams = kind == socket.SOCK_STREAM
-    if family == socket.AF_INET:
+    streams, inet = kind == socket.SOCK_STREAM, family in {socket.AF_INET, socket.AF_INET6}
+    if inet:  # also of IPv6: its sockets speak IPv4, too
         yield from ((socket.IPPROTO_IP, name) for name in (_IP if streams else _IP + _IP_MULTICAST))
     if family == socket.AF_INET6:
         yield from ((socket.IPPROTO_IPV6, name) for name in (_IPV6 if streams else _IPV6 + _IPV6_MULTICAST))
     if family == socket.AF_NETLINK:
         yield from ((SOL_NETLINK, name) for name in _NETLINK)
-    if family in {socket.AF_INET, socket.AF_INET6} and streams:
+    if inet and streams:
         yield from ((socket.IPPROTO_TCP, name) for name in _TCP)
+    if inet and kind == socket.SOCK_DGRAM:
+        yield from ((socket.IPPROTO_UDP, name) for name in _UDP)
 
 
 def _read(sock: socket.socket, family: int, kind: int) -> dict[tuple[int, int], bytes]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from crd.image.profile import Vma
     from crd.native.batch import Batch
 
-_SHARED, _PRIVATE, _FIXED, _ANONYMOUS, _GROWSDOWN, _NORESERVE, _STACK = 1, 2, 0x10, 0x20, 0x100, 0x4000, 0x20000
+_SHARED, _PRIVATE, _FIXED, _ANONYMOUS, _GROWSDOWN, _NORESERVE = 1, 2, 0x10, 0x20, 0x100, 0x4000
 _WRITE = 2
 _PR_SET_MM, _PR_SET_MM_MAP, _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 35, 14, 0x53564D41, 0
 _MM_MAP = struct.Struct("<12QII")
@@ -96,7 +96,7 @@ def _flags(vma: Vma) -> int:
     return (_FIXED | (_SHARED if vma.kind == VMA_SHARED_FILE else _PRIVATE)
             | (_ANONYMOUS if vma.kind == VMA_ANONYMOUS else 0)
             | (huge.MAP_FLAGS if vma.kind == VMA_ANONYMOUS and huge.has(vma) else 0)
-            | (_GROWSDOWN | _STACK if "gd" in flags else 0) | (_NORESERVE if "nr" in flags else 0))
+            | (_GROWSDOWN if "gd" in flags else 0) | (_NORESERVE if "nr" in flags else 0))
 
 
 def _lock(vma: Vma, batch: Batch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import struct
 from typing import TYPE_CHECKING
 
 from crd.image.profile import PendingSignal
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from crd.native.batch import Batch
 
 SIGINFO_BYTES = 128
+_NUMBER_AND_CODE = struct.Struct("<i4xi")
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
 def dump_process(tid: int) -> list[PendingSignal]:
@@ -27,9 +31,16 @@ def dump_thread(tid: int) -> list[PendingSignal]:
 
 
 def restart(records: Iterable[PendingSignal], batch: Batch, pid: int, tid: int) -> None:
-    """Queue signals again; only the task itself may with any si_code (rt_sigqueueinfo(2)), and with all blocked."""
+    """Queue signals again; only the task itself may with any si_code (rt_sigqueueinfo(2)), and with all blocked.
+
+    Not those of faults: the thread stands before the instruction, which it executes again, and faults again.  If one
+    was queued, the kernel would deliver it although it is blocked, together with the SIGTRAP that ends a batch
+    (dequeue_synchronous_signal() of kernel/signal.c, Linux 5.0).
+    """
     for record in records:
-        number = int.from_bytes(record.siginfo[:4], "little", signed=True)
+        number, code = _NUMBER_AND_CODE.unpack_from(record.siginfo)
+        if record.tid and number in _FAULTS and code > 0:
+            continue
         info = batch.data(record.siginfo)
         if record.tid:
             batch.call(NR.RT_TGSIGQUEUEINFO, pid, tid, number, info, what=f"queueing signal {number}")
