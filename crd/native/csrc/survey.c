@@ -12,8 +12,8 @@
 
 #define NANOSECONDS 1000000000LL
 #define LOOK_AGAIN_NS 20000
-#define GLANCES 100 /* before we sleep in between */
-#define LAG 16      /* threads under way at once */
+#define GLANCES 8   /* before we sleep in between */
+#define PARTY 16    /* threads that are sent, and called back, together */
 #define WORDS 7     /* of a call */
 
 /* The end of the stub's slot (arch/x86_64/stubs.S), behind the way home. */
@@ -86,28 +86,42 @@ static int64_t now_ns(void)
     return now.tv_sec * NANOSECONDS + now.tv_nsec;
 }
 
-static bool has_done(const struct crd_survey *survey, size_t i)
-{
-    uint32_t said = 0;
-    struct iovec local = {&said, sizeof said};
-    struct iovec remote = {(void *)(uintptr_t)(survey->data + (survey->until ? 0 : i * sizeof said)), sizeof said};
-    bool readable = process_vm_readv(survey->pid, &local, 1, &remote, 1, 0) == sizeof said;
+/* A thread on its way: its survey, its number in it, and until when it waits for us. */
+struct traveller {
+    struct crd_survey *survey;
+    size_t i;
+    bool sent;
+    bool done;
+    int64_t deadline;
+};
 
-    return survey->until == CRD_UNTIL_UNMAPPED ? !readable : readable && (said || survey->until == CRD_UNTIL_MAPPED);
+/* Look at n threads of the same survey, one after the other; whether all have done. */
+static bool have_done(struct traveller *some, size_t n)
+{
+    const struct crd_survey *survey = some->survey;
+    uint32_t said[PARTY] = {0};
+    size_t bytes = (survey->until ? 1 : n) * sizeof *said;
+    struct iovec local = {said, bytes};
+    struct iovec remote = {(void *)(uintptr_t)(survey->data + (survey->until ? 0 : some->i * sizeof *said)), bytes};
+    bool readable = process_vm_readv(survey->pid, &local, 1, &remote, 1, 0) == (ssize_t)bytes;
+    bool all = true;
+
+    for (size_t k = 0; k < n; k++) {
+        some[k].done = survey->until == CRD_UNTIL_UNMAPPED ? !readable
+                                                           : readable && (said[k] || survey->until == CRD_UNTIL_MAPPED);
+        all = all && (some[k].done || !some[k].sent);
+    }
+    return all;
 }
 
-/* Wait until a thread has done; whether it has. */
-static bool await_done(const struct crd_survey *survey, size_t i, int64_t deadline)
+/* Wait until n threads of the same survey have done, or are about to wait for us no longer. */
+static void await_done(struct traveller *some, size_t n)
 {
     const struct timespec pause = {0, LOOK_AGAIN_NS};
 
-    for (int glances = 0; !has_done(survey, i); glances++) {
-        if (now_ns() > deadline)
-            return false;
-        if (glances > GLANCES)
+    for (int glances = 0; !have_done(some, n) && now_ns() < some->deadline; glances++)
+        if (glances > GLANCES) /* they may want the processor that we are on */
             nanosleep(&pause, NULL);
-    }
-    return true;
 }
 
 /* Wait for the stop of a thread that was interrupted, and put it back to where it was. Whether it had not ended, nor gone
@@ -125,61 +139,58 @@ static bool bring_home(const struct crd_survey *survey, struct crd_thread *threa
            !set_registers(thread, thread->registers, err); /* last: from here on no stub puts the mask back */
 }
 
-/* A thread on its way: its survey, its number in it, and until when it waits for us. */
-struct traveller {
-    struct crd_survey *survey;
-    size_t i;
-    bool sent;
-    bool done;
-    int64_t deadline;
-};
-
 static void depart(struct traveller *one, struct crd_error *err)
 {
     one->sent = !send(one->survey, &one->survey->threads[one->i], one->i, err);
-    one->done = false;
     one->deadline = now_ns() + one->survey->patience_ns / 2;
 }
 
-static void call_back(struct traveller *one, struct crd_error *err)
+static void call_back(struct traveller *party, size_t n, struct crd_error *err)
 {
-    if (!one->sent)
-        return;
-    one->done = await_done(one->survey, one->i, one->deadline);
-    crd_ptrace(PTRACE_INTERRUPT, one->survey->threads[one->i].tid, 0, 0, "ptrace INTERRUPT", err); /* the wait will say */
+    for (size_t first = 0, end; first < n; first = end) {
+        for (end = first + 1; end < n && party[end].survey == party[first].survey;)
+            end++;
+        await_done(party + first, end - first);
+        for (size_t k = first; k < end; k++)
+            if (party[k].sent) /* the wait will say whether it has ended */
+                crd_ptrace(PTRACE_INTERRUPT, party[k].survey->threads[party[k].i].tid, 0, 0, "ptrace INTERRUPT", err);
+    }
 }
 
-static void receive(struct traveller *one, struct crd_error *err)
+static void receive(struct traveller *party, size_t n, struct crd_error *err)
 {
-    if (one->sent && bring_home(one->survey, &one->survey->threads[one->i], err))
-        ++*(one->done ? &one->survey->n_home : &one->survey->n_late);
+    for (size_t k = 0; k < n; k++)
+        if (party[k].sent && bring_home(party[k].survey, &party[k].survey->threads[party[k].i], err))
+            ++*(party[k].done ? &party[k].survey->n_home : &party[k].survey->n_late);
+}
+
+/* The next thread of all surveys; whether there is one. */
+static bool next_of(struct crd_survey **survey, const struct crd_survey *end, size_t *i, struct traveller *next_ret)
+{
+    for (; *survey < end && *i == (*survey)->n; *i = 0)
+        ++*survey;
+    *next_ret = (struct traveller){.survey = *survey, .i = *i};
+    return *survey < end && ++*i;
 }
 
 void crd_surveys_run(struct crd_survey *surveys, size_t n)
 {
-    struct traveller under_way[2 * LAG];
+    struct traveller parties[3][PARTY];
+    size_t sizes[3] = {0};
+    struct crd_survey *survey = surveys;
     struct crd_error err;
-    size_t total = 0;
-    size_t next = 0; /* survey, and the thread in it */
     size_t i = 0;
 
-    for (size_t at = 0; at < n; at++) {
+    for (size_t at = 0; at < n; at++)
         surveys[at].n_home = surveys[at].n_late = 0;
-        total += surveys[at].n;
-    }
-    /* Each thread is on its way while those before and after it are seen to. */
-    for (size_t step = 0; step < total + 2 * LAG; step++) {
-        if (step >= 2 * LAG)
-            receive(&under_way[step % (2 * LAG)], &err);
-        if (step >= LAG && step - LAG < total)
-            call_back(&under_way[(step - LAG) % (2 * LAG)], &err);
-        if (step < total) {
-            while (i == surveys[next].n) {
-                next++;
-                i = 0;
-            }
-            under_way[step % (2 * LAG)] = (struct traveller){.survey = &surveys[next], .i = i++};
-            depart(&under_way[step % (2 * LAG)], &err);
-        }
+    /* A party is on its way while those before and after it are seen to. */
+    for (size_t turn = 0, idle = 0; idle < 2; turn++) {
+        size_t going = turn % 3, there = (turn + 2) % 3, back = (turn + 1) % 3;
+        size_t *size = &sizes[going];
+        for (*size = 0; *size < PARTY && next_of(&survey, surveys + n, &i, &parties[going][*size]); ++*size)
+            depart(&parties[going][*size], &err);
+        call_back(parties[there], sizes[there], &err);
+        receive(parties[back], sizes[back], &err);
+        idle = *size ? 0 : idle + 1;
     }
 }
