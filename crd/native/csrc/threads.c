@@ -17,7 +17,8 @@
 #include "core.h"
 
 #define NANOSECONDS 1000000000LL
-#define RSEQ_CS 8 /* offset into struct rseq */
+#define RSEQ_CS 8    /* offset into struct rseq */
+#define SECTIONS 64 /* at once */
 
 static long request(int what, const struct crd_thread *thread, uint64_t address, const void *data)
 {
@@ -67,22 +68,41 @@ int crd_threads_wait(struct crd_thread *threads, size_t n, int64_t timeout_ns, s
     return 0;
 }
 
-static void read_rseq(struct crd_thread *thread, int pid)
+static void read_rseq(struct crd_thread *thread)
 {
     struct ptrace_rseq_configuration rseq;
-    struct iovec local = {&thread->rseq_section, sizeof thread->rseq_section};
 
     if (request(PTRACE_GET_RSEQ_CONFIGURATION, thread, sizeof rseq, &rseq) < 0)
         return; /* a kernel before 5.13, or without rseq */
     thread->rseq_address = rseq.rseq_abi_pointer;
     thread->rseq_bytes = rseq.rseq_abi_size;
     thread->rseq_signature = rseq.signature;
-    struct iovec remote = {(void *)(uintptr_t)(rseq.rseq_abi_pointer + RSEQ_CS), sizeof thread->rseq_section};
-    if (rseq.rseq_abi_pointer && process_vm_readv(pid, &local, 1, &remote, 1, 0) != sizeof thread->rseq_section)
-        thread->rseq_section = 0; /* a stale pointer: the kernel would kill a thread that relied on it */
 }
 
-static void read_thread(struct crd_thread *thread, int pid, unsigned char *xstate, size_t *xstate_bytes)
+/* The sections of rseq that threads may be in, many in one call. It ends at a stale pointer: the kernel would kill a thread
+ * that relied on it, so there is no section. */
+static void read_sections(struct crd_thread *threads, size_t n, int pid)
+{
+    struct iovec local[SECTIONS], remote[SECTIONS];
+    struct crd_thread *some[SECTIONS];
+    struct crd_thread *next = threads;
+
+    while (next < threads + n) {
+        size_t many = 0;
+        for (; next < threads + n && many < SECTIONS; next++)
+            if (!next->error && next->rseq_address) {
+                local[many] = (struct iovec){&next->rseq_section, sizeof next->rseq_section};
+                remote[many] = (struct iovec){(void *)(uintptr_t)(next->rseq_address + RSEQ_CS), local[many].iov_len};
+                some[many++] = next;
+            }
+        ssize_t bytes = process_vm_readv(pid, local, many, remote, many, 0);
+        size_t done = bytes > 0 ? (size_t)bytes / sizeof next->rseq_section : 0;
+        if (done < many)
+            next = some[done] + 1;
+    }
+}
+
+static void read_thread(struct crd_thread *thread, unsigned char *xstate, size_t *xstate_bytes)
 {
     struct iovec registers = {thread->registers, sizeof thread->registers};
     struct iovec extended = {xstate, *xstate_bytes};
@@ -96,7 +116,7 @@ static void read_thread(struct crd_thread *thread, int pid, unsigned char *xstat
         note(thread, queued = request(PTRACE_PEEKSIGINFO, thread, (uint64_t)(uintptr_t)&queue, siginfo)) &&
         note(thread, syscall(SYS_get_robust_list, thread->tid, &thread->robust_list, &thread->robust_list_bytes))) {
         thread->queued = queued > 0;
-        read_rseq(thread, pid);
+        read_rseq(thread);
         *xstate_bytes = extended.iov_len;
     }
 }
@@ -153,10 +173,11 @@ int crd_threads_read(struct crd_thread *threads, size_t n, int pid, struct crd_t
     for (size_t i = 0; i < n; i++) {
         size_t bytes = room->xstate_stride;
         if (!threads[i].error)
-            read_thread(&threads[i], pid, room->xstates + i * room->xstate_stride, &bytes);
+            read_thread(&threads[i], room->xstates + i * room->xstate_stride, &bytes);
         if (!threads[i].error)
             room->xstate_bytes = bytes;
     }
+    read_sections(threads, n, pid);
     return 0;
 }
 
