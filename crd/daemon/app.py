@@ -147,13 +147,7 @@ class App:
                             public=settings.api.public, group=settings.api.group,
                             limits=Limits.within(descriptors))
             await server.start()
-            background = [asyncio.create_task(work, name=name) for name, work in (
-                ("restarts", self.restarts.run()), ("meter", self.meter.run()), ("queue", self._watch_queue()),
-                ("reserve", self.reserve.run()),
-                ("scrub", self.scrub.run()), ("retention", self.retention.run()), ("hearing", self._hear()),
-                *((("guards", self.guards.run()),) if keeps() and is_booted() else ()),
-                *((("spool", arrival.run(stop)),) if self.spool else ()))]
-            background.append(asyncio.create_task(self.health.run(tuple(background)), name="health"))
+            background = self._begin_background(arrival, stop)
             gc.freeze()  # what stays is not looked through again, for which everything would wait 50 ms now and then
             self.ready.set()
             notify("READY=1", f"STATUS={self._status()}")
@@ -164,6 +158,18 @@ class App:
             await self._stop(server, background)
             if arrival.fault:
                 raise arrival.fault
+
+    def _begin_background(self, arrival: Arrival, stop: asyncio.Event) -> list[asyncio.Task[None]]:
+        """Begin what goes on until we end; the last of it watches the others."""
+        works = {"restarts": self.restarts.run(), "meter": self.meter.run(), "queue": self._watch_queue(),
+                 "reserve": self.reserve.run(), "scrub": self.scrub.run(), "retention": self.retention.run(),
+                 "hearing": self._hear()}
+        if keeps() and is_booted():
+            works["guards"] = self.guards.run()
+        if self.spool:
+            works["spool"] = arrival.run(stop)
+        begun = [asyncio.create_task(work, name=name) for name, work in works.items()]
+        return [*begun, asyncio.create_task(self.health.run(tuple(begun)), name="health")]
 
     async def reload(self) -> list[str]:
         """Once we are ready, read the settings again; take over targets, schedules, retention and limits, or nothing.
