@@ -150,7 +150,7 @@ def opened_file_holders(inside: Family, links: Collection[str], files: Collectio
                 with suppress(TargetError):
                     found = procfs.fd_stat(other, fd)
                     identity = found.st_dev, found.st_ino
-                    if identity in files and other not in holders[identity] and inside.lacks(other):
+                    if identity in files and other not in holders.get(identity, ()) and inside.lacks(other):
                         holders[identity].append(other)
     return holders
 

@@ -173,7 +173,7 @@ def test_targets_can_be_added_held_and_removed(daemon: RunningDaemon, program: C
 def test_an_archive_without_space_keeps_nothing_and_harms_nobody(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=0700", "crd-test", state], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "crd-test", state], check=True)
     try:
         with CountingProgram(tmp_path, ballast_mib=1) as program, RunningDaemon(tmp_path) as daemon:
             (state / "filler").write_bytes(bytes(shutil.disk_usage(state).free - 150_000))
