@@ -11,7 +11,7 @@ from tests.support.daemon import BIN
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.victims import Victim
+    from tests.support.victims import Program, Victim
 
 
 def crd(*words: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
@@ -20,9 +20,9 @@ def crd(*words: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
                           capture_output=True, text=True, check=False, timeout=60)
 
 
-def checkpoint(victim: Victim, image: Path, *words: str) -> None:
+def checkpoint(program: Program, image: Path, *words: str) -> None:
     """Have an image written to a file."""
-    done = crd("checkpoint", str(victim.pid), "-o", image, *words, home=image.parent)
+    done = crd("checkpoint", str(program.pid), "-o", image, *words, home=image.parent)
     assert done.returncode == 0, done.stderr
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crd.engine.userspace.caller import Caller
+    from crd.engine.userspace.waits import Wait
     from crd.native.tracee import Registers, Stop
     from crd.target.procfs import Status
 
@@ -53,6 +54,7 @@ class Frozen:
         group: all threads, the leader first, with what was read of them.
         seized: the tids that are our tracees, stopped or not yet.
         room: where what is read of them goes.
+        waits: of those that were found in a call whose time must not begin anew, by tid.
         caller: a thread of a target that waits for this checkpoint; it stays stopped when the others are let go.
     """
 
@@ -65,6 +67,7 @@ class Frozen:
         self.caller = caller
         self.threads: dict[int, FrozenThread] = {}
         self.seized: set[int] = set()
+        self.waits: dict[int, Wait] = {}
         self._begun: set[int] = set()
         self._resources = ExitStack()
         self.room = self._resources.enter_context(Room(pid, tids or procfs.threads(pid)))

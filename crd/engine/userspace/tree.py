@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import limits
+from crd.engine.userspace import limits, waits
 from crd.engine.userspace.freeze import Frozen
 from crd.engine.userspace.haste import Haste
 from crd.errors import Obstacle, TargetGone, TargetUnsupported
@@ -87,6 +87,9 @@ class FrozenTree:
             except TargetGone:
                 if pid == self.pid:
                     raise
+        for (pid, tid), wait in waits.look((pid, tid) for pid, state in self._prepared.items()
+                                           for tid in state.room.tids).items():
+            self._prepared[pid].waits[tid] = wait
 
     def stop(self, seconds: float) -> None:
         """Stop processes, parents first, until a pass over all finds no new child.

@@ -57,6 +57,8 @@ def _restart_interrupted_call(state: Frozen, tid: int, registers: Registers) -> 
     pending = int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16)
     if pending & ~int(lines["SigBlk"], 16):
         return False
+    if wait := state.waits.get(tid):
+        wait.shorten(registers, lines)
     registers.rax, registers.rip, registers.orig_rax = registers.orig_rax, registers.rip - 2, -1
     return True
 
