@@ -27,6 +27,8 @@ _STUCK_POLL_SECONDS = 0.01
 _VFORK_CALLS = {"56", "58", "435"}  # clone, vfork, clone3
 _KCMP_KINDS = {1: "memory", 2: "file descriptors", 3: "working directory and umask", 4: "signal handlers"}
 _KCMP_FILES, _KCMP_FS = 2, 3
+_LOOKS = 25
+_LOOK_AGAIN_SECONDS = 0.02
 _CAP_SYS_ADMIN = 21
 
 
@@ -191,7 +193,7 @@ def sharing(members: Family, kcmp: Kcmp) -> Iterator[tuple[int, Obstacle]]:
         for found in _same([*members], others, kind, kcmp):
             sharers = [pid for pid in found if not _shares_in_passing(pid, found)]
             inside, outside = [pid for pid in sharers if pid in members], [*filter(members.lacks, sharers)]
-            if inside and outside:
+            if inside and (outside := [pid for pid in outside if _goes_on_sharing(pid, inside[0], kind, kcmp)]):
                 yield inside[0], Obstacle(
                     "task.shared", process_name(inside[0]), f"shares its {noun} with {process_names(outside)}",
                     "Checkpoint it when the other process has ended.")
@@ -241,6 +243,15 @@ def _shares_in_passing(pid: int, sharers: list[int]) -> bool:
         return parent in sharers and any(_call_of(parent, tid) in _VFORK_CALLS for tid in procfs.threads(parent))
     except TargetGone:
         return True
+
+
+def _goes_on_sharing(pid: int, other: int, kind: int, kcmp: Kcmp) -> bool:
+    """Whether a process still shares with another in a moment: what a killed checkpoint has left ends by then."""
+    for _ in range(_LOOKS):
+        if _compared(kcmp, pid, other, kind):
+            return False
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    return True
 
 
 def _compared(kcmp: Kcmp, one: int, other: int, kind: int) -> int:

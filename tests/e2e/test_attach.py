@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crd.target import procfs
 from tests.e2e.test_outside_terminals import Screen, children
 from tests.support.daemon import BIN, Refused, RunningDaemon, eventually
 from tests.support.users import NOBODY, call_as, opened_to_others, run_as
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.root
 
 USER = 65533
 WINDOW = struct.pack("4H", 22, 77, 0, 0)
+FOREGROUND_GROUP = 8
+"""proc_pid_stat(5): of the terminal that the process has."""
 
 
 @pytest.fixture
@@ -93,7 +96,9 @@ def test_a_shell_and_its_jobs(daemon: RunningDaemon, shell: Screen) -> None:
     eventually("the new size", lambda: fcntl.ioctl(theirs, termios.TIOCGWINSZ, bytes(8)) == WINDOW)
     os.close(theirs)
     screen.type("sleep 1000\n")
-    eventually("a job", lambda: children(shell.pid))
+    eventually("a job in the foreground", lambda: [
+        pid for pid in children(shell.pid) if procfs.stat(pid).comm == "sleep"
+        and procfs.stat(pid).field(FOREGROUND_GROUP) == pid])
     screen.type("\x1a")
     screen.shows("Stopped")
     screen.type("\x1d")

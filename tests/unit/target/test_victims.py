@@ -52,10 +52,10 @@ def test_it_can_be_stopped_and_continued(tmp_path: Path, name: str) -> None:
 
 
 def test_blocked_notices_a_call_that_was_not_restarted(tmp_path: Path) -> None:
-    """SIGSTOP and SIGCONT end sigtimedwait with EINTR (signal(7)); a checkpoint must not."""
+    """SIGSTOP and SIGCONT end some of the calls with EINTR (signal(7)); a checkpoint must not."""
     with Victim("blocked", tmp_path) as victim:
         stop_and_continue(victim)
-        with pytest.raises(AssertionError, match="sigtimedwait: did not return its signal"):
+        with pytest.raises(AssertionError, match=r"did not (return its signal|read|write|accept|\w+) .*errno Interrupted|did not return its signal"):
             victim.verify()
 
 
