@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import resource
 from array import array
 from itertools import chain, takewhile
 
@@ -18,8 +17,8 @@ from crd.native.memory import own
 from crd.target import procfs
 
 _RUNS_MAX = 4095
-_FEW_FAULTS = 64
-"""Less is not worth while."""
+_LESSONS = 4
+"""Workers that leave word, which takes several milliseconds; what they have not met is not worth while."""
 _EXCLUSIVE = 1 << 56
 """Of an entry of the page map: nobody else has the page (admin-guide/mm/pagemap of the kernel)."""
 
@@ -29,30 +28,25 @@ class Touched:
 
     def __init__(self) -> None:
         """Leave none yet; there ever is only of memory that there is by now."""
-        self._board = memoryview(mmap.mmap(-1, (1 + _RUNS_MAX) * 16)).cast("Q")  # runs; before: whether more are wanted
-        self._board[0] = True
+        self._board = memoryview(mmap.mmap(-1, (1 + _RUNS_MAX) * 16)).cast("Q")  # runs; before: lessons that are left
+        self._board[0] = _LESSONS
         self._areas = [(entry.start, entry.end - entry.start) for entry in procfs.maps(os.getpid())
                        if entry.permissions.startswith("rw-p")]
         self._before: set[int] | None = None
-        self._faults = 0
 
     def copy(self) -> None:
         """Copy what others have left word of.  A stop is about to begin."""
         own(self._board[2:])
         self._before = self._exclusive() if self._board[0] else None
-        self._faults = _faults()
 
     def note(self) -> None:
-        """Leave word of what had to be copied in the stop, or that the next one should.  It is over."""
-        if _faults() - self._faults > _FEW_FAULTS:
-            if self._before is None:
-                self._board[0] = True
-                return
+        """Leave word of what had to be copied in the stop, if there is something to learn yet.  It is over."""
+        if self._before is not None:
             known = takewhile(any, zip(self._board[2::2], self._board[3::2], strict=True))
             new = ((page, PAGE_BYTES) for page in self._exclusive() - self._before)
             runs = array("Q", chain.from_iterable(joined(chain(known, new))[-_RUNS_MAX:]))
             self._board[2:2 + len(runs)] = memoryview(runs)
-        self._board[0] = False
+            self._board[0] = max(0, self._board[0] - 1)
 
     def _exclusive(self) -> set[int]:
         found: set[int] = set()
@@ -65,6 +59,3 @@ class Touched:
             os.close(fd)
         return found
 
-
-def _faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -59,4 +59,16 @@ def test_what_others_touch_later_is_learned_by_the_one_after() -> None:
         touched = Touched()
         faults = [in_a_fork(lambda memory=memory: faults_of_a_stop(touched, memory))
                   for memory in (one, one, other, other, other, one)]
-        assert [n >= _PAGES for n in faults] == [True, False, True, True, False, False]
+        assert [n >= _PAGES for n in faults] == [True, False, True, False, False, False]
+
+
+def test_after_some_lessons_no_worker_takes_the_time_to_leave_word() -> None:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, _PAGES * mmap.PAGESIZE, flags=flags) as one, mmap.mmap(
+            -1, _PAGES * mmap.PAGESIZE, flags=flags) as other:
+        for memory in (one, other):
+            memory.write(bytes(len(memory)))
+        touched = Touched()
+        faults = [in_a_fork(lambda memory=memory: faults_of_a_stop(touched, memory))
+                  for memory in (one, one, one, one, other, other)]
+        assert [n >= _PAGES for n in faults] == [True, False, False, False, True, True]
