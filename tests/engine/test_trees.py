@@ -283,13 +283,14 @@ if os.fork() == 0:
     os.setpgid(0, 0)
     while True: os.write(answer[1], os.read(ask[0], 100))
 number = 0
+file = os.open("new", os.O_CREAT | os.O_WRONLY)
 open("ready", "w").close()
 while True:
     os.write(ask[1], b"%d" % number)
     wrong = os.read(answer[0], 100) != b"%d" % number
     number += 1
-    with open(f"new{os.getpid()}", "w") as file: print(number, int(wrong), file=file)
-    os.rename(f"new{os.getpid()}", "counts")
+    os.pwrite(file, b"%12d %d" % (number, wrong), 0)
+    if number == 1: os.rename("new", "counts")
     time.sleep(0.002)
 """
 
