@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from crd.errors import ResourceChanged
 from tests.engine.images import restarted, taken
 from tests.engine.programs import interpreted
 from tests.support.tcp_peer import Peer, network_of
-from tests.support.victims import Victim, until
+from tests.support.victims import Program, Victim, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,21 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 OVER_THERE, OVER_HERE = "10.213.77.2", "10.213.77.1"
+N_PACED = 5_000_000
+PACED = """
+import array, socket, sys, time
+content = array.array("I", range(int(sys.argv[2]))).tobytes()
+sock = socket.socket()
+sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+sock.connect(("127.0.0.1", int(sys.argv[1])))
+sock.sendall(content[:len(content) // 2])  # as fast as it goes, so that many packets may be under way
+sock.setsockopt(socket.SOL_SOCKET, 47, 5_000_000)  # SO_MAX_PACING_RATE
+open("paced", "w").close()
+sock.sendall(content[len(content) // 2:])
+time.sleep(1000)
+"""
+STORING_SECONDS = 1.0
+"""Between the stop, in which the connection is looked at, and the target's end."""
 
 
 @contextmanager
@@ -85,20 +101,7 @@ def bring_back(victim: Victim, image: Path, tcp: Tcp) -> tuple[str, ...]:
 
 
 def verify(victim: Victim, peer: Peer) -> None:
-    """Both ends verify themselves.
-
-    A known fault, open (about one restart in thirty): of a connection that was restarted while it was closing, with
-    megabytes in its queue, what it sends never arrives.
-    """
-    try:
-        _verify(victim, peer)
-    except AssertionError as error:
-        if "no verdict of peers" in str(error):
-            pytest.xfail("known fault: what a closing connection sends after its restart does not arrive")
-        raise
-
-
-def _verify(victim: Victim, peer: Peer) -> None:
+    """Both ends verify themselves."""
     failed: list[BaseException] = []
 
     def finish() -> None:
@@ -136,6 +139,31 @@ def test_killed_by_the_checkpoint_and_restarted(where: str, tmp_path: Path) -> N
             bring_back(victim, tmp_path / f"{round_}.image", Tcp.ESTABLISHED)
             until("the game to go on", lambda before=before: peer.played > before + 3)
         verify(victim, peer)
+
+
+def test_what_the_kernel_sends_by_itself_before_the_target_is_killed_hinders_nothing(tmp_path: Path) -> None:
+    """It does by a timer where the target's socket is paced, though the target is stopped and nothing comes in."""
+    content = bytearray()
+
+    def receive() -> None:
+        with server.accept()[0] as peer:
+            while len(content) < 4 * N_PACED and (data := peer.recv(1 << 20)):
+                content.extend(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, Program(
+            [sys.executable, "-c", PACED, str(server.getsockname()[1]), str(N_PACED)], tmp_path) as program:
+        receiving = threading.Thread(target=receive, daemon=True)
+        receiving.start()
+        until("the slow part", (tmp_path / "paced").exists)
+        with (tmp_path / "image").open("wb") as file:
+            checkpoint(program.pid, file.fileno(), crids=CridCounter(tmp_path / "crid"),
+                       options=CheckpointOptions(after=After.KILL), commit=lambda _: time.sleep(STORING_SECONDS))
+        program.wait_gone()
+        with (tmp_path / "image").open("rb") as file:
+            restart(file.fileno(), options=RestartOptions(tcp=Tcp.ESTABLISHED))
+        program.restarted_as(program.pid)
+        until("the rest", lambda: len(content) == 4 * N_PACED)
+        assert content == array("I", range(N_PACED)).tobytes()
 
 
 @pytest.mark.parametrize("downtime_ns", [0, 999_999, 1_000_000, 3_000_001, 10**12, 3600 * 10**9])

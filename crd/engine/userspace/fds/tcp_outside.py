@@ -101,9 +101,13 @@ def restart(making: Making) -> None:
 
 def _go_on(making: Making, connection: OutsideConnection, record: InetSocket, sock: socket.socket,
            received: Sequence[bytes]) -> None:
-    """Bring a connection to where it was, as far as that goes before it may speak."""
+    """Bring a connection to where it was, as far as that goes before it may speak.
+
+    Until the target was killed, its kernel may have sent more, by a timer (pacing; a probe for a lost tail, RFC 8985),
+    as far as the other end had room.  So all of that counts as sent: what acknowledges more than was is thrown away.
+    """
     written = b"".join(one.data for one in making.plan.of(InetSending) if one.socket == connection.socket)
-    n_sent = max(0, len(written) - connection.unsent_bytes)
+    n_sent = max(len(written) - connection.unsent_bytes, min(len(written), connection.send_window))
     sent, unsent = written[:n_sent], written[n_sent:]
     _populate(connection, record, sock, received, sent, len(written), _downtime_ns(making))
     fd = making.ours[connection.socket]
