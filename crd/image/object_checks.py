@@ -375,13 +375,16 @@ def _need_address(address: str, port: int, family: int) -> None:
     """Refuse what is no address in numbers: a name would be looked up."""
     need(port <= PORT_MAX, f"has port {port}")
     if address:
-        version: int
-        try:
-            version = ip_address(address).version
-        except ValueError:
-            version = 0
-        need(version in {4, 6} and "%" not in address and (not family or version == FAMILIES[family]),
-             "has an address that is none of its family")
+        version = ip_version(address)
+        need(version and (not family or version == FAMILIES[family]), "has an address that is none of its family")
+
+
+def ip_version(address: str) -> int:
+    """Return 4 or 6, or 0 for what is no address in numbers without an interface."""
+    try:
+        return 0 if "%" in address else ip_address(address).version
+    except ValueError:
+        return 0
 
 
 def need_program(program: bytes) -> None:

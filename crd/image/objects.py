@@ -10,7 +10,7 @@ from crd.image.fields import S32, S64, U8, U16, U32, U64, Bytes, Items, Text  # 
 from crd.image.journal import JournalConnection
 from crd.image.owner import Owner  # noqa: TC001
 from crd.image.posix_queue import PosixQueue, PosixQueueMessage, PosixQueueOpen
-from crd.image.sockets import NetlinkSocket, SocketFilter, SocketOption
+from crd.image.sockets import MulticastGroup, NetlinkSocket, SocketFilter, SocketOption
 from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 
 
@@ -386,6 +386,6 @@ PARTS: dict[type[Record], type[Record]] = {PipeData: Pipe, InotifyWatch: Inotify
 """What stands behind the object that it is in, and the kind of that."""
 
 BETWEEN: tuple[type[Record], ...] = (UnixConnection, UnixMessage, InetConnection, OutsideConnection, InetMessage,
-                                     InetSending, SocketFilter, JournalConnection, SysvSemaphores, SysvQueue,
-                                     SysvMessage)
+                                     InetSending, MulticastGroup, SocketFilter, JournalConnection, SysvSemaphores,
+                                     SysvQueue, SysvMessage)
 """What has no objref of its own, and refers to objects before it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from crd.image.codec import Record, Struct
-from crd.image.fields import U8, U32, U64, Bytes, Items  # noqa: TC001  # evaluated when the classes are made
+from crd.image.fields import U8, U32, U64, Bytes, Items, Text  # noqa: TC001  # evaluated when the classes are made
 from crd.image.owner import Owner  # noqa: TC001
 
 
@@ -30,6 +30,16 @@ class NetlinkSocket(Record, type=0x4352006D):
     peer_port: U32  # connect(2), 0 = the kernel
     peer_groups: U32  # a mask
     options: Items[SocketOption]
+
+
+class MulticastGroup(Record, type=0x43520072):
+    """A group that a socket of UDP is a member of."""
+
+    socket: U32  # objref
+    interface: Text
+    group: Text
+    excluding: U8  # all but the sources, or these alone
+    sources: Bytes  # their addresses, 4 or 16 bytes each
 
 
 class SocketFilter(Record, type=0x4352006E):

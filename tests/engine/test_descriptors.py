@@ -224,8 +224,8 @@ def test_an_option_that_crd_does_not_save_is_not_set() -> None:
         socket_options.restart(sock, [attach_filter])
 
 
-@pytest.mark.parametrize("name", ["events", "epolls", "watches", "netlinks", "unnamed", "named", "fifos", "locks",
-                                  "unixes", "inets", "terminals", "connections"])
+@pytest.mark.parametrize("name", ["events", "epolls", "watches", "netlinks", "multicasts", "unnamed", "named",
+                                  "fifos", "locks", "unixes", "inets", "terminals", "connections"])
 def test_they_are_the_same_in_a_namespace_of_their_own(tmp_path: Path, name: str) -> None:
     with Victim(name, tmp_path) as victim:
         assert restarted_elsewhere(taken(victim), victim, "--pidns")["notes"] == []

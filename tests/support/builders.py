@@ -78,7 +78,7 @@ from crd.image.profile import (
     Zombie,
 )
 from crd.image.records import HeadArch, Task, comm_string
-from crd.image.sockets import NetlinkSocket, SocketFilter, SocketOption
+from crd.image.sockets import MulticastGroup, NetlinkSocket, SocketFilter, SocketOption
 from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 from crd.image.writer import ImageWriter
 
@@ -174,6 +174,7 @@ def make_special_files() -> list[Record]:
         InetMessage(socket=21, address="127.0.0.2", port=53, data=b"hello"),
         NetlinkSocket(objref=43, **common, kind=3, protocol=0, port=PID, groups=[1, 35], peer_port=0, peer_groups=0,
                       options=[]),
+        MulticastGroup(socket=21, interface="eth0", group="239.1.2.3", excluding=0, sources=bytes([10, 0, 0, 1])),
         SocketFilter(socket=43, locked=1, program=bytes(16)),
         Terminal(objref=22, index=3, settings=bytes(TERMIOS_BYTES), rows=24, columns=80, width=0, height=0, locked=0,
                  packets=0, exclusive=0, hung_up=0, mode=0o620, uid=0, gid=5, session=PID, foreground=PID),

@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 60.0
 
 NAMES = ("counter", "blocked", "vector", "fpu", "memory", "signals", "timers", "files", "pipes", "credentials",
          "robust", "stopped", "rwhog", "idle", "events", "faults",
-         "epolls", "watches", "netlinks", "unnamed", "named", "fifos", "locks", "unixes",
+         "epolls", "watches", "netlinks", "multicasts", "unnamed", "named", "fifos", "locks", "unixes",
          "inets", "terminals", "connections", "confined", "segments", "queues", "mqueues")
 """The programs of tests/victims that need no other process."""
 DYNAMIC = {"credentials", "robust", "confined", "netlinks"}

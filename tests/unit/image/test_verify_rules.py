@@ -52,7 +52,7 @@ from crd.image.profile import (
     Thread,
     Vma,
 )
-from crd.image.sockets import NetlinkSocket, SocketFilter, SocketOption
+from crd.image.sockets import MulticastGroup, NetlinkSocket, SocketFilter, SocketOption
 from crd.image.sysv import SysvMemory, SysvMessage, SysvQueue, SysvSemaphores
 from tests.support.builders import MEMORY_START, PID
 from tests.support.verifying import changed, refused
@@ -168,6 +168,15 @@ RULES = [
     (NetlinkSocket, 0, {"protocol": 32}, "protocol 32"),
     (NetlinkSocket, 0, {"groups": [0]}, "group"),
     (NetlinkSocket, 0, {"groups": [8193]}, "group"),
+    (MulticastGroup, 0, {"socket": 43}, "object 43"),
+    (MulticastGroup, 0, {"interface": ""}, "no interface"),
+    (MulticastGroup, 0, {"interface": "a" * 16}, "no interface"),
+    (MulticastGroup, 0, {"group": "10.0.0.1"}, "no group"),
+    (MulticastGroup, 0, {"group": "ff02::1%eth0"}, "no group"),
+    (MulticastGroup, 0, {"excluding": 2}, "excluding 2"),
+    (MulticastGroup, 0, {"sources": b""}, "0 bytes of sources"),
+    (MulticastGroup, 0, {"sources": bytes(5)}, "5 bytes of sources"),
+    (MulticastGroup, 0, {"sources": bytes(4 * 1025)}, "4100 bytes of sources"),
     (SocketFilter, 0, {"socket": 10}, "object 10"),
     (SocketFilter, 0, {"locked": 2}, "locked 2"),
     (SocketFilter, 0, {"program": b""}, "0 bytes"),

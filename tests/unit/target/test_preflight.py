@@ -30,8 +30,8 @@ KCMP_FILES = 2
 @pytest.mark.parametrize(("name", "arguments"), [
     ("idle", [1]), ("idle-musl", []), ("counter", [64]), ("blocked", []), ("memory", []), ("files", []), ("pipes", []),
     ("signals", []), ("timers", []), ("vector", []), ("robust", []), ("rwhog", [8]), ("stopped", []),
-    ("events", []), ("epolls", []), ("watches", []), ("netlinks", []), ("unnamed", []), ("named", []),
-    ("fifos", []), ("locks", []), ("unixes", []),
+    ("events", []), ("epolls", []), ("watches", []), ("netlinks", []), ("multicasts", []), ("unnamed", []),
+    ("named", []), ("fifos", []), ("locks", []), ("unixes", []),
     ("inets", []), ("terminals", []), ("connections", []), ("confined", []),
     ("segments", []), ("queues", []), ("mqueues", [])])
 def test_nothing_stands_in_the_way_of_the_victims(tmp_path: Path, name: str, arguments: list[int]) -> None:

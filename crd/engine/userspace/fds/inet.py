@@ -22,6 +22,7 @@ from crd.engine.userspace.fds import (
     tcp_state,
 )
 from crd.engine.userspace.fds.kind import Kind, Making, TryLaterError
+from crd.engine.userspace.fds.multicast import Memberships
 from crd.engine.userspace.fds.unix import domain, opened
 from crd.errors import Obstacle, ResourceChanged, RestartUnsupported
 from crd.image.objects import InetConnection, InetMessage, InetSocket
@@ -73,11 +74,13 @@ class InetSockets(Kind):
             with opened(one) as sock:
                 if sock.type == socket.SOCK_STREAM:
                     tcp.acknowledge(sock)
-        records, states = {}, {}
+        records, states, memberships = {}, {}, Memberships()
         for one in found:
             with opened(one) as sock:
                 records[one.objref], states[one.objref] = _dump(one, sock)
                 table.late_records += socket_filter.dump(one, sock)
+                if sock.type == socket.SOCK_DGRAM:
+                    table.late_records += memberships.dump(one, sock)
         pairs, outside = tcp.paired(records.values())
         backlog.look(records.values(), outside, by_objref, table)
         yield from records.values()

@@ -9,6 +9,7 @@ from crd.engine.userspace.fds.eventfd import EventFds
 from crd.engine.userspace.fds.inet import InetSockets
 from crd.engine.userspace.fds.inotify import Inotifies
 from crd.engine.userspace.fds.mqueue import MessageQueues
+from crd.engine.userspace.fds.multicast import MulticastGroups
 from crd.engine.userspace.fds.netlink import NetlinkSockets
 from crd.engine.userspace.fds.pidfd import PidFds
 from crd.engine.userspace.fds.pipe import Pipes
@@ -25,5 +26,5 @@ if TYPE_CHECKING:
 
 KINDS: tuple[Kind, ...] = (Pipes(), MessageQueues(), UnnamedFiles(), Terminals(), RegularFiles(), EventFds(),
                            TimerFds(), SignalFds(), Inotifies(), PidFds(), UnixSockets(), InetSockets(),
-                           NetlinkSockets(), EpollSets(), SocketFilters())
+                           NetlinkSockets(), EpollSets(), MulticastGroups(), SocketFilters())
 """In the order in which their records stand in an image: what refers to others comes behind them."""
