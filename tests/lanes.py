@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
 
 ONE_AFTER_ANOTHER = ("tests/engine/", "tests/native/", "tests/e2e/programs/", "tests/e2e/test_programs.py",
-                     "tests/e2e/test_terminals.py", "tests/e2e/test_outside_terminals.py", "tests/e2e/test_victims.py")
-"""They bring back what a machine has only one of under each number or address: terminals, System V IPC, networks."""
+                     "tests/e2e/test_terminals.py", "tests/e2e/test_outside_terminals.py", "tests/e2e/test_victims.py",
+                     "tests/e2e/test_kernel_engine.py", "tests/contracts/test_calls.py")
+"""They bring back what a machine has only one of under each number or address: terminals, System V IPC, networks; or
+they see to it that no group of theirs is left in the freezer hierarchy, which has all of them in one place."""
 
 
 class Lanes(LoadScopeScheduling):

@@ -11,7 +11,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_a_checkpoint_on_request_by_pid(daemon: RunningDaemon, program: Counting
 
 def test_kill_ends_the_target_once_the_image_is_safe(daemon: RunningDaemon, program: CountingProgram) -> None:
     image = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
-    program.process.wait(timeout=10)
+    program.process.wait(timeout=PATIENCE_SECONDS)
     lines = len(program.counts())
     daemon.crctl("restart", str(image["crid"]), "--wait")
     eventually("it to count on", lambda: len(program.counts()) > lines + 3)
@@ -76,7 +76,7 @@ def test_kill_ends_the_target_once_the_image_is_safe(daemon: RunningDaemon, prog
 
 def test_stop_leaves_the_target_stopped(daemon: RunningDaemon, program: CountingProgram) -> None:
     daemon.crctl("checkpoint", "--pid", str(program.pid), "--stop")
-    assert program.status()["State"][0] == "T"
+    eventually("it to stop", lambda: program.status()["State"][0] == "T")
     os.kill(program.pid, signal.SIGCONT)
     program.assert_unharmed()
 
@@ -124,7 +124,7 @@ def test_a_pid_in_use_is_named(daemon: RunningDaemon, program: CountingProgram) 
 
 def test_a_damaged_image_is_found_before_any_task_is_made(daemon: RunningDaemon, program: CountingProgram) -> None:
     image = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
-    program.process.wait(timeout=10)
+    program.process.wait(timeout=PATIENCE_SECONDS)
     [stored] = [path for path in daemon.state.rglob("*") if path.is_file() and f"{image['crid']:016x}" in path.name]
     content = bytearray(stored.read_bytes())
     content[len(content) // 2] ^= 0x10
@@ -137,7 +137,7 @@ def test_a_damaged_image_is_found_before_any_task_is_made(daemon: RunningDaemon,
 
 def test_a_missing_file_is_named(daemon: RunningDaemon, program: CountingProgram) -> None:
     image = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
-    program.process.wait(timeout=10)
+    program.process.wait(timeout=PATIENCE_SECONDS)
     program.log.rename(program.home / "elsewhere")
     with pytest.raises(Refused) as refused:
         daemon.crctl("restart", str(image["crid"]), "--wait")
@@ -267,20 +267,32 @@ def test_a_killed_daemon_harms_no_target_and_leaves_nothing_half_written(tmp_pat
         program.assert_counted_without_gap_since(0)
 
 
+def ended_of(daemon: RunningDaemon, request: dict[str, Any]) -> dict[str, Any]:
+    """Wait until a request has ended, and return it."""
+    def ask() -> dict[str, Any] | None:
+        found: dict[str, Any] = daemon.crctl("request", "show", str(request["number"]))
+        return found if found["state"] in {"done", "failed"} else None
+
+    found: dict[str, Any] = eventually("the request to end", ask)
+    return found
+
+
 @pytest.mark.timeout(1200)
 def test_an_accepted_restart_is_carried_out_once_or_fails(tmp_path: Path, program: CountingProgram) -> None:
     chance = random.Random(11)
     outcomes = set()
     with RunningDaemon(tmp_path) as daemon:
         image = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
-        program.process.wait(timeout=10)
-        for _ in range(12):
+        program.process.wait(timeout=PATIENCE_SECONDS)
+        for seconds in (*(chance.uniform(0, 0.5) for _ in range(11)), None):
             request = daemon.crctl("restart", str(image["crid"]))
-            time.sleep(chance.uniform(0, 0.5))
+            if seconds is None:  # as long as it takes: each time before may have been too short for a slow machine
+                ended_of(daemon, request)
+            else:
+                time.sleep(seconds)
             daemon.stop(signal.SIGKILL)
             daemon.start()
-            ended = eventually("the request to end", lambda n=request["number"]: daemon.crctl("request", "show", str(n))
-                               if daemon.crctl("request", "show", str(n))["state"] in {"done", "failed"} else None)
+            ended = ended_of(daemon, request)
             outcomes.add(ended["state"])
             assert program.is_there() == (ended["state"] == "done"), ended
             if program.is_there():
@@ -295,7 +307,7 @@ def test_an_accepted_restart_is_carried_out_once_or_fails(tmp_path: Path, progra
 def test_a_queued_request_can_be_cancelled_but_not_an_ended_one(daemon: RunningDaemon,
                                                               program: CountingProgram) -> None:
     image = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
-    program.process.wait(timeout=10)
+    program.process.wait(timeout=PATIENCE_SECONDS)
     done = daemon.crctl("restart", str(image["crid"]), "--wait")
     with pytest.raises(Refused) as refused:
         daemon.crctl("request", "cancel", str(done["number"]))

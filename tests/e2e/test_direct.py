@@ -77,7 +77,7 @@ def test_crids_are_never_given_twice_nor_for_a_failure(tmp_path: Path, program: 
 
 def test_through_pipes_without_a_file(tmp_path: Path, program: CountingProgram) -> None:
     stream = crd("checkpoint", str(program.pid), "-o", "-", "--kill", home=tmp_path).stdout
-    program.process.wait(timeout=10)
+    program.process.wait(timeout=60)
     lines = len(program.counts())
     subprocess.run([BIN / "crd", "restart", "-i", "-"], input=stream, check=True, timeout=60, capture_output=True)
     eventually("it to count on", lambda: len(program.counts()) > lines)
@@ -127,7 +127,7 @@ def test_wait_mirrors_the_exit_status(program: CountingProgram, image: Path, tmp
     eventually("the restart", lambda: program.is_there() and program.status()["TracerPid"] == "0")
     program.assert_unharmed()
     os.kill(program.pid, signal.SIGTERM)
-    assert waiting.wait(timeout=20) == 128 + signal.SIGTERM
+    assert waiting.wait(timeout=60) == 128 + signal.SIGTERM
 
 
 def test_a_pid_file_names_the_root(program: CountingProgram, image: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_an_image_is_sealed_and_restarts_and_the_key_is_rotated(tmp_path: Path) 
     with CountingProgram(tmp_path) as program:
         with RunningDaemon(tmp_path, config(old)) as daemon:
             image = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
-            program.process.wait(timeout=10)
+            program.process.wait(timeout=60)
             assert all(name.endswith(".sealed") for name in contents(daemon.state / "archive"))
             daemon.stop()
         before = contents(daemon.state)

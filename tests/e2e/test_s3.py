@@ -58,7 +58,7 @@ def test_checkpoint_kill_and_restart(tmp_path: Path, seaweed: SeaweedServer) -> 
     with CountingProgram(tmp_path) as program, RunningDaemon(tmp_path, config(seaweed, prefix)) as daemon:
         first = daemon.crctl("checkpoint", "--pid", str(program.pid))
         second = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
-        program.process.wait(timeout=10)
+        program.process.wait(timeout=PATIENCE_SECONDS)
         assert second["stored_bytes"] < first["stored_bytes"] / 2
         eventually("the spool to be empty", lambda: not waiting(daemon))
         assert list((daemon.state / "spool" / "objects").iterdir()) == []
@@ -100,7 +100,7 @@ def test_while_the_server_is_away(tmp_path: Path, own_server: SeaweedServer) -> 
         assert full.value.error["error"] == "archive.full"
         assert "spool" in full.value.error["hint"]
         third = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
-        program.process.wait(timeout=10)
+        program.process.wait(timeout=PATIENCE_SECONDS)
         daemon.stop(signal.SIGKILL)
         daemon.config.write_text(daemon.config.read_text().replace('"host"', '"another"'))
         status, told = refused(daemon)
@@ -212,7 +212,7 @@ def test_what_is_encrypted_reaches_no_server_in_clear(tmp_path: Path, seaweed: S
     sealed = config(seaweed, prefix, more=f'[encryption]\nkeys = ["{tmp_path / "key"}"]\n')
     with CountingProgram(tmp_path) as program, RunningDaemon(tmp_path, sealed) as daemon:
         image = daemon.crctl("checkpoint", "--pid", str(program.pid), "--kill")
-        program.process.wait(timeout=10)
+        program.process.wait(timeout=PATIENCE_SECONDS)
         eventually("the spool to be empty", lambda: not waiting(daemon))
         assert all(".sealed" in name for name in stored(seaweed, prefix))
         assert len(stored(seaweed, prefix)) >= 3

@@ -29,13 +29,14 @@ int main(void)
 """
 
 VFORK_WITHOUT_EXEC = """
+#include <fcntl.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <unistd.h>
 
 static void *wait_for_ever(void *argument)
 {
     if (vfork() == 0) {
+        close(creat("ready", 0600)); /* the thread is in vfork(2) by now */
         while (access("go", F_OK))
             usleep(1000);
         _exit(0);
@@ -48,8 +49,6 @@ int main(void)
     pthread_t thread;
 
     pthread_create(&thread, NULL, wait_for_ever, NULL);
-    usleep(20000);
-    fclose(fopen("ready", "w"));
     for (;;)
         usleep(1000);
 }

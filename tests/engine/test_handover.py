@@ -99,7 +99,6 @@ def interfere(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     return sent
 
 
-@pytest.mark.timeout(60)
 def test_a_child_that_is_killed_ends_the_checkpoint_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with compiled(tmp_path, SPARSE) as program:
         sent = interfere(monkeypatch, signal.SIGKILL)
@@ -111,7 +110,6 @@ def test_a_child_that_is_killed_ends_the_checkpoint_alone(tmp_path: Path, monkey
         assert pages(program, "snapshot")
 
 
-@pytest.mark.timeout(60)
 def test_a_child_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with compiled(tmp_path, SPARSE) as program:
         before = pages(program, "copy")

@@ -60,34 +60,51 @@ def test_what_proc_says_of_it_is_as_it_was(tmp_path: Path, name: str) -> None:
         assert said() == before
 
 
-def test_two_copies_in_namespaces_beside_the_original(tmp_path: Path) -> None:
-    program = interpreted(tmp_path, """
+TELLS_THE_TIME = """
 import os, time
-last = time.monotonic()
 while True:
     if not os.path.exists("ready"): open("ready", "w").close()
-    now = time.monotonic()
-    gap, last = now - last, now
+    earliest, now, latest = time.time(), time.monotonic(), time.time()
     with open("log", "a") as log:
-        log.write(f"{os.getpid()} {gap:.3f} {os.path.basename(os.readlink('/proc/self/ns/pid'))}\\n")
+        log.write(f"{os.getpid()} {os.path.basename(os.readlink('/proc/self/ns/pid'))} "
+                  f"{earliest - now} {latest - now}\\n")
     time.sleep(0.02)
-""")
-    with program:
+"""
+
+
+def test_two_copies_in_namespaces_beside_the_original(tmp_path: Path) -> None:
+    """Each has the number of the original, and a clock that has stood still since the image was taken."""
+    with interpreted(tmp_path, TELLS_THE_TIME) as program:
+        begun = time.monotonic()
         image = taken(program, kill=False)
-        time.sleep(1)  # that much older the image must not look to the copies
-        original = program.pid
-        copies = [restarted_elsewhere(image, program, "--pidns")["root_pid"] for _ in range(2)]
-        inodes = {os.readlink(f"/proc/{pid}/ns/pid") for pid in (original, *copies)}
-        assert len(inodes) == 3
+        done = time.monotonic()
+        time.sleep(0.3)  # that much older the image must not look to the copies
+        original, stood = program.pid, {os.readlink(f"/proc/{program.pid}/ns/pid"): (0.0, 0.0)}
+        for _ in range(2):
+            least = time.monotonic() - done
+            copy = restarted_elsewhere(image, program, "--pidns")["root_pid"]
+            stood[os.readlink(f"/proc/{copy}/ns/pid")] = least, time.monotonic() - begun
+        assert len(stood) == 3
 
         def lines() -> list[list[str]]:
             return [line.split() for line in (tmp_path / "log").read_text().split("\n")[:-1]]
 
-        until("all three", lambda: {line[2] for line in lines()} == inodes)
-        assert {line[0] for line in lines()} == {str(original)}, "each has the number of the original"
-        assert max(float(line[1]) for line in lines()) < 0.9, "the clock jumped"
-        for copy in copies:
-            os.kill(copy, signal.SIGKILL)
+        def behind(where: str) -> tuple[float, float]:
+            """Return by how much its clock is behind that of the day: at least, and at most."""
+            told = [line for line in lines() if line[1] == where]
+            return max(float(line[2]) for line in told), min(float(line[3]) for line in told)
+
+        until("all three", lambda: {line[1] for line in lines()} == stood.keys())
+        assert {line[0] for line in lines()} == {str(original)}
+        usual = behind(os.readlink(f"/proc/{original}/ns/pid"))
+        for where, (least, most) in stood.items():
+            now = behind(where)
+            assert now[1] - usual[0] >= least - CLOCKS_APART_SECONDS, "it did not stand still"
+            assert now[0] - usual[1] <= most + CLOCKS_APART_SECONDS, "it was set back"
+
+
+CLOCKS_APART_SECONDS = 0.01
+"""As much the clock of the day may be set right meanwhile."""
 
 
 LATER_WRITABLE = """
@@ -218,7 +235,7 @@ def test_a_periodic_alarm_that_is_pending_goes_on(tmp_path: Path) -> None:
     with interpreted(tmp_path, PENDING_ALARM) as program:
         restarted(taken(program), program)
         (tmp_path / "go").touch()
-        until("third alarm", (tmp_path / "alarm3").exists, seconds=10)
+        until("third alarm", (tmp_path / "alarm3").exists)
 
 
 OWNERS = """

@@ -173,6 +173,7 @@ def test_semaphores_are_looked_at_in_the_stop_if_they_may_have_been_used_since(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with queueing(tmp_path) as (victim, number, _):
         line = next(line for line in sysv_ipc.semaphore_lines() if sysv_ipc.Semaphores.parsed(line).id == number)
+        monkeypatch.setattr(semaphores, "_A_WHILE_SECONDS", 3600)
         assert line not in semaphores.look()  # it has been used just now
         monkeypatch.setattr(semaphores, "_A_WHILE_SECONDS", -3)
         at_rest = semaphores.look()

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -299,11 +300,22 @@ async def test_too_much_for_the_stop_is_read_from_a_snapshot(taker: Taker, tmp_p
         victim.verify()
 
 
+PAGES_A_MIB = 256
+
+
+def writes(rwhog: Victim) -> int:
+    """Return how many pages it has written so far."""
+    rwhog.file("mark").touch()
+    until("an answer", lambda: not rwhog.file("mark").exists())
+    return int(rwhog.file("gap").read_text().split()[1])
+
+
 async def test_notes_that_spare_nothing_are_given_up(taker: Taker, tmp_path: Path) -> None:
     with Victim("rwhog", tmp_path, 16) as victim:
         await taker.take(victim.pid)
         assert taker.notes.held
-        await asyncio.sleep(1)  # it writes all its pages many times
+        before = writes(victim)
+        until("all its pages to be written many times", lambda: writes(victim) > before + 20 * PAGES_A_MIB * 16)
         await taker.take(victim.pid)
         assert not taker.notes.held
         victim.verify()
@@ -406,6 +418,18 @@ async def test_memory_that_nobody_may_read(taker: Taker, tmp_path: Path) -> None
         assert_alike(stored, read_memory(process.pid, tmp_path))
 
 
+def take_notes_for_ever(pid: int, home: Path) -> NoReturn:
+    try:
+        with (home / "void").open("wb") as void:
+            while True:
+                notes = WriteNotes()
+                checkpoint(pid, void.fileno(), crids=CridCounter(home / "crid"), notes=notes)
+                notes.close()
+    except BaseException:  # noqa: BLE001  (a fork of the tests must not return into them)
+        traceback.print_exc()
+        os._exit(1)
+
+
 def test_what_a_dead_tracer_leaves_is_no_descriptor(tmp_path: Path) -> None:
     """Killed at any moment of the making of the userfaultfd, the target closes it itself."""
     chance = random.Random(6)
@@ -413,14 +437,10 @@ def test_what_a_dead_tracer_leaves_is_no_descriptor(tmp_path: Path) -> None:
         for _ in range(60):
             child = os.fork()
             if not child:
-                with (tmp_path / "void").open("wb") as void:
-                    while True:
-                        notes = WriteNotes()
-                        checkpoint(pid, void.fileno(), crids=CridCounter(tmp_path / "crid"), notes=notes)
-                        notes.close()
+                take_notes_for_ever(pid, tmp_path)
             threading.Event().wait(chance.uniform(0.02, 0.25))
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "a checkpoint failed by itself"
             until("end of the tracing", lambda: "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text())
             until("the way home", lambda: has_standard_descriptors(pid))
             work(1)

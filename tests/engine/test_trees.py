@@ -13,6 +13,7 @@ from crd.engine.api import After
 from crd.engine.userspace.tree import frozen
 from crd.errors import AccessDenied, TargetGone, TargetUnsupported
 from crd.target import procfs
+from crd.target.tree import has_ended
 from tests.engine.images import restarted, restarted_elsewhere, taken_with
 from tests.engine.programs import FORKS_STORM, SHARES_MEMORY, SPAWNS_STORM, VFORKS, compiled, interpreted
 from tests.engine.test_changes import dump_without_preflight
@@ -99,8 +100,7 @@ def test_all_are_killed_or_stopped(tmp_path: Path, after: After) -> None:
         family = victim.family()
         taken_with(victim, after=after)
         if after is After.KILL:
-            until("their end", lambda: all(not Path(f"/proc/{pid}").exists() or procfs.stat(pid).state == "Z"
-                                           for pid in family))
+            until("their end", lambda: all(map(has_ended, family)))
         else:
             until("all to stop", lambda: all(procfs.stat(pid).state in "TZ" for pid in family))
             for pid in family:

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +54,11 @@ def test_a_checkpoint_that_is_killed_at_any_moment(tmp_path: Path, arguments: li
             os.kill(child, signal.SIGKILL)
             assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "a checkpoint failed by itself"
             until("tracing to end", lambda: untraced(victim))
-            with suppress(AssertionError):
+            try:
                 until("all to be as before", lambda: relations(victim) == before)
-            assert relations(victim) == before
+            except AssertionError:
+                assert relations(victim) == before, "what differs"
+                raise
         taken_with(victim)
         victim.verify()
 

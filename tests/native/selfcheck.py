@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 WORDS = ("ready", "end", "rounds", "blocked_calls", "signals", "wrong_registers", "wrong_flags", "wrong_red_zone",
          "wrong_vectors", "wrong_memory", "wrong_mask", "wrong_children", "wrong_results", "early_returns")
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 
 
 class SelfCheck:

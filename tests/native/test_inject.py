@@ -193,6 +193,7 @@ def test_a_snapshot_that_is_called_off_while_it_is_made_leaves_nobody(cat: subpr
         family = Injector(memory, [vdso(cat.pid)]).begin_snapshot(cat.pid, threads[cat.pid])
         family.kill()
         assert has_ended(family.child)
+        assert tracee.wait(cat.pid).is_syscall  # only who has stopped can be let go
     answers(cat)
     assert Path(f"/proc/{cat.pid}/task/{cat.pid}/children").read_text() == ""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from crd.api.dispatch import Handler
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 @contextmanager

@@ -571,7 +571,7 @@ int main(int argc, char **argv)
 	for (size_t index = 0; index < ARRAY_LENGTH(blockers); index++)
 		blockers[index].wake(&blockers[index]);
 	for (size_t index = 0; index < ARRAY_LENGTH(blockers); index++) {
-		uint64_t deadline = victim_now() + 10000000000ull;
+		uint64_t deadline = victim_now() + 50000000000ull;
 		while (!blockers[index].done && victim_now() < deadline)
 			victim_rest();
 		EXPECT(blockers[index].done, "%s does not return", blockers[index].name);

@@ -68,7 +68,7 @@ static void check_leases(void)
 	EXPECT(fcntl(leased_for_writing, F_GETLEASE) == F_WRLCK, "the write lease is gone");
 	EXPECT(fcntl(leased, F_GETSIG) == SIGNAL && fcntl(leased, F_GETOWN) == getpid(), "nobody is told of a break");
 	EXPECT(open(victim_path("leased"), O_WRONLY | O_NONBLOCK) == -1 && errno == EWOULDBLOCK, "the lease breaks silently");
-	uint64_t deadline = victim_now() + 10000000000ull;
+	uint64_t deadline = victim_now() + 50000000000ull;
 	while (broken_fd == -1 && victim_now() < deadline)
 		victim_rest();
 	EXPECT(broken_fd == leased, "the signal is of descriptor %d", (int)broken_fd);

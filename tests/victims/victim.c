@@ -127,7 +127,7 @@ pid_t victim_tid(void)
 
 bool victim_reaches(const volatile uint64_t *counter, uint64_t value)
 {
-	uint64_t deadline = victim_now() + 10ull * PATIENCE_NS;
+	uint64_t deadline = victim_now() + 50ull * PATIENCE_NS;
 	while (__atomic_load_n(counter, __ATOMIC_SEQ_CST) < value) {
 		if (victim_now() > deadline)
 			return false;

@@ -50,7 +50,7 @@ uint64_t victim_now(void);
 
 pid_t victim_tid(void);
 
-/* Waits until *counter has reached a value; false after ten seconds. */
+/* Waits until *counter has reached a value; false after fifty seconds. */
 bool victim_reaches(const volatile uint64_t *counter, uint64_t value);
 
 #define EXPECT(condition, ...)                                                                                         \

@@ -111,7 +111,7 @@ def test_what_is_cut_short_has_no_second_reply(path: Path, store: Store) -> None
 
 
 def test_who_hangs_up_or_stalls_ends_the_call(path: Path, store: Store) -> None:
-    with serving(path, store, limits=Limits(idle_seconds=0.2)):
+    with serving(path, store, limits=Limits(idle_seconds=2)):
         with Client(path) as client:
             client.upgrade("Export", reference="1")
         with connect(path) as stalled:

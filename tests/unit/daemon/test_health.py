@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -89,12 +90,17 @@ async def test_a_schedule_that_is_far_behind_stands_still(tmp_path: Path) -> Non
         assert found.scheduler.stuck() == []
 
 
+async def answers_at_once() -> None:
+    """However busy the machine is."""
+
+
 @pytest.mark.root
 async def test_none_while_the_engine_hangs(tmp_path: Path, told: socket.socket,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "300000")
     async with body(tmp_path) as found:
         assert found.workers._nursery
+        monkeypatch.setattr(found.health, "_catalog", SimpleNamespace(requests=SimpleNamespace(queue=answers_at_once)))
         os.kill(found.workers._nursery.pid, signal.SIGSTOP)
         assert await found.health.look(()) == ["the engine does not answer"]
         os.kill(found.workers._nursery.pid, signal.SIGCONT)

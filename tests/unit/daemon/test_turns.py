@@ -8,7 +8,7 @@ import pytest
 
 from crd.daemon.turns import Turns
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 
 class Visitor:

@@ -21,7 +21,7 @@ from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions
 from crd.engine.client import Worker
 from crd.engine.pool import WorkerPool
 from crd.errors import ImageTruncated, TargetNotFound, WorkerDied
-from tests.support.victims import sleep, until
+from tests.support.victims import PATIENCE_SECONDS, sleep, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +134,7 @@ def nursery() -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
                                    pass_fds=[theirs.fileno()])
     with ours:
         yield process, ours
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=PATIENCE_SECONDS) == 0
 
 
 def test_a_worker_whose_daemon_dies_lets_the_target_run(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_worker_whose_daemon_dies_lets_the_target_run(tmp_path: Path) -> None:
             assert msgspec.json.decode(ours.recv(1 << 20))["event"] == "written"
             assert program.status()["TracerPid"] == pid.decode(), "a target to be killed waits for the commit"
         ours.close()
-        assert select.select([pidfd], [], [], 20)[0]
+        assert select.select([pidfd], [], [], PATIENCE_SECONDS)[0]
         os.close(pidfd)
         until("end of the tracing", lambda: program.status()["TracerPid"] == "0")
         program.assert_unharmed()
