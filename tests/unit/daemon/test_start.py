@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,6 +45,7 @@ def test_the_state_directory_is_closed_to_others(tmp_path: Path, there: tuple[st
 
 async def test_settings_are_not_read_again_before_the_first_ones_count() -> None:
     app = App(Settings(), Path("/nothing/crd.toml"))
+    app.scheduler = SimpleNamespace(changing=asyncio.Lock())
     reloading = asyncio.create_task(app.reload())
     await asyncio.sleep(0)
     assert not reloading.done()
