@@ -37,7 +37,8 @@ def back_up(url: str, file: Path) -> None:
     """
     source = _file_of(url)
     if not source.exists():
-        raise CatalogError(f"there is no catalog {source}", hint="Set catalog.url, or start the daemon once.")
+        raise CatalogError(f"there is no catalog {source}",
+                           hint="Set catalog.url or daemon.state_dir (CRD_DAEMON__STATE_DIR) as its daemon has them.")
     beside = file.with_name(f"{file.name}.{os.getpid()}.new")
     with _translated(file):
         try:
@@ -131,4 +132,5 @@ def _translated(file: Path) -> Iterator[None]:
             raise CatalogOutOfDate(f"{file} is no SQLite database", path=str(file)) from error
         raise CatalogError(f"{file}: {error}", path=str(file)) from error
     except OSError as error:
-        raise CatalogError(f"{file}: {error.strerror}", path=str(file)) from error
+        raise CatalogError(f"{file}: {error.strerror}", path=str(file),
+                           hint="Name a file, in a directory that is there, which you may read and write.") from error
