@@ -149,6 +149,8 @@ class References:
             try:
                 found.append((crid, await self._needed(crid)))
             except (BlobCorrupt, BlobMissing) as error:
+                if crid in self._since:  # it was forgotten meanwhile
+                    continue
                 self._unreadable.add(crid)
                 logger.warning("image %d cannot be read, so no pack will be removed until it is forgotten: %s", crid,
                                error.message, extra={"event": "archive.unreadable", "crid": crid})

@@ -128,6 +128,30 @@ async def test_no_pack_is_removed_while_an_image_cannot_be_read() -> None:
         assert store.contents == {}
 
 
+async def test_an_image_that_is_forgotten_while_it_is_about_to_be_read_stands_in_nobodys_way() -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    class SlowStore(MemoryStore):
+        async def read(self, key: str, offset: int, length: int) -> bytes:
+            if key == image_key(1):
+                reached.set()
+                await go_on.wait()
+            return await super().read(key, offset, length)
+
+    store = SlowStore()
+    async with Archive(store) as archive:
+        await store_image(archive, 1, stream(range(8)))
+        await store_image(archive, 2, stream(range(4, 12)), base=1)
+    async with Archive(store, away=True) as archive:
+        arriving = asyncio.create_task(archive.arrive())
+        await reached.wait()
+        await archive.forget(Crid(1))
+        go_on.set()
+        await arriving
+        await archive.forget(Crid(2))
+        assert not packs(store)
+
+
 async def test_an_image_whose_list_of_packs_is_damaged_costs_no_pack() -> None:
     store = MemoryStore()
     async with Archive(store) as archive:
