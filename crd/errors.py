@@ -447,13 +447,6 @@ class ImageDamaged(CatalogError):
     code = "catalog.image-damaged"
 
 
-class ImageAmbiguous(CatalogError):
-    """The reference fits several images."""
-
-    code = "catalog.image-ambiguous"
-    exit_status = EXIT_CONFLICT
-
-
 class ImageElsewhere(CatalogError):
     """The image is in the archive of another host."""
 

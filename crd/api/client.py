@@ -203,7 +203,7 @@ def _no_connection(path: Path, error: OSError) -> ApiError:
     if isinstance(error, PermissionError):
         return AccessDenied(f"you may not connect to {path}",
                             hint="Become a member of the group crd (usermod -aG crd USER, then log in again), or root.")
-    if error.errno == errno.ECONNREFUSED:
+    if error.errno == errno.ECONNREFUSED and path.is_socket():
         return DaemonUnavailable(f"no daemon listens on {path}",
                                  hint="Start it: systemctl start crd, or crd run. If it has failed: journalctl -u crd "
                                       "says why, and systemctl reset-failed 'crd.*' has it tried again.")
@@ -211,7 +211,8 @@ def _no_connection(path: Path, error: OSError) -> ApiError:
         return DaemonUnavailable(f"there is no socket {path}",
                                  hint="Start the daemon (systemctl restart crd.socket crd, or crd run), or say where "
                                       f"its socket is with --socket or {SOCKET_VARIABLE}.")
-    return DaemonUnavailable(f"{path} cannot be connected to: {error.strerror or error}",
+    why = "it is no socket" if error.errno == errno.ECONNREFUSED else error.strerror or error
+    return DaemonUnavailable(f"{path} cannot be connected to: {why}",
                              hint=f"Is this the daemon's socket? --socket and {SOCKET_VARIABLE} say where it is.")
 
 

@@ -111,10 +111,12 @@ class Archive:
             head = self._heads.get(base) if follow and base is not None else None
             known = await in_thread(head.known, packs) if head else None
             known = known or await known_pages(self._store, self._references, needs)
-            self._references.hold(known.packs)
-        finally:
+        except BaseException:
             await asyncio.shield(self._references.release(packs))
+            raise
+        self._references.hold(known.packs)
         try:
+            await asyncio.shield(self._references.release(packs))
             upload = await self._store.create(pack_key(known.packs[0]))
             return ImageSink(self._store, self._references, upload, known, self._heads, self._executor,
                              level=self._level, threads=self._threads)

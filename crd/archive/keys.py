@@ -113,10 +113,14 @@ def make_key(path: Path) -> Key:
     secret = secrets.token_bytes(KEY_BYTES)
     try:
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_CLOEXEC, 0o600)) as file:
-            file.write(secret.hex().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        flush_directory(path.parent)
+            try:
+                file.write(secret.hex().encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                flush_directory(path.parent)
+            except OSError:
+                path.unlink()
+                raise
     except OSError as error:
         raise SettingsError(f"key file {path}: {error.strerror}", path=str(path),
                             hint="Name a file that does not exist, in a directory that does.") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from crd.errors import ArchiveUnavailable, NativeError
 from crd.image.generations import PREFIX_BYTES
@@ -29,15 +29,20 @@ class StreamReader:
 
     def __init__(self, fd: int) -> None:
         """Read from a pipe or anything else that can be polled; it stays the caller's."""
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        self._pipe: tuple[int, int] | None = None
         self.received_bytes = 0
         self.front = bytearray()
-        if stat.S_ISFIFO(os.fstat(fd).st_mode):
-            self._pipe = os.pipe2(os.O_CLOEXEC)
-            for end in (fd, self._pipe[1]):
-                widen_pipe(end)
-        self._stream = Stream(fd, self._stop, self._pipe)
+        pipe: tuple[int, int] | None = None
+        with ExitStack() as opened:
+            self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+            opened.callback(os.close, self._stop)
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                pipe = os.pipe2(os.O_CLOEXEC)
+                for end in pipe:
+                    opened.callback(os.close, end)
+                for end in (fd, pipe[1]):
+                    widen_pipe(end)
+            self._opened = opened.pop_all()
+        self._stream = Stream(fd, self._stop, pipe)
 
     def stop(self) -> None:
         """Make ``read`` return soon."""
@@ -45,8 +50,7 @@ class StreamReader:
 
     def close(self) -> None:
         """Free what it holds; only while nothing is read."""
-        for fd in (self._stop, *(self._pipe or ())):
-            os.close(fd)
+        self._opened.close()
 
     def read(self, buffer: memoryview) -> int:
         """Fill the buffer, unless the stream ends or is stopped before; return the bytes.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from crd.archive.manifest import HEAD, NO_PACK, needs, parse_head
 from crd.archive.names import image_key, numbered, pack_key, token_key
 from crd.archive.needs import Needs
-from crd.archive.threads import in_thread
+from crd.archive.threads import in_thread, to_end
 from crd.errors import BlobCorrupt, BlobMissing
 
 if TYPE_CHECKING:
@@ -149,6 +149,8 @@ class References:
             try:
                 found.append((crid, await self._needed(crid)))
             except (BlobCorrupt, BlobMissing) as error:
+                if crid in self._since:  # it was forgotten meanwhile
+                    continue
                 self._unreadable.add(crid)
                 logger.warning("image %d cannot be read, so no pack will be removed until it is forgotten: %s", crid,
                                error.message, extra={"event": "archive.unreadable", "crid": crid})
@@ -200,7 +202,7 @@ class References:
         await self._remove(packs)
 
     async def enter(self, crid: int, packs: Iterable[Need]) -> None:
-        """Take note of an image that is about to be there; its packs are held.
+        """Take note of an image that is about to be there; its packs are held.  If this raises, nothing is noted.
 
         Raises:
             ArchiveError: there is one of that crid.
@@ -208,7 +210,14 @@ class References:
         """
         if not self.are_known:
             self._since.add(crid)
-        await in_thread(self._needs.enter, [(crid, [need for need in packs if need[0] != NO_PACK])])
+        needed = [need for need in packs if need[0] != NO_PACK]
+        entering = asyncio.ensure_future(in_thread(self._needs.enter, [(crid, needed)]))
+        try:
+            await to_end(entering)
+        except asyncio.CancelledError:
+            if not entering.exception():
+                await asyncio.shield(self.forget(crid))
+            raise
 
     async def forget(self, crid: int) -> None:
         """Take note that an image is gone from the store; what only it needed is deleted."""

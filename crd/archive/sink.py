@@ -207,8 +207,10 @@ class ImageSink:
 
     async def abort(self) -> None:
         """Leave nothing; after ``commit`` only let go of the packs that were held for it."""
-        await self._upload.abort()
-        await self._references.release(self._known.packs)
+        try:
+            await self._upload.abort()
+        finally:
+            await self._references.release(self._known.packs)
 
 
 def _manifest(cut: Cut, known: Known) -> Manifest:

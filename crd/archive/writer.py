@@ -6,6 +6,7 @@ import os
 import select
 import stat
 from collections import deque
+from contextlib import ExitStack
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,12 @@ class StreamWriter:
         Raises:
             ImageSinkClosed: nobody reads the pipe.
         """
-        self._fd = _own_end(fd)
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        with ExitStack() as opened:
+            self._fd = _own_end(fd)
+            opened.callback(os.close, self._fd)
+            self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+            opened.callback(os.close, self._stop)
+            self._opened = opened.pop_all()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
         self._poll.register(self._stop, select.POLLIN)
@@ -39,8 +44,7 @@ class StreamWriter:
 
     def close(self) -> None:
         """Free what it holds; only while nothing is written."""
-        os.close(self._fd)
-        os.close(self._stop)
+        self._opened.close()
 
     def write(self, parts: Sequence[memoryview]) -> None:
         """Write the parts in order, unless stopped.

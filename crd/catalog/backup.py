@@ -37,12 +37,13 @@ def back_up(url: str, file: Path) -> None:
     """
     source = _file_of(url)
     if not source.exists():
-        raise CatalogError(f"there is no catalog {source}", hint="Set catalog.url, or start the daemon once.")
+        raise CatalogError(f"there is no catalog {source}",
+                           hint="Set catalog.url or daemon.state_dir (CRD_DAEMON__STATE_DIR) as its daemon has them.")
     beside = file.with_name(f"{file.name}.{os.getpid()}.new")
     with _translated(file):
         try:
-            copy_database(source, beside)
-            _check(beside)
+            with _copied(source, beside) as copy:
+                _check(copy, source)
             beside.rename(file)
             flush_directory(file.parent)
         finally:
@@ -64,14 +65,11 @@ def restore(url: str, file: Path) -> Path | None:
     place = _file_of(url)
     beside = place.with_name(f"{place.name}.{os.getpid()}.new")
     with _translated(file):
-        _check(file)
+        file.stat()  # SQLite would make it
         try:
-            copy_database(file, beside)
-            with closing(sqlite3.connect(beside, isolation_level=None)) as copy:
+            with _copied(file, beside) as copy:
+                _check(copy, file)
                 copy.execute(_NOT_REPEATED, [f"{datetime.now(UTC).replace(tzinfo=None)}"])
-                copy.execute("PRAGMA journal_mode=DELETE")  # all of it in the one file that is renamed
-            with open(beside, "rb") as copied:
-                os.fsync(copied.fileno())
             moved = _out_of_the_way(place)
             beside.rename(place)
             flush_directory(place.parent)
@@ -87,17 +85,27 @@ def _file_of(url: str) -> Path:
     return Path(parsed.database)
 
 
-def _check(file: Path) -> None:
+@contextmanager
+def _copied(source: Path, copy: Path) -> Iterator[sqlite3.Connection]:
+    """Copy a database; at the end of the context all of it is in the one file, durably."""
+    copy_database(source, copy)
+    with closing(sqlite3.connect(copy, isolation_level=None)) as database:
+        yield database
+        database.execute("PRAGMA journal_mode=DELETE")
+    with open(copy, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _check(database: sqlite3.Connection, file: Path) -> None:
     """Refuse what is no catalog, or damaged."""
-    with closing(sqlite3.connect(f"file:{file.resolve().as_posix()}?mode=ro", uri=True)) as database:
-        found = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'")]
-        revisions = {row[0] for row in database.execute("SELECT version_num FROM alembic_version")} if found else set()
-        if not revisions or not revisions <= known_revisions():
-            raise CatalogOutOfDate(f"{file} is no catalog, or one of a newer crd", path=str(file),
-                                   hint="crd catalog backup makes such files.")
-        [(verdict,), *_] = database.execute("PRAGMA integrity_check(1)")
-        if verdict != "ok":
-            raise CatalogError(f"{file} is damaged: {verdict}", path=str(file), hint="Take an older copy.")
+    found = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'")]
+    revisions = {row[0] for row in database.execute("SELECT version_num FROM alembic_version")} if found else set()
+    if not revisions or not revisions <= known_revisions():
+        raise CatalogOutOfDate(f"{file} is no catalog, or one of a newer crd", path=str(file),
+                               hint="crd catalog backup makes such files.")
+    [(verdict,), *_] = database.execute("PRAGMA integrity_check(1)")
+    if verdict != "ok":
+        raise CatalogError(f"{file} is damaged: {verdict}", path=str(file), hint="Take an older copy.")
 
 
 def _out_of_the_way(place: Path) -> Path | None:
@@ -124,4 +132,5 @@ def _translated(file: Path) -> Iterator[None]:
             raise CatalogOutOfDate(f"{file} is no SQLite database", path=str(file)) from error
         raise CatalogError(f"{file}: {error}", path=str(file)) from error
     except OSError as error:
-        raise CatalogError(f"{file}: {error.strerror}", path=str(file)) from error
+        raise CatalogError(f"{file}: {error.strerror}", path=str(file),
+                           hint="Name a file, in a directory that is there, which you may read and write.") from error

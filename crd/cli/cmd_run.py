@@ -37,7 +37,7 @@ def run(program: tuple[str, ...], *, target: str | None, every: str | None) -> N
         raise click.UsageError("give both of --target and --every, or none", click.get_current_context())
     path = shutil.which(program[0])
     if path is None:
-        raise BadRequest(f"there is no program {program[0]}")
+        raise BadRequest(f"there is no program {program[0]}", hint="Name it by its path if PATH does not lead there.")
     with connect() as daemon:
         listener = _install()
         if listener is not None:

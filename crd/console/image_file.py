@@ -28,6 +28,16 @@ _WRITE = os.O_WRONLY | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 
+_HINTS = {
+    errno.ENOENT: "Make its directory first, or name a file elsewhere.",
+    errno.ENOTDIR: "Name a file in a directory.",
+    errno.EISDIR: "Name a file in that directory.",
+    errno.EACCES: "Name a file where you may write, or run crd as root.",
+    errno.ELOOP: "Remove the link, or name another file.",
+    errno.ENOSPC: "Free some space, or name a file on another disk.",
+    errno.EDQUOT: "Free some space, or name a file on another disk.",
+}
+
 
 class Output:
     """Where an image goes.
@@ -97,7 +107,7 @@ def opened_for_writing(path: Path) -> Iterator[Output]:
         return
     try:
         special = path.exists() and not stat.S_ISREG(path.stat().st_mode)
-        path = path if special else path.resolve()
+        path = path if special else _resolved(path)
         opened = os.open(path, _WRITE | os.O_NOCTTY) if special else os.open(path.parent, _DIRECTORY)
     except OSError as error:
         raise _failed(path, error) from error
@@ -149,7 +159,8 @@ def opened_for_reading(path: Path) -> Iterator[int]:
             os.close(fd)
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
-        raise CrdError(f"{path} cannot be read: {error.strerror}", path=str(path)) from error
+        raise CrdError(f"{path} cannot be read: {error.strerror}", path=str(path),
+                       hint="Name a file that holds an image, or - for standard input.") from error
     try:
         yield fd
     finally:
@@ -176,6 +187,14 @@ def write_pid_file(path: Path, pid: int) -> None:
         raise _failed(path, error) from error
 
 
+def _resolved(path: Path) -> Path:
+    """Return where links lead; raises OSError."""
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+
+
 def _name_beside() -> str:
     return f".crd-{secrets.token_hex(8)}"
 
@@ -188,4 +207,5 @@ def _no_terminal(fd: int) -> Output:
 
 
 def _failed(what: Path | str, error: OSError) -> CrdError:
-    return CrdError(f"{what} cannot be written: {error.strerror}", path=str(what))
+    return CrdError(f"{what} cannot be written: {error.strerror}", path=str(what),
+                    hint=_HINTS.get(error.errno or 0, ""))

@@ -72,7 +72,10 @@ def status_of(command: click.Command, words: Sequence[str]) -> int:
         _tell(command.name, error.to_json(), as_json=as_json)
         return error.exit_status
     except click.ClickException as error:
-        _tell(command.name, _usage(error), as_json=as_json)
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            click.echo(error.format_message(), err=True)
+        else:
+            _tell(command.name, _usage(error), as_json=as_json)
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED

@@ -182,6 +182,10 @@ class App:
             CatalogError: the catalog cannot be read.
         """
         await self.ready.wait()
+        async with self.scheduler.changing:
+            return await self._reload()
+
+    async def _reload(self) -> list[str]:
         settings = load(self._config)
         stored, held = await self.catalog.targets.all(), await self.catalog.targets.held()
         taken = await self.catalog.images.last_taken()

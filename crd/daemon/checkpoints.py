@@ -125,7 +125,7 @@ class Checkpoints:
             async with self._turns:
                 order.began()
                 if order.target is not None:
-                    pid = self._whereabouts.find(order.target).pid
+                    pid = (await asyncio.to_thread(self._whereabouts.find, order.target)).pid
                 assert pid is not None  # noqa: S101
                 image = await self._pipeline.checkpoint(pid, options, target=name, tags=order.tags,
                                                         progress=order.progress, kept=order.kept)

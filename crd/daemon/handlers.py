@@ -99,18 +99,20 @@ class Handlers(UpkeepHandlers):
         name = parse_target_name(target["name"])
         written = {key: target[key] for key in TARGET_KEYS if target.get(key) is not None}
         settings = check_target(name, written | {"held": target["held"]})
-        if name in self._app.scheduler.targets:
-            raise TargetExists(f"there is a target {name} already", hint="Remove it first, or use another name.")
-        await self._app.catalog.targets.add(name, definition(settings))
-        last_taken = await self._app.catalog.images.last_taken()
-        added = self._app.add_target(name, settings, last_taken.get(name), source="catalog", held=settings.held)
+        async with self._app.scheduler.changing:
+            if name in self._app.scheduler.targets:
+                raise TargetExists(f"there is a target {name} already", hint="Remove it first, or use another name.")
+            last_taken = await self._app.catalog.images.last_taken()
+            await self._app.catalog.targets.add(name, definition(settings))
+            added = self._app.add_target(name, settings, last_taken.get(name), source="catalog", held=settings.held)
         return {"target": target_json(added, None)}
 
     async def _on_RemoveTarget(self, *, peer: Peer, more: More | None, name: str) -> dict[str, Any]:  # noqa: ARG002, N802
         need_admin(peer)
-        self._known(name)
-        await self._app.catalog.targets.remove(name)
-        self._app.remove_target(name)
+        async with self._app.scheduler.changing:
+            self._known(name)
+            await self._app.catalog.targets.remove(name)
+            self._app.remove_target(name)
         return {}
 
     async def _on_HoldTarget(self, *, peer: Peer, more: More | None, name: str) -> dict[str, Any]:  # noqa: ARG002, N802
@@ -121,9 +123,10 @@ class Handlers(UpkeepHandlers):
 
     async def _hold(self, peer: Peer, name: str, *, held: bool) -> dict[str, Any]:
         need_admin(peer)
-        target = self._known(name)
-        await self._app.catalog.targets.hold(name, held=held)
-        target.held = held
+        async with self._app.scheduler.changing:
+            target = self._known(name)
+            await self._app.catalog.targets.hold(name, held=held)
+            target.held = held
         self._app.guards.changed.set()
         with self._app.metrics.of(name) as metrics:
             metrics.due_since = 0.0

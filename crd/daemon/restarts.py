@@ -53,7 +53,7 @@ class Restarts:
             clock: which times them.
             start: runs what a stop of the daemon waits for.
             serve: as of ``Pipeline.restart``.
-            need_absence: raises if a target, whose name is given, runs.
+            need_absence: raises if a target, whose name is given, runs; it may block.
             restarted: is told the name of a target, and as which process it runs now (pid and start time).
         """
         self._start = start
@@ -118,7 +118,7 @@ class Restarts:
         try:
             target = (await self._catalog.images.get(request.crid)).target
             if request.boot_id and target:
-                self._need_absence(target)
+                await asyncio.to_thread(self._need_absence, target)
             await self._restart(request, note)
         except CrdError as error:
             runs = bool(made) and await asyncio.to_thread(_runs, made[0].root_pid, made[0].start_time)

@@ -48,7 +48,11 @@ class _Moment(NamedTuple):
 
 
 class Scheduler:
-    """One loop a target; a run that was missed, asleep or held, is made up for once, not many times."""
+    """One loop a target; a run that was missed, asleep or held, is made up for once, not many times.
+
+    Attributes:
+        changing: has whoever changes the targets, both here and in the catalog.
+    """
 
     def __init__(self, clock: Clock, due: Callable[[ScheduledTarget, float], Awaitable[None]],
                  skipped: Callable[[ScheduledTarget], Awaitable[None]]) -> None:
@@ -64,6 +68,7 @@ class Scheduler:
         self._skipped = skipped
         self._jobs: set[asyncio.Task[None]] = set()
         self.targets: dict[str, ScheduledTarget] = {}
+        self.changing = asyncio.Lock()
         self.clock_set_back_at: datetime | None = None
 
     def add(self, name: str, settings: TargetSettings, *, source: str, held: bool) -> ScheduledTarget:

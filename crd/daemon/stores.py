@@ -16,7 +16,7 @@ from crd.archive.stores.local import LocalStore
 from crd.archive.stores.sealed import SealedStore, refuse_sealed
 from crd.archive.stores.spooled import SpooledStore
 from crd.durable import flush_directory
-from crd.errors import ArchiveInUse, ArchiveUnavailable
+from crd.errors import ArchiveFull, ArchiveInUse, ArchiveUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -100,7 +100,7 @@ async def _unsealed(settings: Settings) -> AsyncIterator[_Unsealed]:
     try:
         await lease.acquire()
         ours.set()
-    except ArchiveUnavailable as error:
+    except (ArchiveFull, ArchiveUnavailable) as error:
         if spool is None or not await asyncio.to_thread(_was_used, settings.spool_path, spool):
             raise  # whoever sets this up shall see what is wrong
         spool.is_away(error)
@@ -121,7 +121,7 @@ async def _have(lease: Lease, ours: asyncio.Event) -> None:
     """Take the lease as soon as that can be, and keep it; raises ArchiveInUse: another has it."""
     while not ours.is_set():
         await asyncio.sleep(_AGAIN_SECONDS)
-        with suppress(ArchiveUnavailable):
+        with suppress(ArchiveFull, ArchiveUnavailable):
             await lease.acquire()
             ours.set()
     await lease.run()

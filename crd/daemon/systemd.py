@@ -64,7 +64,8 @@ async def _ask(interface: str, member: str, signature: str, *body: Any) -> list[
     except TimeoutError as error:
         raise SystemdUnavailable(f"{member} took longer than {_PATIENCE_SECONDS:g} s") from error
     except OSError as error:
-        raise SystemdUnavailable(f"no bus: {error.strerror or error}") from error
+        raise SystemdUnavailable(f"there is no bus to ask systemd by: {error.strerror or error}",
+                                 hint="Does systemd run this host, and dbus.service?") from error
     except (DBusFastError, EOFError) as error:
         raise SystemdUnavailable(f"{member}: {error}") from error
     if reply is None or reply.message_type == MessageType.ERROR:

@@ -108,8 +108,9 @@ def _read_head(frames: FrameReader) -> Head:
     record_type, length = frames.frame()
     if record_type != Head.record_type or length != 40:
         raise ImageVersionUnsupported(
-            "the stream does not begin with a v14 HEAD record", record=Head.record_name, errno=errno.EINVAL,
-            hint="crd restarts its own images only; crd inspect recognises the images of Linux-CR kernels.")
+            "this is no image of crd: it does not begin with a v14 HEAD record", record=Head.record_name,
+            errno=errno.EINVAL,
+            hint="crd restarts its own images only; crd inspect recognises those of Linux-CR kernels.")
     head = Head.decode(frames.payload(length, Head.record_name), frames.start)
     if head.magic != MAGIC_HEAD:
         raise corrupt(f"has magic 0x{head.magic:016x}", frames.start, Head.record_name)

@@ -66,10 +66,6 @@ class Memory:
         """Write bytes to several addresses, one after the other."""
         self.write_runs([(address, len(data)) for address, data in parts], b"".join(data for _, data in parts))
 
-    def read_u64(self, address: int) -> int:
-        """Return a word."""
-        return int.from_bytes(self.read(address, 8), "little")
-
     def read_runs(self, runs: Sequence[Run], buffer: memoryview | bytearray) -> None:
         """Read all runs, packed one after the other.
 

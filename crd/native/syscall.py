@@ -16,7 +16,6 @@ class NR:
 
     WRITE = 1
     CLOSE = 3
-    LSEEK = 8
     MMAP = 9
     MPROTECT = 10
     MUNMAP = 11
@@ -50,7 +49,6 @@ class NR:
     PPOLL = 271
     SECCOMP = 317
     FCNTL = 72
-    CHDIR = 80
     FCHDIR = 81
     UMASK = 95
     SETPGID = 109
@@ -77,7 +75,6 @@ class NR:
     DUP3 = 292
     RT_TGSIGQUEUEINFO = 297
     OPENAT = 257
-    WAITID = 247
     PIPE2 = 293
     KCMP = 312
     MREMAP = 25

@@ -41,7 +41,8 @@ def load(path: Path | None = None) -> Settings:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise SettingsError(f"{path}: {reason}", path=str(path)) from error
+        raise SettingsError(f"{path}: {reason}", path=str(path),
+                            hint=f"Name a settings file, or leave it out: {DEFAULT_PATH} counts then.") from error
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -61,7 +62,9 @@ def check_target(name: str, definition: dict[str, Any]) -> TargetSettings:
         return TargetSettings(**definition)
     except ValidationError as error:
         first = error.errors()[0]
-        raise SettingsError(f"target {name}: {_what(first, TargetSettings)}") from error
+        where = ": ".join([f"target {name}", *map(str, first["loc"][:1])])
+        raise SettingsError(f"{where}: {_what(first, TargetSettings)}", hint="crctl target add --help shows examples."
+                            ) from error
 
 
 def changed_keys(old: Settings, new: Settings) -> list[str]:
@@ -78,7 +81,7 @@ def _validated(data: dict[str, Any], text: str, path: str) -> Settings:
     except ValidationError as error:
         lines = [_message(detail, text, path) for detail in error.errors()]
         raise SettingsError("\n".join(lines), path=path,
-                            hint="config/crd.toml shows every key with its default.") from error
+                            hint="man crd.toml, and config/crd.toml of the sources, show every key.") from error
     except EnvironmentError_ as error:
         raise SettingsError(str(error), hint="Complex values in the environment are written as JSON.") from error
 

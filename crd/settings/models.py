@@ -15,6 +15,9 @@ from crd.ids import parse_target_name
 from crd.settings.keep import Keep, KeepRules
 from crd.settings.units import Bytes, Seconds  # noqa: TC001  pydantic reads annotations
 
+_PID_MAX = 2**22
+"""PID_MAX_LIMIT of 64-bit kernels."""
+
 
 class Section(BaseModel):
     """A table of the settings file; an unknown key is an error."""
@@ -182,7 +185,7 @@ class TargetSettings(Section):
     restarted with after the shutdown that it was saved at.
     """
 
-    pid: Annotated[int, Field(gt=0)] | None = None
+    pid: Annotated[int, Field(gt=0, le=_PID_MAX)] | None = None
     pidfile: Path | None = None
     comm: Annotated[str | None, AfterValidator(_check_expression)] = None
     unit: Annotated[str | None, AfterValidator(_check_unit)] = None

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_LOCK = "lock"
+
+
 @contextmanager
 def held_state(path: Path) -> Iterator[None]:
     """Make the directory, and hold it for this process alone.
@@ -24,8 +27,11 @@ def held_state(path: Path) -> Iterator[None]:
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _is_of_others(path):
+            raise SettingsError(f"daemon.state_dir: {path} is open to others, and holds what is not crd's",
+                                path=str(path), hint="Name a directory for crd alone: it is closed to all others.")
         path.chmod(0o700)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SettingsError(f"daemon.state_dir: {path}: {error.strerror}", path=str(path),
                             hint="Run crd as root, or choose another directory.") from error
@@ -38,3 +44,9 @@ def held_state(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _is_of_others(path: Path) -> bool:
+    """Whether a directory is in use for something else, as /tmp is; raises OSError."""
+    names = os.listdir(path)
+    return bool(names) and _LOCK not in names and bool(path.stat().st_mode & 0o077)

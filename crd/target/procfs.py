@@ -10,7 +10,6 @@ not be read or is not what proc(5) says.
 from __future__ import annotations
 
 import os
-import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +49,7 @@ class asking:  # noqa: N801  (a class, since a generator takes five times as lon
             case OSError():
                 raise TargetError(f"/proc/{pid}/{name}: {error.strerror}", pid=pid,
                                   hint="Run crd as root, or as the user of the process.") from error
-            case ValueError() | LookupError() | struct.error():
+            case ValueError() | LookupError():
                 raise TargetError(f"/proc/{pid}/{name} is not what proc(5) says", pid=pid) from error
 
 
@@ -198,13 +197,6 @@ def cgroups(pid: int | str) -> dict[str, str]:
     """Return the path in each hierarchy by controllers ("freezer", "cpu,cpuacct", "name=systemd"); v2 is ""."""
     return {controllers: path for _, controllers, path in
             (line.split(":", 2) for line in read(pid, "cgroup").split("\n") if line.count(":") > 1)}
-
-
-def auxiliary_vector(pid: int | str) -> dict[int, int]:
-    """Return the auxiliary vector by AT_ number, AT_NULL left out (getauxval(3)); of 64-bit tasks only."""
-    content = read_bytes(pid, "auxv")
-    with asking(pid, "auxv"):
-        return {key: value for key, value in struct.iter_unpack("<QQ", content) if key}
 
 
 LIMIT_NAMES = ("Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size",

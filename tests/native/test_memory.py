@@ -28,7 +28,6 @@ def stack(stopped: int) -> int:
 def test_what_is_written_is_read(memory: Memory, stack: int) -> None:
     memory.write(stack, b"some bytes")
     assert memory.read(stack, 10) == b"some bytes"
-    assert memory.read_u64(stack) == int.from_bytes(b"some byt", "little")
 
 
 def test_runs_are_packed(memory: Memory, stack: int) -> None:

@@ -15,14 +15,18 @@ ERROR = (b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/xml\r\n
          b"<Error><Code>SlowDown</Code><Message>later</Message></Er\n")
 
 
+FULL = (b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: 42\r\n\r\n"
+        b"<Error><Code>QuotaExceeded</Code></Error>\n")
+
+
 class FaultyProxy:
     """Passes each request on, unless ``fault`` says otherwise.
 
     Attributes:
         fault: is told method and path of each request and returns what becomes of it: "" (nothing), "503" (an answer of
-            our own, the server hears nothing), "cut" (the connection ends before the server hears of it), "lost" (the
-            server does it, its answer is lost), "torn" (half of the answer arrives), "flip" (a bit of what is sent is
-            wrong), "away" (as if nobody were there).
+            our own, the server hears nothing), "full" (likewise: the quota is used up), "cut" (the connection ends
+            before the server hears of it), "lost" (the server does it, its answer is lost), "torn" (half of the answer
+            arrives), "flip" (a bit of what is sent is wrong), "away" (as if nobody were there).
         requests: what was asked for, and what became of it.
     """
 
@@ -70,8 +74,8 @@ class FaultyProxy:
         if fault == "away":
             return False
         body = await reader.readexactly(_length(head))
-        if fault == "503":
-            writer.write(ERROR)
+        if answer := {"503": ERROR, "full": FULL}.get(fault):
+            writer.write(answer)
             await writer.drain()
             return True
         if fault == "cut":

@@ -24,7 +24,7 @@ from blake3 import blake3
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from crd.archive.stores.s3_client import Client
-from crd.errors import ArchiveError, ArchiveInUse, ArchiveUnavailable, BlobMissing
+from crd.errors import ArchiveError, ArchiveFull, ArchiveInUse, ArchiveUnavailable, BlobMissing
 
 if TYPE_CHECKING:
     from crd.archive.stores.s3_client import Location
@@ -101,7 +101,7 @@ class Lease:
 
         Raises:
             ArchiveInUse: another holds it.
-            ArchiveUnavailable: the store cannot be reached.
+            ArchiveFull, ArchiveUnavailable: the store cannot be written to, or not be reached.
         """
         found = await self._read()
         if found and found.holder not in {"", self._holder}:
@@ -124,7 +124,7 @@ class Lease:
         return first
 
     async def run(self) -> None:
-        """Renew it in time, until it is lost.
+        """Renew it in time, until it is lost; a store that is away, or full, is asked again.
 
         Raises:
             ArchiveInUse: another took it.
@@ -137,7 +137,7 @@ class Lease:
                     self._lost = True
                     self.check()
                 pause = self._seconds / _RENEWALS
-            except ArchiveUnavailable as error:
+            except (ArchiveUnavailable, ArchiveFull) as error:
                 logger.debug("lease: %s", error.message, extra={"event": "archive.lease-late"})
                 pause = min(_WATCH_SECONDS, pause)
 

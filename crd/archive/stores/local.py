@@ -15,17 +15,14 @@ import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-import aiofiles
-
 from crd.archive.threads import in_thread
 from crd.durable import flush_directory
 from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobCorrupt, BlobMissing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from io import FileIO
     from pathlib import Path
-
-    from aiofiles.threadpool.binary import AsyncFileIO
 
     from crd.archive.stores.store import Part
 
@@ -51,12 +48,12 @@ def _translated(path: Path) -> Iterator[None]:
 class LocalUpload:
     """A file under a temporary name, which goes with this object."""
 
-    def __init__(self, path: Path, file: AsyncFileIO, key: str) -> None:
+    def __init__(self, path: Path, file: FileIO, key: str) -> None:
         """Write to a file that was just made; ``LocalStore.create`` makes these."""
         self._path = path
         self._file = file
         self._key = key
-        self._discard = weakref.finalize(self, path.unlink, missing_ok=True)
+        self._discard = weakref.finalize(self, _discard, path, file)
         self._final: Path | None = None
         self._written = self._flushing = 0
 
@@ -83,7 +80,6 @@ class LocalUpload:
         try:
             with _translated(final):
                 await in_thread(self._publish, final)
-                await self._file.close()
         except BaseException:
             await self.abort()
             raise
@@ -102,9 +98,7 @@ class LocalUpload:
     async def abort(self) -> None:
         """Remove the file."""
         with suppress(OSError):
-            await self._file.close()
-        with suppress(OSError):
-            self._discard()
+            await in_thread(self._discard)
         if self._final:
             with suppress(OSError):
                 self._final.unlink()
@@ -145,7 +139,7 @@ class LocalStore:
         path = self._directory / f"{secrets.token_hex(8)}{_TORN}"
         try:
             with _translated(path):
-                return LocalUpload(path, await aiofiles.open(path, "xb", buffering=0, opener=_private), key)
+                return await in_thread(_begun, path, key)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -178,7 +172,12 @@ class LocalStore:
 
     async def is_current(self, key: str) -> bool:
         """All are kept alike."""
-        return await in_thread((self._directory / key).exists)
+        return await in_thread(self._exists, self._directory / key)
+
+    @staticmethod
+    def _exists(path: Path) -> bool:
+        with _translated(path):
+            return path.exists()
 
     async def objects(self) -> dict[str, int]:
         """List the directory, without what is torn, and without what is no file."""
@@ -219,6 +218,17 @@ class LocalStore:
             for path in torn:
                 path.unlink(missing_ok=True)
         return len(torn)
+
+
+def _begun(path: Path, key: str) -> LocalUpload:
+    return LocalUpload(path, open(path, "xb", buffering=0, opener=_private), key)
+
+
+def _discard(path: Path, file: FileIO) -> None:
+    try:
+        file.close()
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _private(path: str, flags: int) -> int:

@@ -306,8 +306,8 @@ class SpooledStore:
         self._answered()
         return answer
 
-    def is_away(self, error: ArchiveUnavailable) -> None:
-        """Be told that the store does not answer."""
+    def is_away(self, error: ArchiveError) -> None:
+        """Be told that the store does not answer, or takes nothing."""
         self._failed(error)
 
     def _failed(self, error: ArchiveError) -> None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 INSTRUCTION = struct.Struct("<HBBI")
 """struct sock_filter: code, jumps if true and if false, operand."""
-INSTRUCTIONS_MAX = 4096
 _PROGRAM = struct.Struct("<H6xQ")
 
 ALLOW, LOG, USER_NOTIFY = 0x7FFF_0000, 0x7FFC_0000, 0x7FC0_0000

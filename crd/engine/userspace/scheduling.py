@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _ATTRIBUTES = struct.Struct("<IIQiIQQQ")  # struct sched_attr, version 0 (sched_setattr(2))
 _IOPRIO_WHO_PROCESS = 1
-_CPU_SET_BYTES = 1024
 _SCHED_DEADLINE = 6
 
 

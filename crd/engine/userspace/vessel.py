@@ -34,7 +34,6 @@ _ACTION = struct.Struct("<4Q")
 _SET_BYTES = 8
 _EXIT_GROUP, _WNOHANG, _WUNTRACED = 231, 1, 2
 _WALL = 0x4000_0000
-_EVERYBODY = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,9 @@ def test_no_socket_of_ours(path: Path, home: Path) -> None:
             Client(path)
     with pytest.raises(DaemonUnavailable, match="cannot be connected to"):
         Client(home / ("x" * 200))
+    (home / "file").touch()
+    with pytest.raises(DaemonUnavailable, match="it is no socket"):
+        Client(home / "file")
 
 
 @pytest.mark.parametrize("answer", [b"", b'{"parameters":', b'{"parameters":{}}'])

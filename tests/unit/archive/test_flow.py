@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import struct
@@ -19,6 +20,7 @@ from crd.archive.pack import BLOCK_BYTES
 from crd.archive.reader import StreamReader
 from crd.archive.stores.memory import MemoryStore, MemoryUpload
 from crd.archive.window import WINDOW_PAGES
+from crd.archive.writer import StreamWriter
 from crd.errors import ArchiveError, ArchiveUnavailable
 from crd.ids import Crid
 from crd.native.memory import PAGE_BYTES
@@ -194,6 +196,24 @@ async def test_a_pump_that_nobody_reads_can_be_cancelled() -> None:
         left = bytes_in(read_end)
         os.close(write_end)
         assert len(await asyncio.to_thread(read_all, read_end)) == left
+
+
+@pytest.mark.parametrize("call", ["eventfd", "pipe2"])
+async def test_who_finds_no_descriptor_left_gives_back_what_it_has(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: int) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    read_end, write_end = os.pipe()
+    there = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        StreamReader(read_end)
+    if call == "eventfd":
+        with pytest.raises(OSError, match="Too many open files"):
+            StreamWriter(write_end)
+    assert os.listdir("/proc/self/fd") == there
+    os.close(read_end)
+    os.close(write_end)
 
 
 async def test_the_callers_pipe_stays_as_it_was() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import random
 from pathlib import Path
 
 import pytest
 
+from crd.archive import keys
 from crd.archive.keys import Key, KeyRing, load_key, load_keys, make_key
 from crd.errors import SettingsError
 
@@ -87,6 +89,16 @@ def test_a_new_key_is_private_and_never_replaces_one(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     with pytest.raises(SettingsError, match="No such"):
         make_key(tmp_path / "missing" / "key")
+
+
+def test_a_key_that_did_not_reach_the_disk_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(keys.os, "fsync", fail)
+    with pytest.raises(SettingsError, match="No space"):
+        make_key(tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_is_never_shown() -> None:

@@ -162,6 +162,29 @@ def is_held(held: Lease) -> bool:
     return True
 
 
+async def test_a_store_that_is_full_is_asked_again_and_costs_no_lease(seaweed: SeaweedServer, tmp_path: Path) -> None:
+    async with FaultyProxy(seaweed.port) as proxy:
+        held = lease(seaweed.location(BUCKET, tmp_path.name, proxy.endpoint), "first")
+        await held.acquire()
+        refused = asyncio.Event()
+
+        def is_full(method: str, _path: str) -> str:
+            if method == "PUT":
+                refused.set()
+            return "full" if method == "PUT" else ""
+
+        proxy.fault = is_full
+        renewing = asyncio.create_task(held.run())
+        await refused.wait()
+        proxy.fault = lambda _method, _path: ""
+        done, _ = await asyncio.wait([renewing], timeout=2.0)
+        assert not done, "whoever forgets images makes room again, and needs the lease for that"
+        held.check()
+        renewing.cancel()
+        with suppress(asyncio.CancelledError):
+            await renewing
+
+
 async def test_an_object_that_is_no_lease(location: Location, seaweed: SeaweedServer) -> None:
     for content in (b"", b"[]", b"{}", b'{"holder": "x", "beat": "y", "seconds": "z", "host": "", "pid": 1}'):
         obstore.put(seaweed.bucket(BUCKET), f"{location.prefix}/host/lease", content)

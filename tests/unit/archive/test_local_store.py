@@ -119,10 +119,37 @@ async def test_a_commit_that_is_cancelled_leaves_nothing(store: LocalStore, home
     assert list(home.iterdir()) == []
 
 
+async def test_an_upload_that_is_cancelled_while_it_begins_leaves_nothing(store: LocalStore, home: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+    original = os.open
+
+    def slowly(*arguments: Any) -> int:
+        reached.set()
+        go_on.wait()
+        return original(*arguments)
+
+    monkeypatch.setattr(local.os, "open", slowly)
+    creating = asyncio.create_task(store.create("a"))
+    await asyncio.to_thread(reached.wait)
+    creating.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert list(home.iterdir()) == []
+
+
+async def test_a_disk_that_fails_when_it_is_asked_for_an_object(store: LocalStore,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", failing(errno.EIO))
+    with pytest.raises(ArchiveUnavailable):
+        await store.is_current("a")
+
+
 async def test_an_upload_that_is_dropped_leaves_nothing(store: LocalStore, home: Path) -> None:
     upload = await store.create("a")
     await upload.write([b"secret"])
-    await upload._file.close()
     del upload
     gc.collect()
     assert list(home.iterdir()) == []

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import types
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +21,10 @@ from crd.archive.stores.memory import MemoryStore, MemoryUpload
 from crd.errors import ArchiveError, ArchiveFull, BlobCorrupt, BlobMissing
 from crd.ids import Crid
 from crd.native.memory import PAGE_BYTES
-from tests.unit.archive.streams import read_image, store_image, stream
+from tests.unit.archive.streams import read_image, store_image, stream, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Generator
 
 
 def packs(store: MemoryStore) -> set[int]:
@@ -118,6 +128,30 @@ async def test_no_pack_is_removed_while_an_image_cannot_be_read() -> None:
         assert store.contents == {}
 
 
+async def test_an_image_that_is_forgotten_while_it_is_about_to_be_read_stands_in_nobodys_way() -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    class SlowStore(MemoryStore):
+        async def read(self, key: str, offset: int, length: int) -> bytes:
+            if key == image_key(1):
+                reached.set()
+                await go_on.wait()
+            return await super().read(key, offset, length)
+
+    store = SlowStore()
+    async with Archive(store) as archive:
+        await store_image(archive, 1, stream(range(8)))
+        await store_image(archive, 2, stream(range(4, 12)), base=1)
+    async with Archive(store, away=True) as archive:
+        arriving = asyncio.create_task(archive.arrive())
+        await reached.wait()
+        await archive.forget(Crid(1))
+        go_on.set()
+        await arriving
+        await archive.forget(Crid(2))
+        assert not packs(store)
+
+
 async def test_an_image_whose_list_of_packs_is_damaged_costs_no_pack() -> None:
     store = MemoryStore()
     async with Archive(store) as archive:
@@ -198,6 +232,56 @@ async def test_a_crid_that_is_taken_changes_nothing() -> None:
             await store_image(archive, 1, stream(range(200)), base=1)
         assert store.contents == before
         assert await read_image(archive, 1) == stream(range(100))
+
+
+@types.coroutine
+def cancelled_at(nth: int, work: Coroutine[Any, Any, object]) -> Generator[Any, None, None]:
+    """Cancel what work waits for when it waits for the nth time."""
+    waits, thrown = 0, None
+    with suppress(StopIteration):
+        while True:
+            awaited = work.throw(thrown) if thrown else work.send(None)
+            waits, thrown = waits + 1, None
+            if waits == nth:
+                awaited.cancel()
+            try:
+                yield awaited
+            except BaseException as error:  # noqa: BLE001  passed on
+                thrown = error
+
+
+async def test_wherever_a_checkpoint_is_cancelled_it_keeps_no_pack_of_others() -> None:
+    kept = False
+
+    async def store_following(archive: Archive, fd: int) -> None:
+        nonlocal kept
+        sink = await archive.sink(Crid(1))
+        try:
+            await sink.drain(fd)
+            await sink.commit(Crid(2))
+            kept = True
+        finally:
+            await asyncio.shield(sink.abort())
+
+    for nth in count(1):
+        store, kept, cancelled = MemoryStore(), False, False
+        async with Archive(store, threads=1) as archive:
+            await store_image(archive, 1, stream(range(8)))
+            read_end, write_end = os.pipe()
+            write_all(write_end, stream(range(4, 12)))  # as much as a pipe takes
+            try:
+                await cancelled_at(nth, store_following(archive, read_end))
+            except asyncio.CancelledError:
+                cancelled = True
+            await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+            os.close(read_end)
+            assert await archive.crids() == [1, 2][:1 + kept]
+            for crid in await archive.crids():
+                await archive.forget(crid)
+            assert not store.contents, f"cancelled when it waited for the {nth}. time"
+        if not cancelled:
+            break
+    assert nth > 5
 
 
 async def test_an_image_of_a_long_history_needs_few_packs() -> None:

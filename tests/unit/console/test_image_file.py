@@ -129,3 +129,11 @@ def test_pid_files(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.pid"]
     with pytest.raises(CrdError, match="cannot be written"):
         write_pid_file(tmp_path / "none" / "a.pid", 7)
+
+
+def test_a_link_that_leads_to_itself_is_no_place_for_an_image(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CrdError, match="Too many levels of symbolic links") as refused, \
+            opened_for_writing(tmp_path / "loop"):
+        pass
+    assert "link" in refused.value.hint

@@ -99,6 +99,11 @@ def test_a_command_that_cannot_be_imported_is_a_mistake() -> None:
         status_of(program, ["none"])
 
 
+def test_who_asks_for_nothing_sees_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(program, []) == 2
+    assert capsys.readouterr().err.startswith("Usage: ")
+
+
 def test_names_that_are_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(program, ["nothing"]) == 2
     assert "No such command 'nothing'" in capsys.readouterr().err

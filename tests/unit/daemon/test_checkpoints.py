@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from crd.daemon.checkpoints import Checkpoints, Order
 from crd.daemon.handlers import Handlers
 from crd.daemon.meter import Meter
 from crd.engine.api import CheckpointOptions
-from crd.errors import Busy, CrdError, FreezeTimeout, TargetUnsupported
+from crd.errors import Busy, CrdError, FreezeTimeout, TargetNotFound, TargetUnsupported
 from crd.metrics.names import Metrics
 from tests.unit.daemon.test_scheduler import FakeClock
 
@@ -52,6 +53,25 @@ async def test_an_attempt_that_fails_is_ended(tmp_path: Path, error: Exception, 
     assert (last.state, last.error, last.pid) == (state, code, 7)
     with metrics.of("web") as counted:
         assert counted.results[state] == counted.failures[code] == 2
+
+
+async def test_nobody_waits_for_a_look_at_all_processes(tmp_path: Path) -> None:
+    on_its_way = threading.Event()
+
+    def find(_target: object) -> SimpleNamespace:
+        assert threading.current_thread() is not threading.main_thread()
+        on_its_way.set()
+        raise TargetNotFound
+
+    metrics = Metrics()
+    metrics.add_target("web")
+    async with await Catalog.open(f"sqlite:///{tmp_path}/catalog.db", "here") as catalog:
+        checkpoints = Checkpoints(SimpleNamespace(), catalog, metrics, FakeClock(),
+                                  Meter(Archive(MemoryStore()), None, metrics), 1, lambda _name: None,
+                                  SimpleNamespace(find=find))
+        with pytest.raises(TargetNotFound):
+            await checkpoints.take(OPTIONS, Order(target=SimpleNamespace(name="web")))
+    assert on_its_way.is_set()
 
 
 @pytest.mark.parametrize("running", [False, True])

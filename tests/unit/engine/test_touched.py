@@ -7,12 +7,15 @@ import os
 import resource
 from typing import TYPE_CHECKING
 
+import pytest
+
 from crd.engine.userspace.touched import Touched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _PAGES = 200
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 def in_a_fork(work: Callable[[], int]) -> int:
@@ -42,33 +45,28 @@ def faults_of_a_stop(touched: Touched, memory: mmap.mmap) -> int:
     return found
 
 
-def test_what_one_worker_copies_in_its_stop_the_next_copies_before() -> None:
-    with mmap.mmap(-1, _PAGES * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        memory.write(bytes(len(memory)))
-        touched = Touched()
-        assert in_a_fork(lambda: faults_of_a_stop(touched, memory)) >= _PAGES
-        assert in_a_fork(lambda: faults_of_a_stop(touched, memory)) < _PAGES // 4
-
-
-def test_what_others_touch_later_is_learned_by_the_one_after() -> None:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    with mmap.mmap(-1, _PAGES * mmap.PAGESIZE, flags=flags) as one, mmap.mmap(
-            -1, _PAGES * mmap.PAGESIZE, flags=flags) as other:
+@pytest.fixture
+def memories() -> Iterator[tuple[mmap.mmap, mmap.mmap]]:
+    """Two memories whose pages are there."""
+    with (mmap.mmap(-1, _PAGES * mmap.PAGESIZE, flags=_PRIVATE) as one,
+          mmap.mmap(-1, _PAGES * mmap.PAGESIZE, flags=_PRIVATE) as other):
         for memory in (one, other):
             memory.write(bytes(len(memory)))
-        touched = Touched()
-        faults = [in_a_fork(lambda memory=memory: faults_of_a_stop(touched, memory))
-                  for memory in (one, one, other, other, other, one)]
-        assert [n >= _PAGES for n in faults] == [True, False, True, False, False, False]
+        yield one, other
 
 
-def test_after_some_lessons_no_worker_takes_the_time_to_leave_word() -> None:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    with mmap.mmap(-1, _PAGES * mmap.PAGESIZE, flags=flags) as one, mmap.mmap(
-            -1, _PAGES * mmap.PAGESIZE, flags=flags) as other:
-        for memory in (one, other):
-            memory.write(bytes(len(memory)))
-        touched = Touched()
-        faults = [in_a_fork(lambda memory=memory: faults_of_a_stop(touched, memory))
-                  for memory in (one, one, one, one, other, other)]
-        assert [n >= _PAGES for n in faults] == [True, False, False, False, True, True]
+def test_what_one_worker_copies_in_its_stop_the_next_copies_before(memories: tuple[mmap.mmap, mmap.mmap]) -> None:
+    touched, memory = Touched(), memories[0]
+    assert in_a_fork(lambda: faults_of_a_stop(touched, memory)) >= _PAGES
+    assert in_a_fork(lambda: faults_of_a_stop(touched, memory)) < _PAGES // 4
+
+
+@pytest.mark.parametrize(("stops", "learned_anew"), [
+    ([0, 0, 1, 1, 1, 0], [True, False, True, False, False, False]),
+    ([0, 0, 0, 0, 1, 1], [True, False, False, False, True, True])],
+    ids=["by the one after", "no more after some lessons, which take time"])
+def test_what_others_touch_later_is_learned(memories: tuple[mmap.mmap, mmap.mmap], stops: list[int],
+                                            learned_anew: list[bool]) -> None:
+    touched = Touched()
+    faults = [in_a_fork(lambda which=which: faults_of_a_stop(touched, memories[which])) for which in stops]
+    assert [n >= _PAGES for n in faults] == learned_anew

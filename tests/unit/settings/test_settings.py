@@ -134,6 +134,10 @@ def test_targets_that_are_added_are_checked_alike() -> None:
     assert check_target("web", {"pid": 1, "every": "90s"}).every == 90
     with pytest.raises(SettingsError):
         check_target("web", {"pid": 1})
+    with pytest.raises(SettingsError, match="target web: every: write a duration such as 30s"):
+        check_target("web", {"pid": 1, "every": "soon"})
+    with pytest.raises(SettingsError, match=r"target web: pid: .* 4194304"):
+        check_target("web", {"pid": 1 << 23, "every": "90s"})
 
 
 def test_units_and_control_groups_are_named_as_people_do() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,20 +121,18 @@ def test_limits_and_timers(proc: Path) -> None:
     assert (second.timer_id, second.tid, second.clock) == (4, 9, -6)
 
 
-def test_words_vector_and_cgroups(proc: Path) -> None:
+def test_words_and_cgroups(proc: Path) -> None:
     (proc / "cmdline").write_bytes(b"prog\0\0last\0")
     (proc / "environ").write_bytes(b"")
-    (proc / "auxv").write_bytes(struct.pack("<6Q", 33, 0x7fff0000, 6, 4096, 0, 0))
     (proc / "cgroup").write_text("6:cpu,freezer:/a:b\n1:name=systemd:/\n0::/user.slice\n")
     assert procfs.command_line(PID) == ["prog", "", "last"]
     assert procfs.environment(PID) == []
-    assert procfs.auxiliary_vector(PID) == {33: 0x7fff0000, 6: 4096}
     assert procfs.cgroups(PID) == {"cpu,freezer": "/a:b", "name=systemd": "/", "": "/user.slice"}
 
 
 READERS: dict[str, Callable[[int], object]] = {
     "stat": procfs.stat, "status": lambda pid: procfs.status(pid).uids, "maps": procfs.maps, "limits": procfs.limits,
-    "smaps": procfs.vm_flags, "timers": procfs.posix_timers, "auxv": procfs.auxiliary_vector,
+    "smaps": procfs.vm_flags, "timers": procfs.posix_timers,
     "fdinfo/3": lambda pid: procfs.fdinfo(pid, 3), "oom_score_adj": lambda pid: procfs.number(pid, "oom_score_adj"),
     "personality": lambda pid: procfs.hexadecimal(pid, "personality"), "task/7/children": procfs.children,
 }
@@ -179,7 +176,6 @@ def test_a_real_process_from_all_sides(tmp_path: Path) -> None:
         assert procfs.children(os.getpid()).count(pid) == 1
         assert pid in set(procfs.pids())
         assert procfs.namespaces(pid) == procfs.namespaces(os.getpid())
-        assert procfs.auxiliary_vector(pid)[6] == os.sysconf("SC_PAGESIZE")
         code = next(entry for entry in procfs.maps(pid) if entry.path.endswith("/counter"))
         assert procfs.map_file_link(pid, code) == code.path
         assert procfs.map_file_stat(pid, code).st_ino == code.inode
