@@ -22,6 +22,8 @@ COMMANDS = {
     "attach": Lazy("crd.cli.cmd_attach:attach", "Sit down at the terminal of restarted tasks."),
     "forget": Lazy("crd.cli.cmd_forget:forget", "Forget images, by name or by the rules."),
     "pin": Lazy("crd.cli.cmd_pin:pin", "Keep an image from being forgotten."),
+    "tag": Lazy("crd.cli.cmd_tag:tag", "Give an image tags, or take some away."),
+    "note": Lazy("crd.cli.cmd_note:note", "Note something about an image."),
     "verify": Lazy("crd.cli.cmd_verify:verify", "Check an image, or that it can be restarted."),
     "scrub": Lazy("crd.cli.cmd_scrub:scrub", "Check everything that is stored."),
     "export": Lazy("crd.cli.cmd_export:export_", "Write an image to a file."),

@@ -22,7 +22,7 @@ from crd.errors import (
     ImageInUse,
     ImageNotFound,
 )
-from crd.ids import parse_image_ref, parse_target_name
+from crd.ids import parse_image_ref, parse_note, parse_tag, parse_target_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -67,6 +67,17 @@ class UpkeepHandlers:
     async def _on_Pin(self, *, peer: Peer, more: More | None, reference: str, pinned: bool) -> dict[str, Any]:  # noqa: ARG002, N802
         image = await self._here(peer, reference)
         return {"image": image_json(await self._app.catalog.images.pin(image.crid, pinned=pinned))}
+
+    async def _on_Tag(self, *, peer: Peer, more: More | None, reference: str, add: list[str] | None,  # noqa: ARG002, N802
+                      remove: list[str] | None) -> dict[str, Any]:
+        added = [parse_tag(tag) for tag in add or ()]
+        image = await self._here(peer, reference)
+        return {"image": image_json(await self._app.catalog.images.tag(image.crid, added, remove or ()))}
+
+    async def _on_Note(self, *, peer: Peer, more: More | None, reference: str, text: str | None) -> dict[str, Any]:  # noqa: ARG002, N802
+        note = None if text is None else parse_note(text)
+        image = await self._here(peer, reference)
+        return {"image": image_json(await self._app.catalog.images.note(image.crid, note))}
 
     async def _on_Forget(self, *, peer: Peer, more: More | None, references: list[str] | None,  # noqa: ARG002, N802
                          target: str | None, dry_run: bool | None) -> dict[str, Any]:

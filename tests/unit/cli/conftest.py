@@ -28,7 +28,7 @@ IMAGE = {
     "stored_bytes": 1536, "stop_seconds": 0.0021, "duration_seconds": 0.25, "digest": "ab" * 32, "tags": ["night"],
     "header": {"magic": "0x00feed0cc0a2d200", "kernel": "6.18.0", "rev": 14, "flags": 0, "time": 1_795_000_000,
                "release": "6.18.0-crd", "version": "#1", "machine": "x86_64"},
-    "pinned": True, "verified_at": None, "damage": None}
+    "pinned": True, "verified_at": None, "damage": None, "note": "as it was\x1b[2J"}
 VERDICT = {"crid": 42, "target": "web", "taken_at": "2026-11-23T10:00:00.5+00:00", "stored_bytes": 1536, "keep": True,
            "reasons": ["last 1 of 3", "daily 1 of 7"], "error": None}
 SHARING = {"own_pages": 12, "own_packs": 1, "shared_pages": 3000, "shared_packs": 2}
@@ -69,6 +69,7 @@ class Daemon:
             "RemoveTarget": [{}], "HoldTarget": [{}], "ResumeTarget": [{}],
             "Checkpoint": [{"stage": "memory", "bytes": 4096}, {"image": IMAGE}], "ListImages": [{"images": [IMAGE]}],
             "GetImage": [{"image": IMAGE, "retention": VERDICT, "sharing": SHARING}], "Pin": [{"image": IMAGE}],
+            "Tag": [{"image": IMAGE}], "Note": [{"image": IMAGE}],
             "Forget": [{"verdicts": [VERDICT]}], "Verify": [{"image": IMAGE}],
             "Adopt": [{"images": 2, "adopted": 1, "failed": 0, "crid": 42},
                       {"images": 2, "adopted": 1, "failed": 1, "crid": 43, "message": "it is \x1b damaged"},

@@ -162,6 +162,29 @@ class TestImages:
         since = datetime.fromisoformat(daemon.parameters["since"])
         assert 0 <= (since - before).total_seconds() + 600 < 60
 
+    def test_tags(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl("images", "--tag", "night").splitlines()[1].endswith("ok, pinned [night]")
+        assert daemon.parameters == {"tag": "night"}
+        assert crctl.json("tag", "42", "good", "before upgrade", "--remove", "bad", "--remove", "x\x1b") == IMAGE
+        assert daemon.parameters == {"reference": "42", "add": ["good", "before upgrade"], "remove": ["bad", "x\x1b"]}
+        assert crctl("tag", "42", "--remove", "bad") == ""
+        assert daemon.parameters == {"reference": "42", "add": [], "remove": ["bad"]}
+
+    def test_notes(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("note", "42", "before", "the upgrade") == IMAGE
+        assert daemon.parameters == {"reference": "42", "text": "before the upgrade"}
+        assert crctl("note", "--remove", "42") == ""
+        assert daemon.parameters == {"reference": "42"}
+        assert "as it was\\x1b[2J" in crctl("show", "42")
+
+    @pytest.mark.parametrize("words", [
+        ("tag", "42"), ("tag", "???", "good"), ("tag", "42", ""), ("tag", "42", " good"), ("tag", "42", "a\nb"),
+        ("tag", "42", "x" * 129), ("note", "42"), ("note", "42", "text", "--remove"), ("note", "42", ""),
+        ("note", "42", "a\x1b[2J"), ("note", "42", "a\udc80"), ("note", "42", "x" * 1001), ("note", "???", "text")])
+    def test_words_that_nobody_shall_read(self, crctl: Crctl, daemon: Daemon, words: tuple[str, ...]) -> None:
+        crctl.error(*words, status=2)
+        assert not daemon.calls
+
     @pytest.mark.parametrize("words", [("--since", "yesterday"), ("--limit", "0"), ("a/b",)])
     def test_what_makes_no_sense(self, crctl: Crctl, daemon: Daemon, words: tuple[str, ...]) -> None:
         crctl.error("images", *words, status=2)
