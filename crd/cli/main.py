@@ -21,6 +21,7 @@ COMMANDS = {
     "restart": Lazy("crd.cli.cmd_restart:restart", "Queue the restart of an image."),
     "attach": Lazy("crd.cli.cmd_attach:attach", "Sit down at the terminal of restarted tasks."),
     "forget": Lazy("crd.cli.cmd_forget:forget", "Forget images, by name or by the rules."),
+    "sweep": Lazy("crd.cli.cmd_sweep:sweep", "Remove what no image needs any more."),
     "pin": Lazy("crd.cli.cmd_pin:pin", "Keep an image from being forgotten."),
     "tag": Lazy("crd.cli.cmd_tag:tag", "Give an image tags, or take some away."),
     "note": Lazy("crd.cli.cmd_note:note", "Note something about an image."),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from crd.api.channel import Channel
     from crd.catalog.rows import Image
     from crd.daemon.app import App
+    from crd.daemon.retention import Swept
     from crd.daemon.scheduler import ScheduledTarget
     from crd.daemon.scrub import Scrubbed
     from crd.engine.rehearsal import Rehearsal
@@ -104,6 +105,11 @@ class UpkeepHandlers:
         retention = self._app.retention
         act = retention.verdicts if dry_run else retention.apply
         return [verdict for target in targets for verdict in await act(target)]
+
+    async def _on_Sweep(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
+        need_admin(peer)
+        swept: Swept = await asyncio.shield(self._app.start(self._app.retention.sweep()))
+        return swept._asdict() | {"hindrance": swept.hindrance or None}
 
     async def _on_Verify(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                          restart: bool | None) -> dict[str, Any]:

@@ -91,6 +91,7 @@ STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "SaveForShutdown": ({"unit": "counter.service"}, DENIED),
     "Scrub": ({}, DENIED),
     "Serve": ({"listener": 0}, "api.bad-request"),
+    "Sweep": ({}, DENIED),
     "Tag": ({"reference": "1", "add": ["mine"]}, NO_IMAGE),
     "Verify": ({"reference": "1", "restart": True}, NO_IMAGE),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,10 +13,26 @@ from crd.archive.manifest import HEAD
 from crd.archive.names import image_key, numbered, pack_key
 from crd.archive.references import Sharing
 from crd.archive.stores.memory import MemoryStore, MemoryUpload
-from crd.errors import ArchiveError, ArchiveFull, BlobCorrupt, BlobMissing
+from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobCorrupt, BlobMissing
 from crd.ids import Crid
 from crd.native.memory import PAGE_BYTES
 from tests.unit.archive.streams import read_image, store_image, stream
+
+
+class AwayStore(MemoryStore):
+    """Removes nothing, and makes no image visible, while it is away."""
+
+    away = False
+
+    async def delete(self, key: str) -> None:
+        if self.away:
+            raise ArchiveUnavailable("it is away")
+        await super().delete(key)
+
+    async def create(self, key: str) -> MemoryUpload:
+        if self.away and key.endswith(".image"):
+            raise ArchiveUnavailable("it is away")
+        return await super().create(key)
 
 
 def packs(store: MemoryStore) -> set[int]:
@@ -111,9 +129,13 @@ async def test_no_pack_is_removed_while_an_image_cannot_be_read() -> None:
     async with Archive(store) as archive:
         await archive.forget(Crid(1))
         assert len(packs(store)) == 2, "image 2 may need them"
+        assert await archive.sweep() == []
+        assert "image 2 cannot be read" in archive.hindrance
         store.contents[image_key(2)] = whole
         assert await read_image(archive, 2) == stream(range(50, 150))
         await archive.forget(Crid(2))
+        assert not archive.hindrance
+        assert len(await archive.sweep()) == 1, "what is known of"
     async with Archive(store):
         assert store.contents == {}
 
@@ -187,6 +209,40 @@ async def test_a_commit_that_fails_leaves_no_pack() -> None:
         with pytest.raises(ArchiveFull):
             await store_image(archive, 1, stream(range(100)))
         assert store.contents == {}
+
+
+@given(HISTORIES, st.data())
+@settings(max_examples=60, deadline=None)
+async def test_a_sweep_removes_what_a_store_that_was_away_had_to_keep(history: list[tuple[object, ...]],
+                                                                     data: st.DataObject) -> None:
+    """While images are under way, too: what they share is held for them."""
+    store, there, sink = AwayStore(), dict[int, bytes](), None
+    async with Archive(store) as archive:
+        for crid, step in enumerate(history, 1):
+            store.away = data.draw(st.booleans(), "away")
+            match step:
+                case ("store", list(numbers), int(base)):
+                    with contextlib.suppress(ArchiveUnavailable):
+                        await store_image(archive, crid, stream(numbers), base)
+                        there[crid] = stream(numbers)
+                case ("forget", int(which)):
+                    with contextlib.suppress(ArchiveUnavailable):
+                        await archive.forget(Crid(which))
+                    if image_key(which) not in store.contents:
+                        there.pop(which, None)
+                case _:
+                    with contextlib.suppress(ArchiveUnavailable):
+                        await archive.sweep()
+                    if sink is None and there:
+                        sink = await archive.sink(Crid(max(there)))
+        store.away = False
+        await archive.sweep()
+        for crid, content in there.items():
+            assert await read_image(archive, crid) == content
+        if sink:
+            await sink.abort()
+        await archive.sweep()
+        assert len(packs(store)) == len({pack for crid in there for pack, _ in await archive._references.sound(crid)})
 
 
 async def test_a_crid_that_is_taken_changes_nothing() -> None:

@@ -33,6 +33,7 @@ VERDICT = {"crid": 42, "target": "web", "taken_at": "2026-11-23T10:00:00.5+00:00
            "reasons": ["last 1 of 3", "daily 1 of 7"], "error": None}
 SHARING = {"own_pages": 12, "own_packs": 1, "shared_pages": 3000, "shared_packs": 2}
 SCRUBBED = {"images": 2, "checked": 2, "bytes": 4096, "damaged": []}
+SWEPT = {"images": 1, "packs": 2, "bytes": 4096, "requests": 3, "hindrance": None}
 REQUEST = {
     "number": 7, "host": "db1", "crid": 42, "state": "queued", "pids": "original", "files": "keep", "tcp": "auto",
     "stdio": "pty", "force_version": False, "uid": 0, "requested_at": "2026-11-23T10:00:00+00:00", "started_at": None,
@@ -69,7 +70,7 @@ class Daemon:
             "RemoveTarget": [{}], "HoldTarget": [{}], "ResumeTarget": [{}],
             "Checkpoint": [{"stage": "memory", "bytes": 4096}, {"image": IMAGE}], "ListImages": [{"images": [IMAGE]}],
             "GetImage": [{"image": IMAGE, "retention": VERDICT, "sharing": SHARING}], "Pin": [{"image": IMAGE}],
-            "Tag": [{"image": IMAGE}], "Note": [{"image": IMAGE}],
+            "Sweep": [SWEPT], "Tag": [{"image": IMAGE}], "Note": [{"image": IMAGE}],
             "Forget": [{"verdicts": [VERDICT]}], "Verify": [{"image": IMAGE}],
             "Adopt": [{"images": 2, "adopted": 1, "failed": 0, "crid": 42},
                       {"images": 2, "adopted": 1, "failed": 1, "crid": 43, "message": "it is \x1b damaged"},

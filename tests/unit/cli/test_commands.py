@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crd.errors import AccessDenied, BlobCorrupt, Busy, SettingsError, TargetUnsupported
-from tests.unit.cli.conftest import IMAGE, OBSTACLE, PLAN, PROBLEM, REQUEST, SCRUBBED, SHARING, STATUS, TARGET, VERDICT
+from tests.unit.cli.conftest import (
+    IMAGE,
+    OBSTACLE,
+    PLAN,
+    PROBLEM,
+    REQUEST,
+    SCRUBBED,
+    SHARING,
+    STATUS,
+    SWEPT,
+    TARGET,
+    VERDICT,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -348,6 +360,16 @@ class TestIntegrity:
         assert crctl("scrub") == "2 images, 4 KiB read; damaged: none\n"
         daemon.replies["Scrub"] = [{**SCRUBBED, "damaged": [7]}]
         assert crctl("scrub", status=1).endswith("damaged: 7\n")
+
+
+    def test_sweep(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("sweep") == SWEPT
+        assert crctl("sweep") == "4 KiB given back, of 1 forgotten images and 2 packs; 3 old restart requests dropped\n"
+        daemon.replies["Sweep"] = [SWEPT | {"images": 0, "packs": 0, "bytes": 0, "requests": 0}]
+        assert crctl("sweep") == "There was nothing to remove.\n"
+        daemon.replies["Sweep"] = [SWEPT | {"hindrance": "image 7 \x1b cannot be read"}]
+        crctl("sweep", status=3)
+        assert crctl.err == "packs had to stay: image 7 \\x1b cannot be read\n"
 
 
 class TestRequests:
