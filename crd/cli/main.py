@@ -17,6 +17,7 @@ COMMANDS = {
     "checkpoint": Lazy("crd.cli.cmd_checkpoint:checkpoint", "Take an image now."),
     "images": Lazy("crd.cli.cmd_images:images", "List images."),
     "show": Lazy("crd.cli.cmd_show:show", "Show an image."),
+    "diff": Lazy("crd.cli.cmd_diff:diff", "Show what differs between two images."),
     "run": Lazy("crd.cli.cmd_run:run", "Start a program that can checkpoint itself."),
     "restart": Lazy("crd.cli.cmd_restart:restart", "Queue the restart of an image."),
     "attach": Lazy("crd.cli.cmd_attach:attach", "Sit down at the terminal of restarted tasks."),

@@ -71,6 +71,7 @@ STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "CancelRequest": ({"number": 1}, "catalog.request-not-found"),
     "Check": ({"pid": "roots"}, DENIED),
     "Checkpoint": ({"pid": "roots"}, DENIED),
+    "Diff": ({"references": ["1", "1"]}, NO_IMAGE),
     "Export": ({"reference": "1"}, DENIED),
     "Forget": ({"references": ["1"]}, NO_IMAGE),
     "GetImage": ({"reference": "1"}, NO_IMAGE),
@@ -224,6 +225,10 @@ def test_a_user_acts_on_what_ran_as_that_user(daemon: RunningDaemon, home: Path)
         for uid, images in ((USER, [crid]), (OTHER, [])):
             _, listed = call_as(daemon, uid, "ListImages", tag="good")
             assert [image["crid"] for image in listed["images"]] == images
+        assert call_as(daemon, OTHER, "Diff", references=[str(crid)] * 2)[0] == NO_IMAGE
+        for mixed in (["1", str(crid)], [str(crid), "1"]):
+            assert call_as(daemon, USER, "Diff", references=mixed)[0] == NO_IMAGE, "the other one is root's"
+        assert call_as(daemon, USER, "Diff", references=[str(crid)] * 2)[1]["total"]["mappings"] == 0
         for bad in ("x" * 1001, "a\x1b[2Jb", "a\nb", ""):
             assert call_as(daemon, USER, "Note", reference=str(crid), text=bad)[0] == "api.bad-request"
             assert call_as(daemon, USER, "Tag", reference=str(crid), add=[bad])[0] == "api.bad-request"

@@ -8,6 +8,7 @@ import pytest
 
 from crd.errors import AccessDenied, BlobCorrupt, Busy, SettingsError, TargetUnsupported
 from tests.unit.cli.conftest import (
+    DIFFERENCE,
     IMAGE,
     OBSTACLE,
     PLAN,
@@ -196,6 +197,28 @@ class TestImages:
     def test_words_that_nobody_shall_read(self, crctl: Crctl, daemon: Daemon, words: tuple[str, ...]) -> None:
         crctl.error(*words, status=2)
         assert not daemon.calls
+
+    def test_diff(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("diff", "42", "web@latest", "--limit", "7") == DIFFERENCE
+        assert daemon.parameters == {"references": ["42", "web@latest"], "limit": 7}
+        text = crctl("diff", "42", "43")
+        assert daemon.parameters["limit"] == 100
+        lines = [" ".join(line.split()) for line in text.splitlines()]
+        for line in (
+                "image 42 43", "target web -",
+                "Taken 30 s later; 3 pages changed (12 KiB), 2 pages added (8 KiB), 1 pages removed (4 KiB), 100 equal",
+                "5 new\\x1b new 2", "6 old gone 2", "7 cat was sh 3 -> 2 (2 gone, 1 new)",
+                "Mappings that differ: 9, these are the first 3", "7 1000-4000 rw-p was 1000-3000 3 2 - [heap]",
+                "7 1000-3000 rw-p gone - - 1 /lib", "7 1000-3000 r--p was rw-p [heap] - - - [heap]",
+                "Open files that differ: 3", "7 3 - 10 -> 20 /log\\x1b[2J",
+                "7 4 was /log\\x1b[2J flags were 0o2001 10 -> - [pipe]", "7 5 new 10 /log\\x1b[2J"):
+            assert line in lines
+        assert "kernel" not in text, "it is the same"
+        nothing = {"total": dict.fromkeys(DIFFERENCE["total"], 0), "tasks": [], "memory": [], "files": []}
+        daemon.replies["Diff"] = [DIFFERENCE | nothing]
+        assert crctl("diff", "42", "43").endswith("Tasks, mappings and open files are the same.\n")
+        for words in (("42",), ("42", "43", "44"), ("42", "???"), ("42", "43", "--limit", "0")):
+            crctl.error("diff", *words, status=2)
 
     @pytest.mark.parametrize("words", [("--since", "yesterday"), ("--limit", "0"), ("a/b",)])
     def test_what_makes_no_sense(self, crctl: Crctl, daemon: Daemon, words: tuple[str, ...]) -> None:
