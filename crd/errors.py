@@ -454,6 +454,13 @@ class ImageElsewhere(CatalogError):
     exit_status = EXIT_UNSUPPORTED
 
 
+class TagNotFound(CatalogError):
+    """The image has no such tag."""
+
+    code = "catalog.tag-not-found"
+    exit_status = EXIT_NOT_FOUND
+
+
 class RequestNotFound(CatalogError):
     """There is no such restart request."""
 

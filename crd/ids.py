@@ -1,4 +1,4 @@
-"""Identifiers that people and programs write: crids, target names, image references.
+"""Identifiers that people and programs write: crids, target names, image references, and words about images.
 
 An **image reference** names one image: ``42``, ``web@latest``, ``web@"10 min ago"``,
 ``web@2026-11-23T10:00`` or ``host/42`` (``interfaces.md`` section 2).
@@ -21,6 +21,8 @@ TargetName = NewType("TargetName", str)
 CRID_MAX = 2**63 - 1
 _TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 _AGO = re.compile(r"(\d+)\s*(s|sec|seconds?|m|min|minutes?|h|hours?|d|days?)\s+ago")
+_TAG_CHARACTERS = 128
+_NOTE_CHARACTERS = 1000
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -47,6 +49,35 @@ def parse_target_name(text: str) -> TargetName:
         return TargetName(text)
     raise BadRequest(f"{text!r} cannot name a target",
                      hint="Use up to 64 letters, digits and _ . : - and no digits alone.")
+
+
+def parse_tag(text: str) -> str:
+    """Check a tag: 1 to 128 printable characters, no space at either end.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    return _checked_words(text, "tag", _TAG_CHARACTERS)
+
+
+def parse_note(text: str) -> str:
+    """Check a note: 1 to 1000 printable characters, so that it is one line, no space at either end.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    return _checked_words(text, "note", _NOTE_CHARACTERS)
+
+
+def _checked_words(text: str, what: str, characters: int) -> str:
+    if not 0 < len(text) <= characters:
+        raise BadRequest(f"a {what} of {len(text)} characters", hint=f"Use 1 to {characters}.")
+    if bad := next((letter for letter in text if not letter.isprintable()), None):
+        raise BadRequest(f"a {what} cannot hold the character U+{ord(bad):04X}",
+                         hint="Write one line of printable characters.")
+    if text != text.strip():
+        raise BadRequest(f"a {what} neither begins nor ends with a space")
+    return text
 
 
 @dataclass(frozen=True, slots=True)

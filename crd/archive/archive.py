@@ -136,13 +136,31 @@ class Archive:
         """Open an image; raises as ``open_source``."""
         return await open_source(self._store, self._references, crid, threads=self._threads)
 
-    async def forget(self, crid: Crid) -> None:
-        """Remove an image durably, and what no other needs; nothing if there is none."""
+    async def forget(self, crid: Crid) -> list[str]:
+        """Remove an image durably, and what no other needs; nothing if there is none.
+
+        Returns:
+            The keys of what is not there any more, be it that it was not there before.
+        """
         self._heads.drop(crid)
         await self._store.delete(image_key(crid))
-        await self._references.forget(crid)
+        packs = await self._references.forget(crid)
         if self._reserve:
             await in_thread(self._reserve.take)  # before the next image has the room
+        return [image_key(crid), *map(pack_key, packs)]
+
+    async def sweep(self) -> list[str]:
+        """Remove what no image needs and what could not be removed when that came to be; return the keys."""
+        return [pack_key(pack) for pack in await self._references.sweep()]
+
+    @property
+    def hindrance(self) -> str:
+        """Why nothing but images is removed just now; empty: nothing keeps us from it."""
+        return self._references.hindrance
+
+    async def objects(self) -> dict[str, int]:
+        """Return the keys of all that is there, with their bytes; raises ArchiveUnavailable."""
+        return await self._store.objects()
 
     async def crids(self) -> list[Crid]:
         """Return the images that are there whole, in ascending order."""

@@ -21,6 +21,20 @@ Stretch = tuple[int, int | None]
 """Pages one after the other: how many, and which of the followed image's the first is (None: they are told)."""
 
 
+def heads_of(literals: bytes | bytearray) -> Iterator[tuple[int, memoryview, int, int]]:
+    """Yield of each record of an image its type, what of its payload is literal, its first page, and how many it has.
+
+    Args:
+        literals: of the image (``crd.archive.manifest``).
+    """
+    at = page = 0
+    while at + FRAME.size <= len(literals):
+        kind, length = FRAME.unpack_from(literals, at)
+        end, n_pages = at + FRAME.size + length % PAGE_BYTES, length // PAGE_BYTES
+        yield kind, memoryview(literals)[at + FRAME.size:end], page, n_pages
+        at, page = end, page + n_pages
+
+
 class MemoryMap:
     """Where the pages of a stream were in memory."""
 
@@ -31,13 +45,9 @@ class MemoryMap:
             ArchiveError: what is before their pages is longer than a page; no engine of this version writes such.
         """
         self._runs: dict[int, list[tuple[int, int, int]]] = {}
-        at = page = 0
-        while at + FRAME.size <= len(literals):
-            kind, length = FRAME.unpack_from(literals, at)
-            short = length % PAGE_BYTES
+        for kind, head, page, n_pages in heads_of(literals):
             if kind == Pages.record_type:
-                self._add(memoryview(literals)[at + FRAME.size:at + FRAME.size + short], page, length // PAGE_BYTES)
-            at, page = at + FRAME.size + short, page + length // PAGE_BYTES
+                self._add(head, page, n_pages)
 
     def _add(self, head: memoryview, page: int, n_pages: int) -> None:
         try:

@@ -219,19 +219,38 @@ class References:
                 await asyncio.shield(self.forget(crid))
             raise
 
-    async def forget(self, crid: int) -> None:
-        """Take note that an image is gone from the store; what only it needed is deleted."""
+    async def forget(self, crid: int) -> list[int]:
+        """Take note that an image is gone from the store; delete, and return, the packs that only it needed."""
         if not self.are_known:
             self._since.add(crid)
         packs = {pack for pack, _ in await self._doubting(partial(self._needs.of, crid)) or []}
-        gone = await self._remove(packs, but_for=crid)  # first: there may be no room to note anything
         self._leaving.add(crid)
-        for left in [*self._leaving]:  # there was no room, perhaps, when it was to
+        gone = await self._remove(packs, but_for=crid)  # first: there may be no room to note anything
+        await self._leave()
+        await in_thread(self._needs.bury, gone)
+        gone += await self._remove(packs.difference(gone))  # those that were held a moment ago
+        self._unreadable.discard(crid)
+        return gone
+
+    async def _leave(self) -> None:
+        """Know nothing any more of images that are gone: there was no room, perhaps, when they went."""
+        for left in [*self._leaving]:
             await self._doubting(partial(self._needs.leave, left))
             self._leaving.discard(left)
-        await in_thread(self._needs.bury, gone)
-        await self._remove(packs.difference(gone))  # those that were held a moment ago
-        self._unreadable.discard(crid)
+
+    async def sweep(self) -> list[int]:
+        """Delete, and return, packs that no image needs and that could not be deleted when that came to be."""
+        await self._leave()
+        return await self._remove(await in_thread(self._needs.dead))
+
+    @property
+    def hindrance(self) -> str:
+        """Why no pack is deleted, whoever needs it; empty: nothing keeps us from it."""
+        if not self.are_known:
+            return f"{self._store.describe()} has not been read yet"
+        if self._unreadable:
+            return f"image {min(self._unreadable)} cannot be read, and may need any of them until it is forgotten"
+        return "what images need is known only after the next start" if self._damaged else ""
 
     async def _remove(self, packs: Iterable[int], but_for: int | None = None) -> list[int]:
         """Delete, and return, those packs that no image needs, or none but that one; nobody holds them from now on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+from array import array
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -11,6 +12,7 @@ from itertools import cycle, groupby
 from typing import TYPE_CHECKING
 
 from crd.archive import manifest, pack
+from crd.archive.comparison import PageHashes
 from crd.archive.names import image_key, pack_key
 from crd.archive.threads import in_thread, to_end
 from crd.archive.window import BLOCK_MASK, WINDOW_PAGES, windows
@@ -20,7 +22,6 @@ from crd.native.frames import blocks_of
 from crd.native.memory import PAGE_BYTES
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import AsyncIterator, Iterator
 
     from crd.archive.manifest import Manifest
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from crd.archive.references import References
     from crd.archive.stores.store import Store
     from crd.archive.window import Blocks, Window
+    from crd.native.pages import PageKey
 
 _READ_BYTES = 4 << 20
 _GAP_BYTES = 32 << 10
@@ -61,11 +63,7 @@ class ImageSource:
             BlobMissing, ArchiveUnavailable: it cannot be read.
         """
         with _about(self._key):
-            if self.manifest.digest.hex() != digest:
-                raise BlobCorrupt("it holds another image than the catalog says")
-            await self._load()
-            if await in_thread(self._digest) != self.manifest.digest:
-                raise BlobCorrupt("its packs are not those that it was made with")
+            await self._load_checked(digest)
         checking: asyncio.Task[None] | None = None
         try:
             for place, numbers in self._all_blocks().items():
@@ -88,6 +86,14 @@ class ImageSource:
 
     def _all_blocks(self) -> dict[int, list[int]]:
         return _by_pack(blocks_of(self.manifest.pages))
+
+    async def _load_checked(self, digest: str) -> None:
+        """Read the tables of all packs, and check that they are those of an image by its digest."""
+        if self.manifest.digest.hex() != digest:
+            raise BlobCorrupt("it holds another image than the catalog says")
+        await self._load()
+        if await in_thread(self._digest) != self.manifest.digest:
+            raise BlobCorrupt("its packs are not those that it was made with")
 
     async def _load(self) -> None:
         """Read the tables of all packs."""
@@ -112,6 +118,31 @@ class ImageSource:
         own = self.manifest
         return manifest.digest_of((self._tables[place].digest if place in self._tables else None
                                    for place in range(len(own.packs))), own.pieces, own.pages, own.literals)
+
+    async def page_hashes(self, digest: str, key: PageKey | None = None) -> PageHashes:
+        """Return the hashes of all pages; by another key than their own, all pages have to be opened for it.
+
+        Args:
+            digest: that the image must have, in hexadecimal.
+            key: None: their own.
+
+        Raises:
+            BlobCorrupt: it is damaged, or another image.
+            BlobMissing, ArchiveUnavailable: it cannot be read.
+        """
+        with _about(self._key):
+            await self._load_checked(digest)
+            own = next((table.key for table in self._tables.values()), None)
+            if own is None or key in {None, own}:
+                hashes = {place: table.hashes for place, table in self._tables.items()}
+                return PageHashes(self.manifest.pages, hashes, own)
+            assert key  # noqa: S101
+            made, room = bytearray(), _room()
+            with ThreadPoolExecutor(1, "crd-decompress") as executor:
+                for window in windows(self.manifest):
+                    await self._content(window, room, executor)
+                    made += await in_thread(key.hashes, room[:len(window.pages) * PAGE_BYTES])
+            return PageHashes(array("Q", range(len(self.manifest.pages))), {0: bytes(made)}, key)
 
     async def pump(self, fd: int) -> None:
         """Write the stream to a pipe.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, delete, exists, func, insert, select, tuple_, update
 
 from crd.catalog.rows import Choice, Image, Settled
-from crd.catalog.schema import UNUSUAL, each_target, images, requests
+from crd.catalog.schema import UNUSUAL, each_target, has_tag, images, requests
 from crd.catalog.settling import compare
 from crd.catalog.verbs import Verbs, freeing, reads, writes, writes_hastily
-from crd.errors import ImageInUse, ImageNotFound
+from crd.errors import BadRequest, ImageInUse, ImageNotFound, TagNotFound
 from crd.ids import Crid
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _NAMES = [field.name for field in fields(Image)]
 _FIELDS = [images.c[name] for name in _NAMES]
 _ROWS_AT_ONCE = 10_000
+_TAGS_MAX = 16
 _UNENDED = ["queued", "running", "releasing"]
 _THERE = images.c.state.in_(["ok", "damaged"])
 _PLACE = (images.c.taken_at, images.c.crid, images.c.host)
@@ -128,6 +129,31 @@ class Images(Verbs):
         """Keep an image until it is unpinned, or let go of it; raises as ``get``."""
         return await self._set(crid, pinned=pinned)
 
+    @writes
+    def tag(self, connection: Connection, crid: Crid, add: Collection[str], remove: Collection[str]) -> Image:
+        """Take tags away from an image, and then give it others; those that it has already stay where they are.
+
+        Raises:
+            ImageNotFound: as ``get``.
+            TagNotFound: it does not have one of those that are to go.
+            BadRequest: it would have too many.
+        """
+        row = connection.execute(select(images.c.tags).where(*_ONE, _THERE).with_for_update(), self._one(crid)).first()
+        if row is None:
+            raise _not_found(crid)
+        if missing := [tag for tag in remove if tag not in row.tags]:
+            raise TagNotFound(f"image {crid} has no tag {missing[0]!r}", crid=crid,
+                              hint=f"crctl show {crid} lists them.")
+        tags = [*dict.fromkeys((*(tag for tag in row.tags if tag not in remove), *add))]
+        if len(tags) > _TAGS_MAX:
+            raise BadRequest(f"image {crid} would have {len(tags)} tags, of at most {_TAGS_MAX}",
+                             hint=f"Take some away: crctl tag {crid} --remove TAG.")
+        return self._changed(connection, crid, {"tags": tags})
+
+    async def note(self, crid: Crid, text: str | None) -> Image:
+        """Remember a text with an image in the place of what there was, or nothing; raises as ``get``."""
+        return await self._set(crid, note=text)
+
     async def verified(self, crid: Crid, now: datetime) -> Image:
         """Note that all that is stored of an image is as it should be; raises as ``get``."""
         return await self._set(crid, state="ok", damage=None, verified_at=now)
@@ -158,6 +184,9 @@ class Images(Verbs):
 
     @writes
     def _set(self, connection: Connection, crid: Crid, /, **values: Any) -> Image:
+        return self._changed(connection, crid, values)
+
+    def _changed(self, connection: Connection, crid: Crid, values: dict[str, Any]) -> Image:
         row = connection.execute(update(images).where(self._own, images.c.crid == crid, _THERE).values(
             values).returning(*_FIELDS)).first()
         if row is None:
@@ -233,13 +262,15 @@ class Images(Verbs):
         return _image(row)
 
     @reads
-    def list(self, connection: Connection, *, target: str | None = None, since: datetime | None = None,
-             limit: int | None = None, uid: int | None = None, after: Place | None = None) -> Sequence[Image]:
+    def list(self, connection: Connection, *, target: str | None = None, tag: str | None = None,
+             since: datetime | None = None, limit: int | None = None, uid: int | None = None,
+             after: Place | None = None) -> Sequence[Image]:
         """Return images of all hosts, the newest first.
 
         Args:
             connection: of the transaction.
             target: only of this one.
+            tag: only those that have it.
             since: only those taken at or after.
             limit: at most so many.
             uid: only of tasks that ran as this user.
@@ -248,6 +279,8 @@ class Images(Verbs):
         query = select(*_FIELDS).where(_THERE)
         if target is not None:
             query = query.where(images.c.target == target)
+        if tag is not None:
+            query = query.where(has_tag(tag, connection.dialect))
         if since is not None:
             query = query.where(images.c.taken_at >= since)
         if uid is not None:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, exists, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from crd.catalog.rows import Request
 from crd.catalog.schema import images, requests
 from crd.catalog.verbs import Verbs, freeing, reads, writes
 from crd.errors import ImageNotFound, QueueFull, RequestMoved, RequestNotCancellable, RequestNotFound
-from crd.ids import Crid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from crd.errors import CrdError
+    from crd.ids import Crid
 
 QUEUED_MAX = 20_000
 QUEUED_MAX_OF_USER = 100
@@ -202,34 +202,29 @@ class Requests(Verbs):
         return settled
 
     @freeing
-    async def prune(self, before: datetime, boot_id: str) -> Sequence[Crid]:
+    async def prune(self, before: datetime, boot_id: str) -> int:
         """Drop requests of this host that ended before some time, but the last of each target in this boot: its root.
 
         Returns:
-            The forgotten images whose rows were kept for these alone: what is left of them may go now.
+            How many they were.
         """
-        freed: set[Crid] = set()
-        dropped = _PRUNED_AT_ONCE
-        while dropped == _PRUNED_AT_ONCE:
-            dropped, some = await self._prune_some(before, boot_id)
-            freed.update(some)
-        return sorted(freed)
+        dropped = 0
+        while some := await self._prune_some(before, boot_id):
+            dropped += some
+        return dropped
 
     @writes
-    def _prune_some(self, connection: Connection, before: datetime, boot_id: str) -> tuple[int, Sequence[Crid]]:
-        """Drop some; return how many, and as ``prune``."""
+    def _prune_some(self, connection: Connection, before: datetime, boot_id: str) -> int:
+        """Drop some; return how many."""
         of_target = (images.c.host == requests.c.host) & (images.c.crid == requests.c.crid)
         roots = (select(func.max(requests.c.number)).join(images, of_target)
                  .where(requests.c.host == self._host, requests.c.state == "done", requests.c.boot_id == boot_id,
                         images.c.target.is_not(None)).group_by(images.c.target))
-        rows = connection.execute(select(requests.c.number, requests.c.crid).where(
+        numbers = connection.execute(select(requests.c.number).where(
             requests.c.host == self._host, requests.c.state.in_(_ENDED), requests.c.ended_at < before,
-            requests.c.number.not_in(roots)).limit(_PRUNED_AT_ONCE)).all()
-        connection.execute(delete(requests).where(requests.c.number.in_([row.number for row in rows])))
-        freed = connection.execute(select(images.c.crid).where(
-            images.c.host == self._host, images.c.state == "forgotten", images.c.crid.in_({row.crid for row in rows}),
-            ~exists().where(requests.c.host == self._host, requests.c.crid == images.c.crid))).scalars()
-        return len(rows), [Crid(crid) for crid in freed]
+            requests.c.number.not_in(roots)).limit(_PRUNED_AT_ONCE)).scalars().all()
+        connection.execute(delete(requests).where(requests.c.number.in_(numbers)))
+        return len(numbers)
 
     @reads
     def queue(self, connection: Connection) -> tuple[int, int, datetime | None]:

@@ -20,6 +20,8 @@ class Image:
         pinned: whether it stays until it is unpinned.
         verified_at: when all that is stored of it was last read, and was as it should be.
         damage: what is wrong with it, if it is damaged.
+        tags: words that it can be listed by.
+        note: what somebody wants to be remembered of it.
     """
 
     crid: Crid
@@ -46,6 +48,7 @@ class Image:
     pinned: bool = False
     verified_at: datetime | None = None
     damage: str | None = None
+    note: str | None = None
 
 
 class Place(NamedTuple):

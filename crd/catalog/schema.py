@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    exists,
     false,
     func,
     select,
@@ -27,7 +28,7 @@ from sqlalchemy import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy import CTE
+    from sqlalchemy import CTE, ColumnElement
     from sqlalchemy.engine import Dialect
 
 NAMES = {
@@ -92,6 +93,7 @@ images = Table(
     Column("pinned", Boolean, nullable=False, server_default=false()),
     Column("verified_at", Instant),
     Column("damage", Text),
+    Column("note", Text),
     Index("ix_images_target_taken_at", "target", "taken_at"),
     Index("ix_images_taken_at", "taken_at"),
     # With all that ``Images.choices`` asks for: to look up each row besides takes four times as long.
@@ -159,6 +161,13 @@ requests = Table(
     Index("ix_requests_uid", "uid", "number"),
     sqlite_autoincrement=True,
 )
+
+
+def has_tag(tag: str, dialect: Dialect) -> ColumnElement[bool]:
+    """Return whether an image has a tag, as a condition."""
+    texts = func.json_each if dialect.name == "sqlite" else func.json_array_elements_text
+    value = texts(images.c.tags).table_valued("value").c.value
+    return exists().where(value == tag)
 
 
 def each_target(table: Table, host: str) -> CTE:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from crd.catalog.backend import Backend
 
-HEAD = "20261128_choices"
+HEAD = "20261128_notes"
 """The newest revision in ``migrations/versions``; a test says if that is not so."""
 _REVISION = Table("alembic_version", MetaData(naming_convention={"pk": "%(table_name)s_pkc"}),
                   Column("version_num", String(32), primary_key=True))

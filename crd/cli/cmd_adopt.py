@@ -22,7 +22,7 @@ from crd.text import printable
 def adopt(context: click.Context, *, target: str | None, as_json: bool) -> None:
     """Take images into the catalog that it has lost and the archive still has, and print their crids.
 
-    Each is checked whole, and is then as it was, but for its target, tags and pin, which only the catalog knew.
+    Each is checked whole, and is then as it was, but for its target, tags, note and pin, which only the catalog knew.
 
     Exit status: 0 done, 1 failed, 2 usage, 3 some could not be taken in, 10 daemon unavailable, 12 denied.
     """

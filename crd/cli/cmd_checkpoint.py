@@ -13,7 +13,7 @@ from crd.console import units
 from crd.console.program import json_option, print_json
 from crd.console.progress import Progress
 from crd.errors import DaemonUnavailable
-from crd.ids import parse_target_name
+from crd.ids import parse_tag, parse_target_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--pid", type=click.IntRange(min=1), help="A process, instead of a target.")
 @click.option("--kill", "after", flag_value="kill", help="Kill the process once its image is safe.")
 @click.option("--stop", "after", flag_value="stop", help="Leave the process stopped (SIGSTOP).")
-@click.option("--tag", metavar="TAG", help="A word that says what the image is; crctl show tells it.")
+@click.option("--tag", metavar="TAG", help="A word that says what the image is, as of crctl tag.")
 @click.option("--no-wait", is_flag=True, help="Come back once it has begun.")
 @json_option
 @socket_option
@@ -37,7 +37,7 @@ def checkpoint(target: str | None, *, pid: int | None, after: str | None, tag: s
     """
     if (target is None) == (pid is None):
         raise click.UsageError("give either TARGET or --pid", click.get_current_context())
-    wanted = {"target": target and parse_target_name(target), "pid": pid, "after": after, "tag": tag,
+    wanted = {"target": target and parse_target_name(target), "pid": pid, "after": after, "tag": tag and parse_tag(tag),
               "wait": not no_wait}
     with connect() as daemon:
         if no_wait:

@@ -15,17 +15,18 @@ from crd.ids import parse_target_name, parse_time
 
 @click.command()
 @click.argument("target", required=False)
+@click.option("--tag", metavar="TAG", help="Only those that have this tag.")
 @click.option("--since", metavar="TIME", help='Taken at this time (2026-11-23T10:00, "10 min ago") or later.')
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N.")
 @json_option
 @socket_option
-def images(target: str | None, *, since: str | None, limit: int | None, as_json: bool) -> None:
+def images(target: str | None, *, tag: str | None, since: str | None, limit: int | None, as_json: bool) -> None:
     """List images, of TARGET or of all, the newest first.
 
     Exit status: 0 done, 2 usage, 10 daemon unavailable, 12 denied.
     """
     earliest = parse_time(since, now=datetime.now(UTC)).isoformat() if since else None
-    found = listed("ListImages", "images", limit, target=target and parse_target_name(target), since=earliest)
+    found = listed("ListImages", "images", limit, target=target and parse_target_name(target), tag=tag, since=earliest)
     if as_json:
         print_json_list(found)
     else:

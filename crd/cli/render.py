@@ -20,7 +20,8 @@ def image_row(image: Mapping[str, Any]) -> tuple[object, ...]:
     """Return an image as a row of ``IMAGE_COLUMNS``."""
     return (image["crid"], image.get("target"), image["pid"], image["comm"], units.time(image["taken_at"]),
             units.size(image["image_bytes"]), units.size(image["stored_bytes"]), units.duration(image["stop_seconds"]),
-            image["state"] + (", pinned" if image.get("pinned") else ""))
+            image["state"] + (", pinned" if image.get("pinned") else "")
+            + "".join(f" [{tag}]" for tag in image.get("tags") or ()))
 
 
 def image_fields(image: Mapping[str, Any]) -> dict[str, object]:
@@ -33,6 +34,7 @@ def image_fields(image: Mapping[str, Any]) -> dict[str, object]:
         "process": f"{image['pid']} ({image['comm']}), uid {image['uid']}",
         "taken": f"{units.time(image['taken_at'])} ({units.age(image['taken_at'])})",
         "tags": ", ".join(image.get("tags") or ()),
+        "note": image.get("note"),
         "state": image["state"] + (f": {image['damage']}" if image.get("damage") else ""),
         "pinned": "yes" if image.get("pinned") else "no",
         "verified": image.get("verified_at") and f"{units.time(image['verified_at'])} "

@@ -31,7 +31,7 @@ from crd.errors import (
     TargetExists,
     TargetGone,
 )
-from crd.ids import parse_target_name
+from crd.ids import parse_tag, parse_target_name
 from crd.settings.load import check_target
 from crd.target import procfs, select
 from crd.target.owner import credentials, owner
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     More = Callable[[dict[str, Any]], Awaitable[None]]
 
 _PROGRESS_SECONDS = 0.1
-_TAG_CHARACTERS = 128
 
 
 class Handlers(UpkeepHandlers):
@@ -139,9 +138,7 @@ class Handlers(UpkeepHandlers):
             raise BadRequest("name either a target or a pid")
         known = self._known(target) if target is not None else None
         options = await self._options(peer, known, pid or 0, After(after or "run"), connection)
-        if len(tag or "") > _TAG_CHARACTERS:
-            raise BadRequest(f"a tag of {len(tag or '')} characters", hint=f"Use up to {_TAG_CHARACTERS}.")
-        tags = (tag,) if tag else ()
+        tags = (parse_tag(tag),) if tag else ()
         reached = 0
 
         def progress(n_bytes: int) -> None:
@@ -186,11 +183,11 @@ class Handlers(UpkeepHandlers):
         finally:
             target.running = False
 
-    async def _on_ListImages(self, *, peer: Peer, more: More | None, target: str | None,  # noqa: ARG002, N802
+    async def _on_ListImages(self, *, peer: Peer, more: More | None, target: str | None, tag: str | None,  # noqa: ARG002, N802
                              since: str | None, limit: int | None, cursor: str | None) -> dict[str, Any]:
         rows = pages.page_rows(limit)
         found = await self._app.catalog.images.list(
-            target=target, since=_parse_time(since) if since else None, limit=rows + 1,
+            target=target, tag=tag, since=_parse_time(since) if since else None, limit=rows + 1,
             uid=None if peer.is_admin else peer.uid, after=None if cursor is None else pages.image_place(cursor))
         images, following = pages.page(found, rows, pages.image_cursor)
         return {"images": [image_json(image) for image in images], "cursor": following}

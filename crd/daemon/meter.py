@@ -86,6 +86,10 @@ class Meter:
         self._is_outdated = True
         self._enter(ArchiveSize(max(0, self.size.images - 1), self.size.stored_bytes))
 
+    def swept(self) -> None:
+        """Take note that what was forgotten before has been removed just now."""
+        self._is_outdated = True
+
     def _enter(self, size: ArchiveSize) -> None:
         self.size = size
         self._metrics.archive_bytes.labels(self._store).set(size.stored_bytes)

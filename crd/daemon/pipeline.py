@@ -160,7 +160,7 @@ class Pipeline:
             with Pipe() as pipe:
                 await worker.begin_plan(pipe.read_end, replace(options, linux_cr=self.linux_cr))
                 pipe.close_read_end()
-                return await both(worker.planned(), _feed_in_part(source, pipe))
+                return await both(worker.planned(), feed_in_part(source, pipe))
 
     async def rehearse(self, crid: Crid) -> Rehearsal:
         """Let a copy of the tasks of an image run for a moment in a sandbox; nothing is left of it.
@@ -263,7 +263,7 @@ async def feed(source: ImageSource, pipe: Pipe) -> None:
         pipe.close_write_end()
 
 
-async def _feed_in_part(source: ImageSource, pipe: Pipe) -> None:
+async def feed_in_part(source: ImageSource, pipe: Pipe) -> None:
     """Write as much of a stored image into a pipe as is wanted."""
     with suppress(ImageSinkClosed):
         await feed(source, pipe)

@@ -7,6 +7,7 @@ import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from crd.archive.names import numbered
 from crd.errors import CrdError, ImageInUse
 from crd.retention.policy import decide
 from crd.target import procfs
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 WANTED = "a restart of it is asked for"
 READ = "it is being read"
-_PRUNE_SECONDS = 3600.0
+_SWEEP_SECONDS = 3600.0
 
 
 class Verdict(NamedTuple):
@@ -48,6 +49,24 @@ class Verdict(NamedTuple):
     keep: bool
     reasons: tuple[str, ...]
     error: str | None = None
+
+
+class Swept(NamedTuple):
+    """What a sweep has removed; field names are those of ``io.crd.varlink``.
+
+    Attributes:
+        images: that had been forgotten and could not be removed then.
+        packs: that no image needed any more.
+        bytes: of all these.
+        requests: that had ended long ago.
+        hindrance: why packs had to stay, if there was a reason.
+    """
+
+    images: int
+    packs: int
+    bytes: int
+    requests: int
+    hindrance: str
 
 
 class Retention:
@@ -78,6 +97,7 @@ class Retention:
         self._settings = settings
         self._targets = targets
         self._applying = asyncio.Lock()
+        self._sweeping = asyncio.Lock()
 
     async def verdicts(self, target: str) -> list[Verdict]:
         """Return what the rules mean for each image of a target, the newest first."""
@@ -149,7 +169,7 @@ class Retention:
         Raises:
             ImageNotFound: there is none.
             ImageInUse: it is pinned, being read, or a restart of it is asked for.
-            ArchiveUnavailable: its object cannot be removed now: ``clear`` does.
+            ArchiveUnavailable: its object cannot be removed now: ``sweep`` does.
         """
         if crid in self._readers:
             raise ImageInUse(f"image {crid} is being read", crid=crid, hint="Try again in a while.")
@@ -158,39 +178,50 @@ class Retention:
         self._meter.forgotten()
         logger.info("image forgotten", extra={"event": "image.forgotten", "crid": crid})
 
-    async def _remove(self, crid: Crid) -> None:
-        """Remove what is left of an image that counts no more."""
+    async def _remove(self, crid: Crid) -> list[str]:
+        """Remove what is left of an image that counts no more; return as ``Archive.forget``."""
         await self._readers.gone(crid)
-        await self._archive.forget(crid)
+        keys = await self._archive.forget(crid)
         await self._catalog.images.bury(crid)
+        return keys
 
     async def run(self) -> None:
-        """Drop restart requests that ended long ago, and what could not be removed before, until cancelled."""
+        """Sweep now and then, until cancelled."""
         while True:
             try:
-                await self.prune()
-                await self.clear()
+                await self.sweep()
             except CrdError as error:
                 logger.warning("old requests, or what is left of forgotten images, stay: %s", error.message,
                                extra={"event": "retention.failed", "error": error.code})
-            await self._clock.sleep(_PRUNE_SECONDS)
+            await self._clock.sleep(_SWEEP_SECONDS)
 
-    async def clear(self) -> None:
-        """Remove objects of forgotten images that could not be removed, since the store was away.
+    async def sweep(self) -> Swept:
+        """Drop restart requests that ended long ago; remove what nobody needs and could not be removed before.
 
-        Raises:
-            CatalogError, ArchiveUnavailable: it cannot be done now.
-        """
-        for crid in await self._catalog.images.forgotten():
-            await self._remove(crid)
-
-    async def prune(self) -> None:
-        """Drop restart requests that ended too long ago, and what was kept of forgotten images for them.
+        An image that is still read is left to who forgets it, and waits for that.
 
         Raises:
             CatalogError, ArchiveUnavailable: it cannot be done now.
         """
-        if kept := self._settings().requests_for:
-            before = self._clock.now() - timedelta(seconds=kept)
-            for crid in await self._catalog.requests.prune(before, procfs.boot_id()):
-                await self._remove(crid)
+        async with self._sweeping:
+            dropped = await self._prune()
+            there = await self._archive.objects()
+            keys: set[str] = set()
+            for crid in await self._catalog.images.forgotten():
+                if crid not in self._readers:
+                    keys.update(await self._remove(crid))
+            keys.update(await self._archive.sweep())
+            gone = {key: there[key] for key in keys if key in there}
+            swept = Swept(len(numbered(gone, "image")), len(numbered(gone, "pack")), sum(gone.values()), dropped,
+                          self._archive.hindrance)
+        if gone or dropped:
+            self._meter.swept()
+            logger.info("swept: %d images, %d packs, %d bytes, %d requests", *swept[:4],
+                        extra={"event": "retention.swept"})
+        return swept
+
+    async def _prune(self) -> int:
+        """Drop restart requests that ended too long ago; return how many."""
+        if not (kept := self._settings().requests_for):
+            return 0
+        return await self._catalog.requests.prune(self._clock.now() - timedelta(seconds=kept), procfs.boot_id())

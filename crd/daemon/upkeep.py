@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from crd.api.channel import PeerLost
 from crd.daemon.adoption import Adoption, adopt_all
+from crd.daemon.comparison import compare, difference_json
 from crd.daemon.rendering import image_json, verdict_json
 from crd.daemon.retention import Verdict
 from crd.errors import (
@@ -22,7 +23,7 @@ from crd.errors import (
     ImageInUse,
     ImageNotFound,
 )
-from crd.ids import parse_image_ref, parse_target_name
+from crd.ids import parse_image_ref, parse_note, parse_tag, parse_target_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from crd.api.channel import Channel
     from crd.catalog.rows import Image
     from crd.daemon.app import App
+    from crd.daemon.retention import Swept
     from crd.daemon.scheduler import ScheduledTarget
     from crd.daemon.scrub import Scrubbed
     from crd.engine.rehearsal import Rehearsal
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _VERIFIED_AT_ONCE = 2
-"""Images verified at once because somebody, maybe no administrator, asked for it: it costs more than asking."""
+"""Images verified or compared at once because somebody, maybe no administrator, asked for it: that costs more."""
 _CHECKED_AT_ONCE = 4
 """Processes checked at once: each takes a worker."""
 _NAMED = "named to be forgotten"
@@ -68,6 +70,28 @@ class UpkeepHandlers:
         image = await self._here(peer, reference)
         return {"image": image_json(await self._app.catalog.images.pin(image.crid, pinned=pinned))}
 
+    async def _on_Tag(self, *, peer: Peer, more: More | None, reference: str, add: list[str] | None,  # noqa: ARG002, N802
+                      remove: list[str] | None) -> dict[str, Any]:
+        added = [parse_tag(tag) for tag in add or ()]
+        image = await self._here(peer, reference)
+        return {"image": image_json(await self._app.catalog.images.tag(image.crid, added, remove or ()))}
+
+    async def _on_Note(self, *, peer: Peer, more: More | None, reference: str, text: str | None) -> dict[str, Any]:  # noqa: ARG002, N802
+        note = None if text is None else parse_note(text)
+        image = await self._here(peer, reference)
+        return {"image": image_json(await self._app.catalog.images.note(image.crid, note))}
+
+    async def _on_Diff(self, *, peer: Peer, more: More | None, references: list[str],  # noqa: ARG002, N802
+                       limit: int | None) -> dict[str, Any]:
+        if len(references) != 2:
+            raise BadRequest("name two images")
+        one, other = [(await self._here(peer, reference)).crid for reference in references]
+        async with self._one_of_each_user(peer), self._verifying:
+            with self._app.readers.reading(one), self._app.readers.reading(other):
+                before, after = [await self._app.catalog.images.get(crid) for crid in (one, other)]
+                found = await compare(self._app.archive, before, after)
+        return {"before": image_json(before), "after": image_json(after), **difference_json(found, limit)}
+
     async def _on_Forget(self, *, peer: Peer, more: More | None, references: list[str] | None,  # noqa: ARG002, N802
                          target: str | None, dry_run: bool | None) -> dict[str, Any]:
         if references and target is not None:
@@ -94,6 +118,11 @@ class UpkeepHandlers:
         act = retention.verdicts if dry_run else retention.apply
         return [verdict for target in targets for verdict in await act(target)]
 
+    async def _on_Sweep(self, *, peer: Peer, more: More | None) -> dict[str, Any]:  # noqa: ARG002, N802
+        need_admin(peer)
+        swept: Swept = await asyncio.shield(self._app.start(self._app.retention.sweep()))
+        return swept._asdict() | {"hindrance": swept.hindrance or None}
+
     async def _on_Verify(self, *, peer: Peer, more: More | None, reference: str,  # noqa: ARG002, N802
                          restart: bool | None) -> dict[str, Any]:
         crid = (await self._here(peer, reference)).crid
@@ -107,7 +136,7 @@ class UpkeepHandlers:
 
     @asynccontextmanager
     async def _one_of_each_user(self, peer: Peer) -> AsyncIterator[None]:
-        """Keep a user who is no administrator from having many images verified at once.
+        """Keep a user who is no administrator from having many images read at once.
 
         Raises:
             Busy: one is.
@@ -116,7 +145,7 @@ class UpkeepHandlers:
             yield
             return
         if peer.uid in self._verifying_for:
-            raise Busy("another image of yours is being verified", hint="Wait for it, then try again.")
+            raise Busy("another image of yours is being read", hint="Wait for it, then try again.")
         self._verifying_for.add(peer.uid)
         try:
             yield

@@ -11,7 +11,17 @@ from crd.image.cursor import Cursor
 from crd.image.generations import PREFIX_BYTES, Generation, recognise
 from crd.image.inspection import Damage, FileEntry, Inspection, MemoryEntry, RecordEntry, TaskEntry, shown
 from crd.image.objects import DESCRIPTIONS, PipeEnd, RegularFile
-from crd.image.profile import PAGE_BYTES, VMA_PRIVATE_FILE, FileDescriptor, Pages, Process, Thread, Vma, Zombie
+from crd.image.profile import (
+    PAGE_BYTES,
+    VMA_PRIVATE_FILE,
+    FileDescriptor,
+    Pages,
+    Process,
+    SharedPages,
+    Thread,
+    Vma,
+    Zombie,
+)
 from crd.image.reader import ImageReader
 from crd.image.records import String, Task
 from crd.image.verify import verified
@@ -55,6 +65,24 @@ def inspect(source: Source, *, contents: bool = False) -> Inspection:
         if _is_image(cursor.peek(PREFIX_BYTES)):
             inspection.notes.append(f"another image begins at offset {cursor.offset}")
         inspection.trailing_bytes = cursor.rest()
+    return inspection
+
+
+def inspect_front(source: Source) -> Inspection:
+    """Read an image of crd's profile up to its first page: all but what is in memory.
+
+    Raises:
+        ImageError: it is broken, of a kernel, or has too many records.
+    """
+    inspection = Inspection(Generation.CRD, Generation.CRD.versions, "little")
+    reader = ImageReader(source)
+    inspection.header = reader.header
+    walk = _CrdWalk(inspection)
+    for record in verified(reader):
+        if isinstance(record, Pages | SharedPages):
+            break
+        inspection.add_record(RecordEntry(reader.offset, record.record_type, record.record_name, 0))
+        walk.add(record)
     return inspection
 
 
@@ -141,7 +169,7 @@ class _CrdWalk:
         letters = "".join(letter if vma.protection & bit else "-" for bit, letter in ((1, "r"), (2, "w"), (4, "x")))
         path = self.objects[vma.objref][0] if vma.objref in self.objects else vma.name
         shared = "s" if vma.kind > VMA_PRIVATE_FILE else "p"
-        entry = MemoryEntry(pid, vma.start, vma.end, letters + shared, path, vma.offset)
+        entry = MemoryEntry(pid, vma.start, vma.end, letters + shared, path, vma.offset, objref=vma.objref)
         self.areas.setdefault(pid, deque()).append(entry)
         self.inspection.memory.append(entry)
 

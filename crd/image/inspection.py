@@ -44,7 +44,12 @@ class TaskEntry:
 
 @dataclass(slots=True)
 class MemoryEntry:
-    """A virtual memory area and how many of its pages are in the image; ``pid`` None: not said."""
+    """A virtual memory area and how many of its pages are in the image.
+
+    Attributes:
+        pid: of the process; None: not said.
+        objref: of the file or shared object that is mapped, 0 if there is none, or it is not said.
+    """
 
     pid: int | None
     start: int
@@ -53,6 +58,7 @@ class MemoryEntry:
     path: str = ""
     offset: int = 0
     pages: int = 0
+    objref: int = 0
 
 
 @dataclass(slots=True)

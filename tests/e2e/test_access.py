@@ -71,6 +71,7 @@ STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "CancelRequest": ({"number": 1}, "catalog.request-not-found"),
     "Check": ({"pid": "roots"}, DENIED),
     "Checkpoint": ({"pid": "roots"}, DENIED),
+    "Diff": ({"references": ["1", "1"]}, NO_IMAGE),
     "Export": ({"reference": "1"}, DENIED),
     "Forget": ({"references": ["1"]}, NO_IMAGE),
     "GetImage": ({"reference": "1"}, NO_IMAGE),
@@ -82,6 +83,7 @@ STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "ListRequests": ({}, {"requests": []}),
     "ListTargets": ({}, {"targets": []}),
     "Pin": ({"reference": "1", "pinned": True}, NO_IMAGE),
+    "Note": ({"reference": "1", "text": "mine"}, NO_IMAGE),
     "PlanRestart": ({"reference": "1"}, NO_IMAGE),
     "Reload": ({}, DENIED),
     "RemoveTarget": ({"name": "counter"}, DENIED),
@@ -90,6 +92,8 @@ STRANGER: dict[str, tuple[dict[str, Any], str | dict[str, Any]]] = {
     "SaveForShutdown": ({"unit": "counter.service"}, DENIED),
     "Scrub": ({}, DENIED),
     "Serve": ({"listener": 0}, "api.bad-request"),
+    "Sweep": ({}, DENIED),
+    "Tag": ({"reference": "1", "add": ["mine"]}, NO_IMAGE),
     "Verify": ({"reference": "1", "restart": True}, NO_IMAGE),
 }
 """What comes of each method if a stranger calls it on what is root's: an error, or a reply that tells nothing."""
@@ -212,9 +216,23 @@ def test_a_user_acts_on_what_ran_as_that_user(daemon: RunningDaemon, home: Path)
         status = program.status()
         assert status["Uid"].split() == status["Gid"].split() == [str(USER)] * 4
         assert status["CapPrm"] == status["CapEff"] == "0" * 16
-        for name in ("Pin", "Verify"):
-            assert call_as(daemon, OTHER, name, reference=str(crid), **({"pinned": True} if name == "Pin" else {}),
-                           )[0] == NO_IMAGE
+        acts: dict[str, dict[str, Any]] = {
+            "Pin": {"pinned": True}, "Verify": {}, "Tag": {"add": ["x"]}, "Note": {"text": "x"}}
+        for name, given in acts.items():
+            assert call_as(daemon, OTHER, name, reference=str(crid), **given)[0] == NO_IMAGE
+        assert call_as(daemon, USER, "Tag", reference=str(crid), add=["good"])[1]["image"]["tags"] == ["good"]
+        assert call_as(daemon, USER, "Note", reference=str(crid), text="mine")[1]["image"]["note"] == "mine"
+        for uid, images in ((USER, [crid]), (OTHER, [])):
+            _, listed = call_as(daemon, uid, "ListImages", tag="good")
+            assert [image["crid"] for image in listed["images"]] == images
+        assert call_as(daemon, OTHER, "Diff", references=[str(crid)] * 2)[0] == NO_IMAGE
+        for mixed in (["1", str(crid)], [str(crid), "1"]):
+            assert call_as(daemon, USER, "Diff", references=mixed)[0] == NO_IMAGE, "the other one is root's"
+        assert call_as(daemon, USER, "Diff", references=[str(crid)] * 2)[1]["total"]["mappings"] == 0
+        for bad in ("x" * 1001, "a\x1b[2Jb", "a\nb", ""):
+            assert call_as(daemon, USER, "Note", reference=str(crid), text=bad)[0] == "api.bad-request"
+            assert call_as(daemon, USER, "Tag", reference=str(crid), add=[bad])[0] == "api.bad-request"
+        assert call_as(daemon, USER, "Tag", reference=str(crid), remove=["bad"])[0] == "catalog.tag-not-found"
         assert call_as(daemon, USER, "Verify", reference=str(crid))[0] == ""
         assert call_as(daemon, USER, "Export", reference=str(crid))[0] == DENIED
         assert call_as(daemon, USER, "Forget", references=[str(crid)])[0] == ""

@@ -142,7 +142,7 @@ async def test_an_older_catalog_is_copied_and_brought_up_to_date(tmp_path: Path,
         import sqlalchemy as sa
         revision, down_revision, branch_labels, depends_on = "20991231_second", "{HEAD}", None, None
         def upgrade():
-            op.add_column("images", sa.Column("note", sa.Text))
+            op.add_column("images", sa.Column("colour", sa.Text))
     """))
     monkeypatch.setattr(upgrade_module, "migrations", lambda: tmp_path / "migrations")
     monkeypatch.setattr(upgrade_module, "HEAD", "20991231_second")

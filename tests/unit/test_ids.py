@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
 from crd.errors import BadRequest
-from crd.ids import Crid, ImageRef, TargetName, parse_crid, parse_image_ref, parse_target_name, parse_time
+from crd.ids import (
+    Crid,
+    ImageRef,
+    TargetName,
+    parse_crid,
+    parse_image_ref,
+    parse_note,
+    parse_tag,
+    parse_target_name,
+    parse_time,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -72,3 +86,12 @@ def test_what_cannot_name_a_target(text: str) -> None:
 
 def test_target_names() -> None:
     assert parse_target_name("web-1.example:8080_a") == "web-1.example:8080_a"
+
+
+@pytest.mark.parametrize(("parse", "characters"), [(parse_tag, 128), (parse_note, 1000)])
+def test_words_are_one_line_that_no_terminal_obeys(parse: Callable[[str], str], characters: int) -> None:
+    for text in ("good", "before the upgrade", "über 日本", "x" * characters):
+        assert parse(text) == text
+    for text in ("", "x" * (characters + 1), " good", "good ", "a\nb", "\x1b[2J", "\x9b2J", "a\u202eb", "\udc80", "\0"):
+        with pytest.raises(BadRequest):
+            parse(text)

@@ -18,13 +18,29 @@ from crd.archive.manifest import HEAD
 from crd.archive.names import image_key, numbered, pack_key
 from crd.archive.references import Sharing
 from crd.archive.stores.memory import MemoryStore, MemoryUpload
-from crd.errors import ArchiveError, ArchiveFull, BlobCorrupt, BlobMissing
+from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobCorrupt, BlobMissing
 from crd.ids import Crid
 from crd.native.memory import PAGE_BYTES
 from tests.unit.archive.streams import read_image, store_image, stream, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
+
+
+class AwayStore(MemoryStore):
+    """Removes no object with this in its name, and makes no such image visible."""
+
+    away = "nothing"
+
+    async def delete(self, key: str) -> None:
+        if self.away in key:
+            raise ArchiveUnavailable("it is away")
+        await super().delete(key)
+
+    async def create(self, key: str) -> MemoryUpload:
+        if self.away in key and key.endswith(".image"):
+            raise ArchiveUnavailable("it is away")
+        return await super().create(key)
 
 
 def packs(store: MemoryStore) -> set[int]:
@@ -121,9 +137,13 @@ async def test_no_pack_is_removed_while_an_image_cannot_be_read() -> None:
     async with Archive(store) as archive:
         await archive.forget(Crid(1))
         assert len(packs(store)) == 2, "image 2 may need them"
+        assert await archive.sweep() == []
+        assert "image 2 cannot be read" in archive.hindrance
         store.contents[image_key(2)] = whole
         assert await read_image(archive, 2) == stream(range(50, 150))
         await archive.forget(Crid(2))
+        assert not archive.hindrance
+        assert len(await archive.sweep()) == 1, "what is known of"
     async with Archive(store):
         assert store.contents == {}
 
@@ -221,6 +241,58 @@ async def test_a_commit_that_fails_leaves_no_pack() -> None:
         with pytest.raises(ArchiveFull):
             await store_image(archive, 1, stream(range(100)))
         assert store.contents == {}
+
+
+async def test_a_pack_that_could_not_be_removed_with_its_image_is_by_a_sweep() -> None:
+    store = AwayStore()
+    async with Archive(store) as archive:
+        await store_image(archive, 1, stream([1, 2, 3]))
+        await store_image(archive, 2, stream([3, 4, 5]), base=1)
+        await archive.forget(Crid(2))
+        store.away = ".pack"
+        with pytest.raises(ArchiveUnavailable):
+            await archive.forget(Crid(1))
+        with pytest.raises(ArchiveUnavailable):
+            await archive.sweep()
+        assert list(store.contents) == (left := [pack_key(pack) for pack in packs(store)])
+        store.away = "nothing"
+        assert await archive.sweep() == left
+        assert await archive.sweep() == []
+        assert store.contents == {}
+
+
+@given(HISTORIES, st.data())
+@settings(max_examples=40, deadline=None)
+async def test_a_sweep_removes_what_a_store_that_was_away_had_to_keep(history: list[tuple[object, ...]],
+                                                                     data: st.DataObject) -> None:
+    """While images are under way, too: what they share is held for them."""
+    store, there, sink = AwayStore(), dict[int, bytes](), None
+    async with Archive(store) as archive:
+        for crid, step in enumerate(history, 1):
+            store.away = data.draw(st.sampled_from(["nothing", ".pack", ".image", "."]), "away")
+            match step:
+                case ("store", list(numbers), int(base)):
+                    with suppress(ArchiveUnavailable):
+                        await store_image(archive, crid, stream(numbers), base)
+                        there[crid] = stream(numbers)
+                case ("forget", int(which)):
+                    with suppress(ArchiveUnavailable):
+                        await archive.forget(Crid(which))
+                    if image_key(which) not in store.contents:
+                        there.pop(which, None)
+                case _:
+                    with suppress(ArchiveUnavailable):
+                        await archive.sweep()
+                    if sink is None and there:
+                        sink = await archive.sink(Crid(max(there)))
+        store.away = "nothing"
+        await archive.sweep()
+        for crid, content in there.items():
+            assert await read_image(archive, crid) == content
+        if sink:
+            await sink.abort()
+        await archive.sweep()
+        assert len(packs(store)) == len({pack for crid in there for pack, _ in await archive._references.sound(crid)})
 
 
 async def test_a_crid_that_is_taken_changes_nothing() -> None:

@@ -28,11 +28,32 @@ IMAGE = {
     "stored_bytes": 1536, "stop_seconds": 0.0021, "duration_seconds": 0.25, "digest": "ab" * 32, "tags": ["night"],
     "header": {"magic": "0x00feed0cc0a2d200", "kernel": "6.18.0", "rev": 14, "flags": 0, "time": 1_795_000_000,
                "release": "6.18.0-crd", "version": "#1", "machine": "x86_64"},
-    "pinned": True, "verified_at": None, "damage": None}
+    "pinned": True, "verified_at": None, "damage": None, "note": "as it was\x1b[2J"}
 VERDICT = {"crid": 42, "target": "web", "taken_at": "2026-11-23T10:00:00.5+00:00", "stored_bytes": 1536, "keep": True,
            "reasons": ["last 1 of 3", "daily 1 of 7"], "error": None}
 SHARING = {"own_pages": 12, "own_packs": 1, "shared_pages": 3000, "shared_packs": 2}
 SCRUBBED = {"images": 2, "checked": 2, "bytes": 4096, "damaged": []}
+SWEPT = {"images": 1, "packs": 2, "bytes": 4096, "requests": 3, "hindrance": None}
+AREA = {"start": 0x1000, "end": 0x3000, "flags": "rw-p", "path": "[heap]"}
+OPEN_FILE = {"path": "/log\x1b[2J", "flags": 0o2001, "position": 10}
+DIFFERENCE = {
+    "before": IMAGE, "after": {**IMAGE, "crid": 43, "target": None, "taken_at": "2026-11-23T10:00:30.5+00:00"},
+    "total": {"tasks": 3, "mappings": 9, "files": 3, "equal_pages": 100, "changed_pages": 3, "added_pages": 2,
+              "removed_pages": 1},
+    "tasks": [{"pid": 5, "before": None, "after": {"comm": "new\x1b", "threads": 2}, "threads_gone": 0,
+               "threads_new": 1},
+              {"pid": 6, "before": {"comm": "old", "threads": 2}, "after": None, "threads_gone": 1, "threads_new": 0},
+              {"pid": 7, "before": {"comm": "sh", "threads": 3}, "after": {"comm": "cat", "threads": 2},
+               "threads_gone": 2, "threads_new": 1}],
+    "memory": [{"pid": 7, "before": AREA, "after": {**AREA, "end": 0x4000}, "changed_pages": 3, "added_pages": 2,
+                "removed_pages": 0},
+               {"pid": 7, "before": {**AREA, "path": "/lib"}, "after": None, "changed_pages": 0, "added_pages": 0,
+                "removed_pages": 1},
+               {"pid": 7, "before": AREA, "after": {**AREA, "flags": "r--p"}, "changed_pages": 0, "added_pages": 0,
+                "removed_pages": 0}],
+    "files": [{"pid": 7, "fd": 3, "before": OPEN_FILE, "after": {**OPEN_FILE, "position": 20}},
+              {"pid": 7, "fd": 4, "before": OPEN_FILE, "after": {"path": "[pipe]", "flags": 0, "position": None}},
+              {"pid": 7, "fd": 5, "before": None, "after": OPEN_FILE}]}
 REQUEST = {
     "number": 7, "host": "db1", "crid": 42, "state": "queued", "pids": "original", "files": "keep", "tcp": "auto",
     "stdio": "pty", "force_version": False, "uid": 0, "requested_at": "2026-11-23T10:00:00+00:00", "started_at": None,
@@ -69,6 +90,7 @@ class Daemon:
             "RemoveTarget": [{}], "HoldTarget": [{}], "ResumeTarget": [{}],
             "Checkpoint": [{"stage": "memory", "bytes": 4096}, {"image": IMAGE}], "ListImages": [{"images": [IMAGE]}],
             "GetImage": [{"image": IMAGE, "retention": VERDICT, "sharing": SHARING}], "Pin": [{"image": IMAGE}],
+            "Sweep": [SWEPT], "Diff": [DIFFERENCE], "Tag": [{"image": IMAGE}], "Note": [{"image": IMAGE}],
             "Forget": [{"verdicts": [VERDICT]}], "Verify": [{"image": IMAGE}],
             "Adopt": [{"images": 2, "adopted": 1, "failed": 0, "crid": 42},
                       {"images": 2, "adopted": 1, "failed": 1, "crid": 43, "message": "it is \x1b damaged"},

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crd.errors import AccessDenied, BlobCorrupt, Busy, SettingsError, TargetUnsupported
-from tests.unit.cli.conftest import IMAGE, OBSTACLE, PLAN, PROBLEM, REQUEST, SCRUBBED, SHARING, STATUS, TARGET, VERDICT
+from tests.unit.cli.conftest import (
+    DIFFERENCE,
+    IMAGE,
+    OBSTACLE,
+    PLAN,
+    PROBLEM,
+    REQUEST,
+    SCRUBBED,
+    SHARING,
+    STATUS,
+    SWEPT,
+    TARGET,
+    VERDICT,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,6 +174,51 @@ class TestImages:
         crctl("images", "--since", "10 min ago")
         since = datetime.fromisoformat(daemon.parameters["since"])
         assert 0 <= (since - before).total_seconds() + 600 < 60
+
+    def test_tags(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl("images", "--tag", "night").splitlines()[1].endswith("ok, pinned [night]")
+        assert daemon.parameters == {"tag": "night"}
+        assert crctl.json("tag", "42", "good", "before upgrade", "--remove", "bad", "--remove", "x\x1b") == IMAGE
+        assert daemon.parameters == {"reference": "42", "add": ["good", "before upgrade"], "remove": ["bad", "x\x1b"]}
+        assert crctl("tag", "42", "--remove", "bad") == ""
+        assert daemon.parameters == {"reference": "42", "add": [], "remove": ["bad"]}
+
+    def test_notes(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("note", "42", "before", "the upgrade") == IMAGE
+        assert daemon.parameters == {"reference": "42", "text": "before the upgrade"}
+        assert crctl("note", "--remove", "42") == ""
+        assert daemon.parameters == {"reference": "42"}
+        assert "as it was\\x1b[2J" in crctl("show", "42")
+
+    @pytest.mark.parametrize("words", [
+        ("tag", "42"), ("tag", "???", "good"), ("tag", "42", ""), ("tag", "42", " good"), ("tag", "42", "a\nb"),
+        ("tag", "42", "x" * 129), ("note", "42"), ("note", "42", "text", "--remove"), ("note", "42", ""),
+        ("note", "42", "a\x1b[2J"), ("note", "42", "a\udc80"), ("note", "42", "x" * 1001), ("note", "???", "text")])
+    def test_words_that_nobody_shall_read(self, crctl: Crctl, daemon: Daemon, words: tuple[str, ...]) -> None:
+        crctl.error(*words, status=2)
+        assert not daemon.calls
+
+    def test_diff(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("diff", "42", "web@latest", "--limit", "7") == DIFFERENCE
+        assert daemon.parameters == {"references": ["42", "web@latest"], "limit": 7}
+        text = crctl("diff", "42", "43")
+        assert daemon.parameters["limit"] == 100
+        lines = [" ".join(line.split()) for line in text.splitlines()]
+        for line in (
+                "image 42 43", "target web -",
+                "Taken 30 s later; 3 pages changed (12 KiB), 2 pages added (8 KiB), 1 pages removed (4 KiB), 100 equal",
+                "5 new\\x1b new 2", "6 old gone 2", "7 cat was sh 3 -> 2 (2 gone, 1 new)",
+                "Mappings that differ: 9, these are the first 3", "7 1000-4000 rw-p was 1000-3000 3 2 - [heap]",
+                "7 1000-3000 rw-p gone - - 1 /lib", "7 1000-3000 r--p was rw-p [heap] - - - [heap]",
+                "Open files that differ: 3", "7 3 - 10 -> 20 /log\\x1b[2J",
+                "7 4 was /log\\x1b[2J flags were 0o2001 10 -> - [pipe]", "7 5 new 10 /log\\x1b[2J"):
+            assert line in lines
+        assert "kernel" not in text, "it is the same"
+        nothing = {"total": dict.fromkeys(DIFFERENCE["total"], 0), "tasks": [], "memory": [], "files": []}
+        daemon.replies["Diff"] = [DIFFERENCE | nothing]
+        assert crctl("diff", "42", "43").endswith("Tasks, mappings and open files are the same.\n")
+        for words in (("42",), ("42", "43", "44"), ("42", "???"), ("42", "43", "--limit", "0")):
+            crctl.error("diff", *words, status=2)
 
     @pytest.mark.parametrize("words", [("--since", "yesterday"), ("--limit", "0"), ("a/b",)])
     def test_what_makes_no_sense(self, crctl: Crctl, daemon: Daemon, words: tuple[str, ...]) -> None:
@@ -325,6 +383,16 @@ class TestIntegrity:
         assert crctl("scrub") == "2 images, 4 KiB read; damaged: none\n"
         daemon.replies["Scrub"] = [{**SCRUBBED, "damaged": [7]}]
         assert crctl("scrub", status=1).endswith("damaged: 7\n")
+
+
+    def test_sweep(self, crctl: Crctl, daemon: Daemon) -> None:
+        assert crctl.json("sweep") == SWEPT
+        assert crctl("sweep") == "4 KiB given back, of 1 forgotten images and 2 packs; 3 old restart requests dropped\n"
+        daemon.replies["Sweep"] = [SWEPT | {"images": 0, "packs": 0, "bytes": 0, "requests": 0}]
+        assert crctl("sweep") == "There was nothing to remove.\n"
+        daemon.replies["Sweep"] = [SWEPT | {"hindrance": "image 7 \x1b cannot be read"}]
+        crctl("sweep", status=3)
+        assert crctl.err == "packs had to stay: image 7 \\x1b cannot be read\n"
 
 
 class TestRequests:

@@ -46,8 +46,9 @@ ALL = dict(commands(crctl))
 def test_all_commands_are_there() -> None:
     assert {" ".join(path) for path in ALL} == {
         "status", "reload", "targets", "target", "target add", "target remove", "target hold", "target resume",
-        "checkpoint", "images", "show", "run", "restart", "attach", "forget", "pin", "verify", "scrub", "export",
-        "import", "adopt", "requests", "request", "request show", "request cancel", "check", "save-for-shutdown"}
+        "checkpoint", "images", "show", "diff", "run", "restart", "attach", "forget", "sweep", "pin", "tag", "note",
+        "verify", "scrub", "export", "import", "adopt", "requests", "request", "request show", "request cancel",
+        "check", "save-for-shutdown"}
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)

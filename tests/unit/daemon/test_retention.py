@@ -158,11 +158,26 @@ async def test_an_object_that_cannot_be_removed_stops_no_other(place: Place) -> 
     settled = await place.catalog.images.settle(await place.archive.crids(), {})
     assert settled.surplus == [2], "the next start removes it"
     with pytest.raises(ArchiveUnavailable):
-        await place.retention.clear()
+        await place.retention.sweep()
     place.store.stuck = frozenset()
-    await place.retention.clear()
+    before = await place.archive.size()
+    swept, nothing = await asyncio.gather(place.retention.sweep(), place.retention.sweep())
+    after = await place.archive.size()
+    assert swept == (1, 0, before.stored_bytes - after.stored_bytes, 0, "")
+    assert nothing == (0, 0, 0, 0, "")
+    assert swept.bytes > 0
     assert await place.archive.crids() == [4]
     assert await place.catalog.images.forgotten() == []
+
+
+async def test_a_sweep_leaves_what_is_read_to_who_forgets_it(place: Place) -> None:
+    await place.store_images(2)
+    with place.readers.reading(Crid(1)):
+        await place.catalog.images.forget(Crid(1))
+        assert (await place.retention.sweep()).images == 0
+        assert await place.archive.crids() == [1, 2]
+    assert (await place.retention.sweep()).images == 1
+    assert await place.archive.crids() == [2]
 
 
 async def test_what_is_not_there_cannot_be_forgotten(place: Place) -> None:
@@ -248,12 +263,12 @@ async def test_requests_that_ended_long_ago_are_dropped_and_what_was_kept_for_th
     place.store.stuck = frozenset()
     place.settings = RetentionSettings(requests_for="0s")
     place.clock.at += timedelta(days=29)
-    await place.retention.prune()
+    await place.retention.sweep()
     place.settings = RetentionSettings()
-    await place.retention.prune()
+    await place.retention.sweep()
     assert len(await place.catalog.requests.list()) == 1
     place.clock.at += timedelta(days=2)
-    await place.retention.prune()
+    await place.retention.sweep()
     assert await place.catalog.requests.list() == []
     assert await place.crids() == [2, 3], "what could not be removed then is now"
 
