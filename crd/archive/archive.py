@@ -149,6 +149,10 @@ class Archive:
             await in_thread(self._reserve.take)  # before the next image has the room
         return [image_key(crid), *map(pack_key, packs)]
 
+    async def may_sweep(self) -> bool:
+        """Whether there may be anything to sweep: that costs nothing, however much is there."""
+        return await self._references.may_sweep()
+
     async def sweep(self) -> list[str]:
         """Remove what no image needs and what could not be removed when that came to be; return the keys."""
         return [pack_key(pack) for pack in await self._references.sweep()]

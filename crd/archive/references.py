@@ -238,6 +238,10 @@ class References:
             await self._doubting(partial(self._needs.leave, left))
             self._leaving.discard(left)
 
+    async def may_sweep(self) -> bool:
+        """Whether there may be anything to sweep."""
+        return bool(self._leaving) or bool(await in_thread(self._needs.dead))
+
     async def sweep(self) -> list[int]:
         """Delete, and return, packs that no image needs and that could not be deleted when that came to be."""
         await self._leave()

@@ -205,12 +205,14 @@ class Retention:
         """
         async with self._sweeping:
             dropped = await self._prune()
-            there = await self._archive.objects()
-            keys: set[str] = set()
-            for crid in await self._catalog.images.forgotten():
-                if crid not in self._readers:
-                    keys.update(await self._remove(crid))
-            keys.update(await self._archive.sweep())
+            forgotten = await self._catalog.images.forgotten()
+            there, keys = {}, set()
+            if forgotten or await self._archive.may_sweep():
+                there = await self._archive.objects()
+                for crid in forgotten:
+                    if crid not in self._readers:
+                        keys.update(await self._remove(crid))
+                keys.update(await self._archive.sweep())
             gone = {key: there[key] for key in keys if key in there}
             swept = Swept(len(numbered(gone, "image")), len(numbered(gone, "pack")), sum(gone.values()), dropped,
                           self._archive.hindrance)

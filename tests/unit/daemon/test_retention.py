@@ -170,6 +170,16 @@ async def test_an_object_that_cannot_be_removed_stops_no_other(place: Place) -> 
     assert await place.catalog.images.forgotten() == []
 
 
+async def test_a_sweep_lists_the_store_only_if_it_may_find_something(
+        place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    await place.store_images(2)
+    monkeypatch.setattr(place.store, "objects", None)
+    assert await place.retention.sweep() == (0, 0, 0, 0, "")
+    await place.catalog.images.forget(Crid(1))
+    with pytest.raises(TypeError):
+        await place.retention.sweep()
+
+
 async def test_a_sweep_leaves_what_is_read_to_who_forgets_it(place: Place) -> None:
     await place.store_images(2)
     with place.readers.reading(Crid(1)):
