@@ -132,13 +132,19 @@ async def test_what_is_forgotten_is_counted_no_more(place: Place) -> None:
     assert after.stored_bytes < before.stored_bytes
 
 
-async def test_a_reader_that_comes_first_reads_to_its_end(place: Place) -> None:
+async def test_a_reader_that_comes_first_reads_to_its_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     await place.store_images(1)
-    with place.readers.reading(Crid(1)):
-        place.readers._readers.clear()  # not registered yet when it is looked for
+    forget = place.catalog.images.forget
+    with contextlib.ExitStack() as readers:
+
+        async def forget_when_it_is_there(crid: Crid) -> None:
+            readers.enter_context(place.readers.reading(crid))  # it was not when it was looked for
+            await forget(crid)
+
+        monkeypatch.setattr(place.catalog.images, "forget", forget_when_it_is_there)
         forgetting = asyncio.create_task(place.retention.forget(Crid(1)))
         while await place.catalog.images.list():
-            place.readers._readers[Crid(1)] = 1
+            pass
         for _ in range(20):
             await asyncio.sleep(0)
         assert not forgetting.done()
