@@ -7,7 +7,6 @@ import re
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import urllib.request
 from contextlib import suppress
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.daemon import Refused, RunningDaemon, eventually
+from tests.support.ports import free_port
 from tests.support.prometheus import CONFIG, Prometheus
 from tests.support.workload import CountingProgram
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 GRAFANA = CONFIG.parent / "grafana"
 TESTS = Path(__file__).parent.parent
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def promtool(*words: str | Path) -> str:
@@ -165,7 +160,7 @@ def small_state(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.root
 @pytest.mark.timeout(900)
 def test_prometheus_scrapes_panels_show_and_alerts_fire_and_resolve(tmp_path: Path, small_state: Path) -> None:
-    address = free_address()
+    address = f"127.0.0.1:{free_port()}"
     config = f'[targets.counter]\npidfile = "{tmp_path}/program.pid"\nevery = "1s"\nkeep = "last=3"\n'
     daemon = RunningDaemon(tmp_path, config)
     daemon.environment["CRD_METRICS__LISTEN"] = address

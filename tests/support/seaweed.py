@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from obstore.store import S3Store
 
 from crd.archive.stores.s3_client import Location
 from tests.support.daemon import BIN, eventually
+from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key-never-shown"
 _PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
           "s3.port", "s3.port.grpc")
+_START_SECONDS = 300
+"""Its parts wait for each other: 5 s on a machine with nothing else to do, and 20 s at load 17."""
 
 
 class SeaweedServer:
@@ -31,7 +33,7 @@ class SeaweedServer:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         self.process: subprocess.Popen[bytes] | None = None
         self.credentials = home / "credentials"
 
@@ -62,7 +64,7 @@ class SeaweedServer:
                  "-master.telemetry=false", "-volume.max=200",
                  "-master.volumeSizeLimitMB=64", *(f"-{name}={port}" for name, port in self._ports.items())],
                 cwd=self._home, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        eventually("the S3 server to take an object", self._answers)
+        eventually("the S3 server to take an object", self._answers, seconds=_START_SECONDS)
         return self
 
     def location(self, bucket: str, prefix: str = "", endpoint: str = "") -> Location:
@@ -100,14 +102,3 @@ class SeaweedServer:
         if self.process is not None and self.process.poll() is None:
             self.kill()
 
-
-def _free_ports(n: int) -> list[int]:
-    """Return ports that nobody has just now."""
-    sockets = [socket.socket() for _ in range(n)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

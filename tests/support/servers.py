@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.support.daemon import BIN, eventually
+from tests.support.ports import free_port
 from tests.support.victims import Program
 
 CLIENT = """
@@ -41,7 +42,7 @@ acknowledged = open("acknowledged", "a", buffering=1)
 def acknowledge(number):
     acknowledged.write(f"{number}\\n")
 """
-"""What the clients below begin with: ``served`` starts the server; ``acknowledge`` notes what it has confirmed."""
+"""What clients begin with, after a ``port``: ``served`` starts the server, ``acknowledge`` notes what it confirmed."""
 
 
 class Served(Program):
@@ -53,7 +54,7 @@ class Served(Program):
 
     def __init__(self, directory: Path, client: str, *arguments: str) -> None:
         script = directory / "client.py"
-        script.write_text(CLIENT + client)
+        script.write_text(f"port = {free_port()}\n{CLIENT}{client}")
         super().__init__([sys.executable, "-u", script, *arguments], directory, name="client")
         try:
             eventually("an answer", lambda: self.is_alive() and len(self.acknowledged()) > 3)

@@ -20,8 +20,6 @@ pytestmark = pytest.mark.root
 
 SERVER = """
 import http.client
-with socket.create_server(("127.0.0.1", 0)) as free:
-    port = free.getsockname()[1]
 home = pathlib.Path.cwd()
 (home / "port").write_text(str(port))
 (home / "html").mkdir()

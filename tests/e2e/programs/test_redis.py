@@ -20,8 +20,6 @@ SERVER = ("redis-server", "--unixsocket", "redis.sock", "--save", "", "--appendo
           "--auto-aof-rewrite-percentage", "0", "--daemonize", "no", "--bind", "127.0.0.1")
 
 WRITER = f"""
-with socket.create_server(("127.0.0.1", 0)) as free:
-    port = free.getsockname()[1]
 served(*{SERVER}, "--port", str(port))
 stream, local = connected("127.0.0.1", port), connected("redis.sock")
 

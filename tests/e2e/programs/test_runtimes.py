@@ -89,8 +89,6 @@ class Server {
 
 CLIENT = """
 import http.client
-with socket.create_server(("127.0.0.1", 0)) as free:
-    port = free.getsockname()[1]
 words = {
     "node": ("server.js", ["node", "--max-old-space-size=64", "server.js", str(port)]),
     "java": ("Server.java", ["java", "-Xmx64m", "Server.java", str(port)]),

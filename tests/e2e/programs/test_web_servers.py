@@ -37,8 +37,6 @@ async def asgi(scope, receive, send):
 
 CLIENT = """
 import http.client
-with socket.create_server(("127.0.0.1", 0)) as free:
-    port = free.getsockname()[1]
 pathlib.Path("application.py").write_text(APPLICATION)
 if sys.argv[1] == "gunicorn":
     server = served(sys.executable, "-m", "gunicorn", "--workers", "2", "--threads", "4", "--keep-alive", "600",

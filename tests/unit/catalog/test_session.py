@@ -39,7 +39,7 @@ async def test_readers_do_not_wait_for_another_programs_writing(sqlite_catalog: 
     await enter(sqlite_catalog, 1)
     with closing(sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await sqlite_catalog.images.get(Crid(1))).crid == 1
         other.execute("ROLLBACK")
 

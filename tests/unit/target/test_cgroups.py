@@ -64,7 +64,7 @@ def hierarchies() -> list[Path]:
 
 @pytest.fixture(params=hierarchies(), ids=str)
 def frozen_victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Victim]:
-    cgroup = request.param / f"crd-test-{os.getpid()}"
+    cgroup = request.param / f"frozen-by-test-{os.getpid()}"
     cgroup.mkdir()
     switch, on, off = (cgroup / "freezer.state", "FROZEN", "THAWED")
     if not switch.exists():
@@ -87,5 +87,5 @@ def frozen_victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Vi
 def test_a_really_frozen_process(frozen_victim: Victim) -> None:
     obstacle, = preflight.obstacles(frozen_victim.pid)
     assert obstacle.code == "task.frozen"
-    assert f"crd-test-{os.getpid()}" in obstacle.object
+    assert f"frozen-by-test-{os.getpid()}" in obstacle.object
     assert "Thaw" in obstacle.remedy

@@ -11,6 +11,7 @@ import pytest
 
 from crd.native.memory import Memory
 from crd.target import procfs
+from crd.target.tree import has_ended
 from tests.support import victims
 from tests.support.gaps import mark
 from tests.support.victims import DYNAMIC, NAMES, Victim, until
@@ -118,9 +119,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     with victims.python_script(tmp_path, source) as program:
         until("its child", (tmp_path / "ready").exists)
         child, = procfs.children(program.pid)
-        session = program.pid
-    until("end of the child", lambda: not any(procfs.stat(pid).session == session for pid in [child]
-                                              if pid in set(procfs.pids()) and procfs.stat(pid).state != "Z"))
+    until("end of the child", lambda: has_ended(child))
     assert not program.is_there()
 
 
