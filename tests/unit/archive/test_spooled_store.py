@@ -241,6 +241,26 @@ async def test_an_object_that_is_deleted_while_it_is_moved(tmp_path: Path, far: 
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+async def test_what_cannot_be_deleted_while_it_is_moved_is_moved_again(tmp_path: Path, far: FarStore) -> None:
+    store = await opened(tmp_path / "spool", far)
+    await store.objects()
+    far.go_on.clear()
+    async with moving(store):
+        await put(store, "a", b"content")
+        while not store._moving:
+            await asyncio.sleep(0)
+        far.away = True
+        with pytest.raises(ArchiveUnavailable):
+            await store.delete("a")
+        assert await store.read("a", 0, 100) == b"content"
+        far.away = False
+        far.go_on.set()
+        await moved(store)
+        assert far.contents == {"a": b"content"}
+        await store.delete("a")
+    assert far.contents == await store.objects() == {}
+
+
 async def test_what_somebody_removed_from_the_spool_holds_up_nothing(tmp_path: Path, far: FarStore,
                                                                      caplog: pytest.LogCaptureFixture) -> None:
     store = await opened(tmp_path / "spool", far)
