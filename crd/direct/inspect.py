@@ -30,7 +30,7 @@ def inspect(image: BinaryIO, *, records: bool, as_json: bool) -> None:
 
     Reads images of every Linux-CR generation and of crd.  A broken image is shown as far as it can be read.
 
-    Exit status: 0 the image is whole, 1 it is broken or no image, 2 usage.
+    Exit status: 0 the image is whole, 1 it is broken or empty, 2 usage, 13 it is no image that crd knows.
     """
     try:
         inspection = inspect_image(image, contents=records)  # type: ignore[arg-type]  # a binary file has readinto
