@@ -14,6 +14,7 @@ from crd.console.program import json_option
 from crd.errors import EXIT_FAILED, ImageError
 from crd.image.generations import Generation
 from crd.image.inspect import inspect as inspect_image
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,9 +112,7 @@ def _time(seconds: int) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value as text that cannot command the terminal."""
-    text = "-" if value is None else str(value)
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "-" if value is None else printable(str(value))
 
 
 def _draw(table: _Table) -> None:
