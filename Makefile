@@ -19,7 +19,7 @@ test: setup check victims
 
 # The daemon in the foreground, its state under ./var.
 run: setup
-	@mkdir -p -m 0700 var
+	@install -d -m 0700 var
 	CRD_DAEMON__STATE_DIR=$(CURDIR)/var CRD_API__SOCKET=$(CURDIR)/var/crd.sock $(BIN)/crd run
 
 check: setup

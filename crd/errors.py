@@ -1,7 +1,7 @@
 """Every error crd raises on purpose: code, message, hint, retryable, exit status.
 
 A class's docstring is its default message.  Families end in ``Error``; members state the fact.
-``code`` is stable: programs and metrics match on it (``interfaces.md`` section 2).
+``code`` is stable: programs and metrics match on it.
 """
 
 from __future__ import annotations

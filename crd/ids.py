@@ -1,7 +1,7 @@
 """Identifiers that people and programs write: crids, target names, image references, and words about images.
 
 An **image reference** names one image: ``42``, ``web@latest``, ``web@"10 min ago"``,
-``web@2026-11-23T10:00`` or ``host/42`` (``interfaces.md`` section 2).
+``web@2026-11-23T10:00`` or ``host/42``.
 """
 
 from __future__ import annotations

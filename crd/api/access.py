@@ -1,7 +1,7 @@
 """Who is at the other end of the socket, and who is let in.
 
-Root and the members of the group ``crd`` may do everything; what others may do depends on their uid (``interfaces.md``
-section 3).
+Root and the members of the group ``crd`` may do everything; what others may do depends on their uid
+(``crd.daemon.handlers``).
 """
 
 from __future__ import annotations

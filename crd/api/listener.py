@@ -7,7 +7,8 @@ import fcntl
 import os
 import socket
 import stat
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from crd.errors import SettingsError, StateInUse
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BACKLOG = 128
+_LOCK_SECONDS, _LOOK_AGAIN_SECONDS = 2.0, 0.01
 
 
 def listen(path: Path, *, public: bool, gid: int | None) -> socket.socket:
@@ -57,10 +59,20 @@ def _locked(directory: Path) -> Iterator[None]:
     """Keep two daemons that start at once from taking the same socket for stale."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        _lock(fd)
         yield
     finally:
         os.close(fd)
+
+
+def _lock(directory: int) -> None:
+    """Lock it, or do without: whoever may look into a directory can lock it, too, and keep it locked."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(BlockingIOError):
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def _remove_stale(path: Path) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from crd.errors import BadRequest
 
 MESSAGE_BYTES_MAX = 1 << 20
-"""Of a call (``interfaces.md`` section 3)."""
+"""Of a call."""
 
 SERVICE = "org.varlink.service"
 INTERFACE = "io.crd"

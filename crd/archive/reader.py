@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from crd.errors import ArchiveUnavailable, NativeError
 from crd.image.generations import PREFIX_BYTES
-from crd.native.stream import Stream
-
-_F_SETPIPE_SZ, _PIPE_BYTES = 1031, 1 << 20
-
-
-def widen_pipe(fd: int) -> None:
-    """Give a pipe the largest capacity that needs no privilege, if it may have it."""
-    with suppress(OSError):
-        fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
+from crd.native.stream import Stream, widen_pipe
 
 
 class StreamReader:

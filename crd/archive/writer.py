@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from crd.archive.reader import widen_pipe
 from crd.errors import ArchiveError, ImageSinkClosed
+from crd.native.stream import widen_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

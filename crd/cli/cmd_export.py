@@ -28,7 +28,7 @@ def export_(image: str, *, output: Path, as_json: bool) -> None:
 
     The file is there whole, or not at all.
 
-    Exit status: 0 done, 1 failed, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 14 several fit.
+    Exit status: 0 done, 1 failed, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 13 another host has it.
     """
     if as_json and output == STANDARD_STREAM:
         raise BadRequest("--json and the image cannot both go to standard output", hint="Name a file.")

@@ -28,7 +28,7 @@ def forget(context: click.Context, images: tuple[str, ...], *, target: str | Non
     itself after each checkpoint.
 
     Exit status: 0 done, 1 failed, 2 usage, 3 some are still there, 10 daemon unavailable, 11 no such image or target,
-    12 denied, 14 an image is pinned, being read or to be restarted.
+    12 denied, 13 another host has it, 14 an image is pinned, being read or to be restarted.
     """
     if images and target is not None:
         raise click.UsageError("name either images or --target", context)

@@ -17,7 +17,7 @@ from crd.console.program import json_option, print_json
 def pin(image: str, *, remove: bool, as_json: bool) -> None:
     """Keep IMAGE: nothing and nobody forgets it until the pin is removed.
 
-    Exit status: 0 done, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 14 several fit.
+    Exit status: 0 done, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 13 another host has it.
     """
     with connect() as daemon:
         found = daemon.call("Pin", reference=image, pinned=not remove)["image"]

@@ -47,7 +47,7 @@ def restart(context: click.Context, image: str, *, pids: str | None, files: str 
     nothing is queued, and the exit status is what the restart would fail with.
 
     Exit status: 0 done, 1 failed, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 13 this host cannot
-    restart it, 14 conflicting (a pid is in use, a file has changed, several images fit).
+    restart it, 14 conflicting (a pid is in use, a file has changed).
     """
     sits_down = stdio == "inherit" and not plan
     if sits_down:

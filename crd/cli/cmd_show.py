@@ -18,7 +18,7 @@ from crd.console.table import print_fields
 def show(image: str, *, as_json: bool) -> None:
     """Show all that is known of IMAGE: a crid, TARGET@latest, TARGET@TIME or HOST/CRID.
 
-    Exit status: 0 done, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 14 several fit.
+    Exit status: 0 done, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied.
     """
     with connect() as daemon:
         reply = daemon.call("GetImage", reference=image)

@@ -25,8 +25,8 @@ def verify(image: str, *, restart: bool, as_json: bool) -> None:
     addresses may not exist in there; then the tasks are made but never run, which is said, with the reason.
 
     Exit status: 0 all is well, 1 it is damaged, cannot be restarted, or the copy did not run on, 2 usage, 10 daemon
-    unavailable, 11 no such image, 12 denied, 13 this host cannot restart it, 14 conflicting (a file has changed,
-    several images fit).
+    unavailable, 11 no such image, 12 denied, 13 this host cannot restart it, or another has it, 14 conflicting
+    (a file has changed).
     """
     with connect() as daemon:
         [reply] = daemon.stream("Verify", reference=image, restart=restart)

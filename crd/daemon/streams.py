@@ -6,8 +6,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, TypeVar
 
-from crd.engine.stream import widen_pipe
 from crd.errors import ImageSinkClosed
+from crd.native.stream import widen_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -14,6 +14,7 @@ from crd.console.program import json_option
 from crd.errors import EXIT_FAILED, ImageError
 from crd.image.generations import Generation
 from crd.image.inspect import inspect as inspect_image
+from crd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ def inspect(image: BinaryIO, *, records: bool, as_json: bool) -> None:
 
     Reads images of every Linux-CR generation and of crd.  A broken image is shown as far as it can be read.
 
-    Exit status: 0 the image is whole, 1 it is broken or no image, 2 usage.
+    Exit status: 0 the image is whole, 1 it is broken or empty, 2 usage, 13 it is no image that crd knows.
     """
     try:
         inspection = inspect_image(image, contents=records)  # type: ignore[arg-type]  # a binary file has readinto
@@ -111,9 +112,7 @@ def _time(seconds: int) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value as text that cannot command the terminal."""
-    text = "-" if value is None else str(value)
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "-" if value is None else printable(str(value))
 
 
 def _draw(table: _Table) -> None:

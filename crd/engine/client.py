@@ -81,7 +81,11 @@ class Worker:
         """
         found, fds = await self._receive("written")
         result = msgspec.convert(found, CheckpointResult)
-        self._notes = dict(zip(result.noted, fds, strict=True))
+        if len(fds) == len(result.noted):
+            self._notes = dict(zip(result.noted, fds, strict=True))
+        else:  # we have too many: the image is whole without notes
+            for fd in fds:
+                os.close(fd)
         return result
 
     def take_notes(self) -> dict[ProcessKey, int]:

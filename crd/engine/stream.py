@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
-import stat
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crd.errors import CrdError, EngineError, ImageSinkClosed, ImageSinkFull
+from crd.native.stream import widen_pipe
 
 if TYPE_CHECKING:
     from crd.image.fields import BytesLike
 
-_F_SETPIPE_SZ = 1031
-PIPE_BYTES = 1 << 20
 _IOV_MAX = 1024
-
-
-def widen_pipe(fd: int) -> None:
-    """Give a pipe the largest capacity that needs no privilege; leave anything else alone."""
-    if stat.S_ISFIFO(os.fstat(fd).st_mode):
-        with suppress(OSError):
-            fcntl.fcntl(fd, _F_SETPIPE_SZ, PIPE_BYTES)
 
 
 class DescriptorSink:

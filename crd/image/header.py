@@ -49,7 +49,7 @@ class Header:
         return f"{self.major}.{self.minor}.{self.patch}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the header as ``interfaces.md`` section 2 has it."""
+        """Return the header as programs see it: ``header`` of an image in ``io.crd.varlink``."""
         return {"magic": f"0x{self.magic:016x}", "kernel": self.kernel, "rev": self.rev, "flags": self.flags,
                 "time": self.time, "release": self.release, "version": self.version, "machine": self.machine}
 

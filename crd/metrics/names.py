@@ -1,4 +1,4 @@
-"""Every metric, its labels and its meaning (``interfaces.md`` section 5); those of a target are in ``target.py``."""
+"""Every metric, its labels and its meaning; those of a target are in ``target.py``."""
 
 from __future__ import annotations
 

@@ -352,7 +352,7 @@ class StandInKernel:
         return self.image_read, fd
 
     def _become(self, listener: int, call: Call, comm: bytes, *, ends: bool = False) -> None:
-        """Make a caller another program before it sees an answer (engine.md H: seize first, then answer)."""
+        """Make a caller another program before it sees an answer: seize first, then answer."""
         tracee.seize(call.tid)
         tracee.interrupt(call.tid)
         self._reply(listener, call, 0)

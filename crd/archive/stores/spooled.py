@@ -191,22 +191,27 @@ class SpooledStore:
         return room if on_disk is None else min(room, on_disk)
 
     async def delete(self, key: str) -> None:
-        """Remove an object from both; while it is being moved, that is given up."""
+        """Remove an object from both; while it is being moved, that is given up.
+
+        If this raises, it is where it was: last it leaves the spool, from which it is moved again.
+        """
         there = await self._there()  # or nothing is removed: a part of it might be left
         size = self._waiting.pop(key, None)  # first: nothing begins to move it any more
-        perhaps_moved = False
-        if size is not None:
-            try:
-                if self._moving and self._moving[0] == key:
-                    perhaps_moved = True
-                    await _given_up(self._moving[1])
+        try:
+            perhaps_moved = key in there
+            if self._moving and self._moving[0] == key:
+                perhaps_moved = True
+                await _given_up(self._moving[1])
+            if perhaps_moved:
+                await self._reached(lambda: self._store.delete(key))
+                there.pop(key, None)
+            if size is not None:
                 await self._spool.delete(key)
-            except BaseException:
+        except BaseException:
+            if size is not None and key not in there:
                 self._waiting[key] = size
-                raise
-        if perhaps_moved or key in there:
-            await self._reached(lambda: self._store.delete(key))
-            there.pop(key, None)
+                self._committed.set()
+            raise
 
     async def clear_torn(self) -> int:
         """Clear the spool.  In the store, parts of what is still to be moved are of use: it is cleared after that."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from crd.engine.api import KERNEL, After, CheckpointOptions, CheckpointResult
 from crd.engine.kernel import freezer
-from crd.engine.stream import widen_pipe
 from crd.errors import AccessDenied, EngineError, ImageError
 from crd.image.front import header_of
 from crd.image.generations import PREFIX_BYTES
+from crd.native.stream import widen_pipe
 from crd.target import procfs
 
 if TYPE_CHECKING:

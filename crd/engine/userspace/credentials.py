@@ -51,7 +51,7 @@ def dump(status: dict[str, str]) -> Credentials:
 def restart(thread: Thread, batch: Batch, ours: Capabilities) -> None:
     """Give a thread its credentials; it can do nothing privileged afterwards that the image's could not.
 
-    The order is that in which each step is still allowed (engine-tree.md 5.2).
+    The order is that in which each step is still allowed.
 
     Args:
         thread: whose.

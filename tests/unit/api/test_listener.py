@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crd.api import listener
 from crd.api.listener import listen
 from crd.errors import SettingsError, StateInUse
 
@@ -89,3 +91,14 @@ def test_a_directory_that_is_none(home: Path) -> None:
     (home / "file").write_text("")
     with pytest.raises(SettingsError):
         listen(home / "file" / "crd.sock", public=False, gid=None)
+
+
+def test_a_lock_that_somebody_keeps_holds_nobody_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_LOCK_SECONDS", 0.05)
+    fd = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        with listen(path, public=False, gid=None):
+            assert path.is_socket()
+    finally:
+        os.close(fd)

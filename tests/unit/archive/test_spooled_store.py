@@ -1,4 +1,4 @@
-"""The spool: what is acknowledged reaches the store, whenever that comes back and whoever is killed meanwhile."""
+"""The spool: what is acknowledged reaches the store, whenever that comes back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import asyncio
 import os
 import random
 import subprocess
-import sys
-import time
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,25 +14,18 @@ import pytest
 from crd.archive.archive import Archive
 from crd.archive.names import image_key, pack_key
 from crd.archive.stores import spooled
-from crd.archive.stores.local import LocalStore
 from crd.archive.stores.memory import MemoryStore, MemoryUpload
-from crd.archive.stores.s3 import S3Store
-from crd.archive.stores.s3_object import PART_BYTES
-from crd.archive.stores.spooled import SpooledStore
 from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobMissing
 from crd.ids import Crid
-from tests.support.faulty import FaultyProxy
-from tests.unit.archive.spooling import pages
+from tests.unit.archive.spools import moved, moving, opened, put
 from tests.unit.archive.streams import read_image, store_image, stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
-    from tests.support.seaweed import SeaweedServer
+    pass
 
 
-ROOT = Path(__file__).parents[3]
-SAID = ("stored", "forgetting", "forgotten")
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 class FarStore(MemoryStore):
@@ -87,44 +77,9 @@ class FarUpload(MemoryUpload):
         self._store.order.append(self._key)
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spooled, "_PAUSE_SECONDS", (0.02, 0.05))
-
-
 @pytest.fixture
 def far() -> FarStore:
     return FarStore()
-
-
-@asynccontextmanager
-async def moving(store: SpooledStore) -> AsyncIterator[None]:
-    task = asyncio.create_task(store.run())
-    try:
-        yield
-        assert not task.done(), task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def opened(path: Path, far: MemoryStore | S3Store, capacity_bytes: int = 1 << 30) -> SpooledStore:
-    store = SpooledStore(LocalStore(path), far, capacity_bytes)
-    await store.open()
-    return store
-
-
-async def put(store: SpooledStore | MemoryStore, key: str, content: bytes) -> None:
-    upload = await store.create(key)
-    await upload.write([content])
-    await upload.commit()
-
-
-async def moved(store: SpooledStore) -> None:
-    deadline = time.monotonic() + 60
-    while store.waiting.objects:
-        assert time.monotonic() < deadline, store.waiting
-        await asyncio.sleep(0.01)
 
 
 async def test_what_is_spooled_reaches_the_store_in_order(tmp_path: Path, far: FarStore) -> None:
@@ -286,6 +241,26 @@ async def test_an_object_that_is_deleted_while_it_is_moved(tmp_path: Path, far: 
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+async def test_what_cannot_be_deleted_while_it_is_moved_is_moved_again(tmp_path: Path, far: FarStore) -> None:
+    store = await opened(tmp_path / "spool", far)
+    await store.objects()
+    far.go_on.clear()
+    async with moving(store):
+        await put(store, "a", b"content")
+        while not store._moving:
+            await asyncio.sleep(0)
+        far.away = True
+        with pytest.raises(ArchiveUnavailable):
+            await store.delete("a")
+        assert await store.read("a", 0, 100) == b"content"
+        far.away = False
+        far.go_on.set()
+        await moved(store)
+        assert far.contents == {"a": b"content"}
+        await store.delete("a")
+    assert far.contents == await store.objects() == {}
+
+
 async def test_what_somebody_removed_from_the_spool_holds_up_nothing(tmp_path: Path, far: FarStore,
                                                                      caplog: pytest.LogCaptureFixture) -> None:
     store = await opened(tmp_path / "spool", far)
@@ -366,74 +341,6 @@ async def test_what_is_moved_while_the_store_is_listed_is_known(tmp_path: Path) 
     assert await store.objects() == {"near": 1}
 
 
-async def test_moving_over_s3_that_fails_now_and_then(tmp_path: Path, seaweed: SeaweedServer) -> None:
-    """With the server killed in the middle, and a network that loses every fifth request."""
-    content = {f"{number:02d}": random.Random(number).randbytes(number * 1_500_000) for number in range(12)}
-    async with FaultyProxy(seaweed.port) as proxy:
-        chance = random.Random(1)
-        proxy.fault = lambda _method, _path: chance.choice(("", "", "", "", "503", "cut", "lost", "torn"))
-        location = seaweed.location("spool", tmp_path.name, proxy.endpoint)
-        store = await opened(tmp_path / "spool", S3Store(location, retry_seconds=1))
-        async with moving(store):
-            while store._known is None:
-                try:
-                    await store.objects()
-                except ArchiveUnavailable:
-                    await asyncio.sleep(0.1)
-            for number, (key, data) in enumerate(content.items()):
-                await put(store, key, data)
-                if number == 6:
-                    await asyncio.to_thread(seaweed.kill)
-            await asyncio.to_thread(seaweed.start)
-            await moved(store)
-        proxy.fault = lambda _method, _path: ""
-        behind = S3Store(location)
-        await behind.clear_torn()
-        assert await behind.objects() == {key: len(data) for key, data in content.items()}
-        for key, data in content.items():
-            assert await behind.read(key, 0, len(data) + 1) == data
-
-
-def run_and_kill(chance: random.Random, *words: str) -> dict[str, set[int]]:
-    """Run ``spooling.py`` until it has said something, and a moment longer; return what it said of which images."""
-    with subprocess.Popen([sys.executable, "-m", "tests.unit.archive.spooling", *words], cwd=ROOT,
-                          stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        lines = [process.stdout.readline() for _ in range(chance.randrange(1, 12))]
-        time.sleep(chance.uniform(0, 0.06))
-        process.kill()
-        said = [line.split() for line in (*lines, *process.stdout.read().splitlines())]
-    return {what: {int(number) for verb, number in said if verb == what} for what in SAID}
-
-
-async def test_whoever_is_killed_loses_nothing_that_was_acknowledged(tmp_path: Path, seaweed: SeaweedServer) -> None:
-    chance, following = random.Random(3), 1
-    said: dict[str, set[int]] = {what: set() for what in SAID}
-    location = seaweed.location("killed", tmp_path.name)
-    words = (seaweed.endpoint, tmp_path.name, str(location.credentials), str(tmp_path / "spool"))
-    for _ in range(12):
-        more = await asyncio.to_thread(run_and_kill, chance, *words, str(following))
-        said = {what: said[what] | more[what] for what in SAID}
-        following = max(said["stored"], default=0) + 2
-    store = await opened(tmp_path / "spool", S3Store(location))
-    async with moving(store), Archive(store) as archive:
-        await moved(store)
-        there = set(await archive.crids())
-        assert said["stored"] - said["forgetting"] <= there
-        assert not said["forgotten"] & there
-        assert there <= set(range(1, following))
-        for crid in there:
-            assert await read_image(archive, crid) == stream(pages(crid))
-    async with Archive(S3Store(location)) as archive:
-        assert set(await archive.crids()) == there, "it does not need the spool"
-        for crid in there:
-            await archive.forget(crid)
-        assert await S3Store(location).objects() == {}
-    assert len(said["stored"]) >= 20
-    assert len(said["forgotten"]) >= 5
-
-
 async def test_a_move_that_is_given_up_too_late_is_taken_back(tmp_path: Path) -> None:
     class Late(FarStore):
         """Has an object although its commit was cancelled."""
@@ -467,29 +374,3 @@ async def test_what_somebody_removed_from_the_store_is_moved_again(tmp_path: Pat
     async with moving(store):
         await moved(store)
     assert far.contents == {"a": b"content"}
-
-
-@pytest.mark.parametrize("size", [100, 3 * PART_BYTES + 100])
-async def test_a_move_that_was_done_although_it_seemed_to_fail(tmp_path: Path, seaweed: SeaweedServer,
-                                                               size: int) -> None:
-    """The server has the object, its answers are lost, and it cannot be reached to take the object back."""
-    content, since = random.Random(size).randbytes(size), 0
-
-    def lose(method: str, path: str) -> str:
-        nonlocal since
-        since += bool(since) or (method == "PUT" and path.endswith("/a"))
-        return ("lost" if method == "PUT" else "away") if 0 < since < 12 else ""
-
-    async with FaultyProxy(seaweed.port) as proxy:
-        store = await opened(tmp_path / "spool", S3Store(seaweed.location("spool", tmp_path.name, proxy.endpoint),
-                                                         retry_seconds=0.3))
-        await store.objects()
-        await put(store, "a", content)
-        proxy.fault = lose
-        async with moving(store):
-            await moved(store)
-        assert since >= 12
-        assert await store.read("a", 0, size + 1) == content
-    behind = S3Store(seaweed.location("spool", tmp_path.name))
-    assert await behind.clear_torn() == 0
-    assert await behind.read("a", 0, size + 1) == content

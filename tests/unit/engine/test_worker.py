@@ -53,6 +53,22 @@ async def test_a_checkpoint_in_two_steps(tmp_path: Path) -> None:
             await worker.commit()
 
 
+async def test_an_image_is_whole_although_there_are_no_descriptors_left_for_notes() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    result = CheckpointResult(
+        crid=1, pid=7, uid=0, comm="web", taken_at=0.0, engine="userspace", method="copy", method_reason="", tasks=1,
+        threads=1, image_bytes=9, memory_bytes=9, stop_seconds=0.1, duration_seconds=0.1, header={},
+        noted=((7, 1), (8, 2)))
+    there = os.listdir("/proc/self/fd")
+    worker = Worker(7, -1, ours)
+    with theirs, open(os.devnull, "rb") as null:
+        socket.send_fds(theirs, [msgspec.json.encode({"event": "written", "result": result})], [null.fileno()])
+    assert (await worker.written()).noted == ((7, 1), (8, 2))
+    assert worker.take_notes() == {}
+    assert len(os.listdir("/proc/self/fd")) == len(there) - 1, "theirs is closed, and nothing else is there"
+    ours.close()
+
+
 async def test_a_restart_from_rubbish(tmp_path: Path) -> None:
     (tmp_path / "rubbish").write_bytes(b"\1\0\0\0\x28\0\0\0")
     async with WorkerPool() as pool, pool.lease() as worker:

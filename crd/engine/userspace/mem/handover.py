@@ -13,10 +13,10 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from crd.engine.stream import widen_pipe
 from crd.engine.userspace.mem.pages import batches
 from crd.errors import NativeError
 from crd.image.profile import PAGE_BYTES, PageRun, Pages
+from crd.native.stream import widen_pipe
 from crd.native.syscall import NR, pidfd_getfd
 
 if TYPE_CHECKING:
