@@ -12,6 +12,8 @@ from crd.image.core.elf import FILE_HEADER, file_header, notes_header
 from crd.image.core.mapped import MappedObjects
 from crd.image.core.memory import CoreFile, Memory, PageStore
 from crd.image.core.task import TaskNotes
+from crd.image.cursor import Cursor
+from crd.image.generations import PREFIX_BYTES, is_of_a_kernel
 from crd.image.profile import PAGE_BYTES, Pages, Process, Profile, SharedPages, Zombie
 from crd.image.reader import ImageReader
 from crd.image.records import String, Task
@@ -117,11 +119,11 @@ def write_core(source: Source, core: CoreFile, pid: int | None = None, vdso: byt
 
 
 def _reader(source: Source) -> ImageReader:
-    try:
-        return ImageReader(source)
-    except ImageVersionUnsupported as error:
-        raise ImageVersionUnsupported("this is no image that crd took itself, and no core can be made of others",
-                                      hint="crd inspect shows what it is.", **error.details) from error
+    image = Cursor(source)
+    if is_of_a_kernel(image.peek(PREFIX_BYTES)):
+        raise ImageVersionUnsupported("the image was written by a Linux-CR kernel: cores are made of crd's own only",
+                                      hint="crd inspect shows what it holds.")
+    return ImageReader(image)
 
 
 class _Tasks:
