@@ -41,8 +41,8 @@ def export_(image: str, *, output: Path, kind: str, pid: int | None, as_json: bo
     """Write IMAGE to a file: as the plain record stream, which crd restart and crctl import read, or as an ELF core.
 
     The file is there whole, or not at all.  gdb PROGRAM FILE opens a core; as in cores of the kernel, what is as it was
-    in files (the program, its libraries) is not in it.  Into a pipe it goes by way of a temporary file, in TMPDIR or
-    /var/tmp.
+    in files (the program, its libraries) and what the program keeps out of cores (MADV_DONTDUMP) is not in it.  Into a
+    pipe it goes by way of a temporary file, in TMPDIR or /var/tmp.
 
     Exit status: 0 done, 1 failed, 2 usage, 10 daemon unavailable, 11 no such image or task, 12 denied, 13 no core can
     be made of images of a Linux-CR kernel, 14 several fit.

@@ -25,9 +25,11 @@ from crd.target.vdso import own_vdso
 def core(image: Path, *, output: Path, pid: int | None, as_json: bool) -> None:
     """Write an ELF core of a task of an image, which gdb PROGRAM CORE opens.
 
-    As in cores of the kernel, what is as it was in files (the program, its libraries) is not in it.  Into a pipe it
-    goes by way of a temporary file, in TMPDIR or /var/tmp.  Prints figures on standard error; with --json as one value
-    on standard output (on standard error if that is where the core goes).
+    As in cores of the kernel, what is as it was in files (the program, its libraries) and what the program keeps out of
+    cores (MADV_DONTDUMP) is not in it.  Into a pipe it goes by way of a temporary file, in TMPDIR or /var/tmp.
+
+    Prints figures on standard error; with --json as one value on standard output (on standard error if that is where
+    the core goes).
 
     Exit status: 0 done, 1 failed, or the image is broken, 2 usage, 11 the image has no such task, 13 a Linux-CR kernel
     or another version of crd wrote it.

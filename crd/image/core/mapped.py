@@ -6,6 +6,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from crd.image.core import vdso
+from crd.image.core.memory import is_dumped
 from crd.image.objects import FileContent, RegularFile, SharedMemory, UnnamedFile
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ class MappedObjects:
     def contents(self, vmas: Iterable[Vma]) -> dict[int, int]:
         """Return, by the objref of areas, that of the object whose pages are all that they map.
 
-        Areas that are not there map nothing, or a file of which the image says only where it is.
+        Areas that are not there map nothing, or a file of which the image says only where it is, or are in no core.
         """
         found = {}
-        for objref in {vma.objref for vma in vmas}:
+        for objref in {vma.objref for vma in vmas if is_dumped(vma)}:
             if objref in self._whole:
                 found[objref] = objref
             elif (file := self._files.get(objref)) and file.identity in self._saved:

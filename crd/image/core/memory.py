@@ -31,6 +31,11 @@ class CoreFile(Protocol):
         ...
 
 
+def is_dumped(vma: Vma) -> bool:
+    """Whether a core may hold what is in an area: its program says that none may with MADV_DONTDUMP (madvise(2))."""
+    return "dd" not in vma.flags.split()
+
+
 class PageStore:
     """The pages in a core.
 
@@ -140,7 +145,8 @@ class Memory:
         return self._entered(next(self._vmas))  # there is one: ``verify`` has seen to it
 
     def _entered(self, vma: Vma) -> _Area:
-        return _Area(vma, self._objects.get(self._contents.get(vma.objref, 0)), self._pages)
+        beneath = self._objects.get(self._contents.get(vma.objref, 0)) if is_dumped(vma) else None
+        return _Area(vma, beneath, self._pages)
 
     def _leave(self) -> Iterator[Segment]:
         if self._area:
@@ -162,12 +168,15 @@ class _Area:
         self._vma = vma
         self._beneath = beneath
         self._pages = pages
+        self._is_dumped = is_dumped(vma)
         self._known = vma.start
         self._start = self._data_end = vma.start
         self._place = pages.nothing
 
     def private(self, address: int, data: memoryview) -> Iterator[Segment]:
         """Take pages of the task's own."""
+        if not self._is_dumped:
+            return
         yield from self._beneath_until(address)
         gap = address - self._data_end
         is_last = self._has_data and self._place + self._data_end - self._start == self._pages.end

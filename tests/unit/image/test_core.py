@@ -200,6 +200,20 @@ def test_content_that_the_image_has_is_there(written) -> None:
     assert figures.memory_bytes == 9 * PAGE_BYTES, "what is mapped twice is there once"
 
 
+def test_what_no_dump_may_hold_is_not_in_it(written, tmp_path: Path) -> None:
+    """MADV_DONTDUMP: secrets."""
+    at, secret = MEMORY_START, {"flags": "rd wr mr mw me dd ac"}
+    vmas = [make_vma(at, 2, **secret), make_vma(at + 0x2000, 2, kind=VMA_SHARED_MEMORY, objref=SHARED, **secret),
+            make_vma(at + 0x4000, 2, kind=VMA_PRIVATE_FILE, objref=UNNAMED, **secret), make_vma(at + 0x6000, 1),
+            make_vma(at + 0x7000, 1, kind=VMA_PRIVATE_FILE, objref=UNNAMED)]
+    core, _ = written(image_of(vmas, [
+        shared_pages(SHARED, 0, page(1)), shared_pages(UNNAMED, 0, page(2)), own_page(at, page(3)),
+        own_page(at + 0x5000, page(4)), own_page(at + 0x6000, page(5))]))
+    assert [core.page(at + number * PAGE_BYTES) for number in range(8)] == [None] * 6 + [page(5), page(2)]
+    content = (tmp_path / "core").read_bytes()
+    assert not any(page(number) in content for number in (1, 3, 4))
+
+
 def test_vast_memory_of_which_little_is_used_makes_a_small_core(written, tmp_path: Path) -> None:
     pages = 1 << 28
     offsets = [0, 1, 5, (1 << 27) + 3, pages - 1]
