@@ -19,6 +19,7 @@ COMMANDS = {
     "catalog": Lazy("crd.direct.catalog:catalog", "Back up or restore the catalog."),
     "key": Lazy("crd.direct.key:key", "Make a key for encryption, or say which one a file holds."),
     "inspect": Lazy("crd.direct.inspect:inspect", "Show what an image holds."),
+    "core": Lazy("crd.direct.core:core", "Write an ELF core of a task of an image."),
 }
 
 

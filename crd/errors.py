@@ -355,6 +355,13 @@ class ImageVersionUnsupported(ImageError):
     exit_status = EXIT_UNSUPPORTED
 
 
+class ImageTaskMissing(ImageError):
+    """The image has no such task."""
+
+    code = "image.task-missing"
+    exit_status = EXIT_NOT_FOUND
+
+
 # --- archive -----------------------------------------------------------------------------------
 
 

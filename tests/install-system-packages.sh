@@ -33,6 +33,7 @@ need tmux command -v tmux
 need vim command -v vim
 need iproute2 command -v ip
 need faketime command -v faketime
+need gdb command -v gdb
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

@@ -44,11 +44,30 @@ class Output:
 
     Attributes:
         fd: open for writing.
+        is_new: it is a file of our own, which may be written to in any order; all else takes byte after byte.
     """
+
+    is_new = False
 
     def __init__(self, fd: int) -> None:
         """Write to a stream or device, as it is."""
         self.fd = fd
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write all of it.
+
+        Raises:
+            CrdError: it cannot be written.
+            BrokenPipeError: nobody reads it any more.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self.fd, view):]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _failed("the image", error) from error
 
     def commit(self) -> None:
         """Make what was written durable; the image is there from now on.
@@ -65,6 +84,8 @@ class Output:
 
 class _File(Output):
     """A regular file, new or replaced."""
+
+    is_new = True
 
     def __init__(self, path: Path, directory: int, fd: int, beside: str | None) -> None:
         super().__init__(fd)

@@ -16,6 +16,7 @@ from crd.api import interface
 from crd.api.protocol import INTERFACE, MessageBuffer, ServiceError, decode_call, decode_reply
 from crd.archive import manifest, pack
 from crd.errors import BadRequest, BlobCorrupt, ImageError
+from crd.image.core.writer import write_core
 from crd.image.framing import FrameReader
 from crd.image.inspect import inspect
 from crd.image.reader import PROFILE_RECORDS, ImageReader
@@ -67,6 +68,19 @@ def profile(data: bytes) -> None:
         assert HEADER_BYTES <= error.offset <= HEADER_BYTES + len(data)  # noqa: PT017
 
 
+class _Nowhere:
+    def write_at(self, offset: int, data: bytes) -> None:
+        assert offset >= 0
+
+
+def core(data: bytes) -> None:
+    """The same, as the core of its first task."""
+    try:
+        write_core(io.BytesIO(HEADER + data), _Nowhere())
+    except ImageError as error:
+        assert HEADER_BYTES <= error.offset <= HEADER_BYTES + len(data)  # noqa: PT017
+
+
 def generations(data: bytes) -> None:
     """An image of any generation: what is broken is said to be broken inside of it."""
     try:
@@ -112,4 +126,4 @@ def varlink(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (codec, self_checkpoint, profile, generations, archive, varlink)}
+    target.__name__: target for target in (codec, self_checkpoint, profile, core, generations, archive, varlink)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace.fds import regular
@@ -23,6 +22,7 @@ from crd.image.profile import (
     MemoryLayout,
     Vma,
 )
+from crd.image.vdso import digest
 from crd.target.paths import is_memory_with_a_name, name_left
 
 if TYPE_CHECKING:
@@ -183,14 +183,5 @@ def _memory(captured: Capture, brk: int) -> MemoryLayout:
 
 
 def vdso_digest(memory: Memory, start: int, length: int) -> bytes:
-    """Return a digest of the vdso's ELF image; what lies behind its section headers is padding, or a stub of ours.
-
-    Empty if there is no vdso.
-    """
-    if not start:
-        return b""
-    image = memory.read(start, length)
-    headers = int.from_bytes(image[40:48], "little")
-    size, count = int.from_bytes(image[58:60], "little"), int.from_bytes(image[60:62], "little")
-    end = min(headers + size * count, length)
-    return blake2b(image[:end], digest_size=32).digest()
+    """Return the digest of the vdso in an area; empty if there is no vdso."""
+    return digest(memory.read(start, length)) if start else b""
