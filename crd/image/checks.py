@@ -32,6 +32,7 @@ from crd.image.profile import (
     FileDescriptor,
     FileLock,
     IntervalTimer,
+    Machine,
     MemoryLayout,
     PendingSignal,
     PosixTimer,
@@ -60,6 +61,9 @@ SIGINFO_BYTES = 128
 XSTATE_BYTES_MIN = 576
 """The legacy area and the header that follows it."""
 RESOURCES = 16
+MEMORY_ERRORS_MAX = 2
+"""PR_MCE_KILL_DEFAULT."""
+SPECULATION_MAX = 16
 FILTERS_MAX = 4096
 """The kernel takes 32768 instructions, and counts four more for each filter."""
 FD_MAX = 2**31 - 1
@@ -315,6 +319,16 @@ def _check_thread(record: Thread, image: ImageState) -> None:
 @check.register(ThreadPolicy)
 def _check_thread_policy(record: ThreadPolicy, image: ImageState) -> None:
     need(record.tid == image.current.tid, f"is of thread {record.tid}, not of the one before it")
+
+
+@check.register(Machine)
+def _check_machine(record: Machine, image: ImageState) -> None:
+    need(record.tid == image.current.tid, f"is of thread {record.tid}, not of the one before it")
+    need(record.time_stamps in {1, 2}, f"has time_stamps {record.time_stamps}")
+    need(record.memory_errors <= MEMORY_ERRORS_MAX, f"has memory_errors {record.memory_errors}")
+    need(len(record.speculation) <= SPECULATION_MAX, f"has {len(record.speculation)} choices of speculation")
+    need_flag(record.cpuid, "cpuid")
+    need_flag(record.io_flusher, "io_flusher")
 
 
 @check.register(Confinement)

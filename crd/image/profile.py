@@ -9,7 +9,7 @@ comes before the memory, and memory comes last, so that a reader can check and p
       TASK STRING PROCESS SHARING? SERVED? MEMORY_LAYOUT VMA* GUARD_REGIONS* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK*
       SIGNAL_ACTIONS PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
-      { THREAD THREAD_POLICY? CONFINEMENT? PENDING_SIGNAL* }+        the leader first
+      { THREAD THREAD_POLICY? MACHINE? CONFINEMENT? PENDING_SIGNAL* }+   the leader first
     { TASK STRING ZOMBIE }*                                          children that ended
     SHARED_PAGES* PAGES*                                             per object, then per process
     TAIL
@@ -311,11 +311,19 @@ class ThreadPolicy(Record, type=0x43520032):
     policy: Text  # as /proc/PID/numa_maps has it, with - for spaces, such as "bind:0-1"
 
 
+class Machine(Record, type=0x43520033):
+    """What the thread before it has asked of the machine (prctl(2), arch_prctl(2)); without this record nothing."""
+
+    tid: U32
+    time_stamps: U32  # PR_GET_TSC: 2: rdtsc faults
+    cpuid: U8  # ARCH_GET_CPUID; 0: cpuid faults
+    memory_errors: U32  # PR_MCE_KILL_GET
+    io_flusher: U8  # PR_GET_IO_FLUSHER
+    speculation: Items[U32]  # PR_SPEC_* of PR_SPEC_STORE_BYPASS and on; 0: a thread has no choice
+
+
 class Confinement(Record, type=0x43520031):
     """What seccomp(2) keeps the thread before it from."""
 
     tid: U32
     filters: Items[U32]  # objrefs of SECCOMP_FILTERs, those installed first at the front
-
-
-

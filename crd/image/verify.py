@@ -25,6 +25,7 @@ from crd.image.profile import (
     FileLock,
     GuardRegions,
     IntervalTimer,
+    Machine,
     MemoryLayout,
     Pages,
     PendingSignal,
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 _OBJECTS: set[type[Record]] = {*OBJECTS, *BETWEEN}
 _OPEN_FILES: list[type[Record]] = [FileDescriptor, EpollTarget, FileLock]
+_OF_THREAD: list[type[Record]] = [ThreadPolicy, Machine, Confinement]
+_BEHIND_THREAD: list[type[Record]] = [PendingSignal, Thread, Task, SharedPages, Pages, Tail]
 _TIMERS_AND_LIMITS: list[type[Record]] = [IntervalTimer, PosixTimer, ResourceLimit, Thread]
 
 
@@ -78,9 +81,8 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     IntervalTimer: {*_TIMERS_AND_LIMITS},
     PosixTimer: {*_TIMERS_AND_LIMITS[1:]},
     ResourceLimit: {*_TIMERS_AND_LIMITS[2:]},
-    Thread: {ThreadPolicy, Confinement, PendingSignal, Thread, Task, SharedPages, Pages, Tail},
-    ThreadPolicy: {Confinement, PendingSignal, Thread, Task, SharedPages, Pages, Tail},
-    Confinement: {PendingSignal, Thread, Task, SharedPages, Pages, Tail},
+    Thread: {*_OF_THREAD, *_BEHIND_THREAD},
+    **{kind: {*_OF_THREAD[at:], *_BEHIND_THREAD} for at, kind in enumerate(_OF_THREAD, 1)},
     Zombie: {Task, SharedPages, Pages, Tail},
     SharedPages: {SharedPages, Pages, Tail},
     Pages: {Pages, Tail},

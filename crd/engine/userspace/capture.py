@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import attributes, confinement, credentials, limits, scheduling
+from crd.engine.userspace import attributes, confinement, credentials, limits, machine, scheduling
 from crd.engine.userspace.attributes import Attributes
 from crd.engine.userspace.fds import unnamed
 from crd.engine.userspace.interrupted import begin_again, returned
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from crd.engine.userspace.mem.runs import Run
     from crd.engine.userspace.outside import Outside
     from crd.engine.userspace.scheduling import Scheduling
+    from crd.image.profile import Machine
     from crd.native.memory import Memory
     from crd.native.threads import ThreadGroup
     from crd.target.procfs import Stat, Status
@@ -53,8 +54,11 @@ _THREAD_QUESTIONS = [
     Question(NR.PRCTL, (PR_GET_SECUREBITS,)),
 ]
 _PROCESS_QUESTIONS = [Question(NR.PRCTL, (PR_GET_CHILD_SUBREAPER, OUT)), *interval.QUESTIONS]
-_NEEDED = Questionnaire(_THREAD_QUESTIONS, _PROCESS_QUESTIONS)
-_EVERYTHING = Questionnaire(_THREAD_QUESTIONS, [*_PROCESS_QUESTIONS, *attributes.QUESTIONS])
+_QUESTIONNAIRES = {
+    (everything, curious): Questionnaire([*_THREAD_QUESTIONS, *(machine.QUESTIONS if curious else [])],
+                                         [*_PROCESS_QUESTIONS, *(attributes.QUESTIONS if everything else [])])
+    for everything in (False, True) for curious in (False, True)}
+"""With what a snapshot child could be asked later, or not; with what a filter of seccomp(2) may forbid, or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,10 @@ class Capture:
         """Return what it said of itself, having been asked everything; raises as ``Attributes.told``."""
         return Attributes.told(self.told.of_process(None)[len(_PROCESS_QUESTIONS):])
 
+    def machine(self, tid: int) -> Machine | None:
+        """Return what a thread has asked of the machine, if anything."""
+        return machine.dump(tid, self.told.of_thread(tid)[len(_THREAD_QUESTIONS):])
+
     def status(self, tid: int) -> Status:
         """Return the status of a thread in the stop."""
         return self.confined.statuses.get(tid) or procfs.parsed_status(self.group.status(tid))
@@ -210,7 +218,7 @@ def asked(frozen: Frozen, entries: Areas, stubs: Injector, confined: Confined, *
     Raises:
         TargetUnsupported: it may not answer.
     """
-    questions = _EVERYTHING if everything else _NEEDED
+    questions = _QUESTIONNAIRES[everything, not confined.forbids(machine.QUESTIONS)]
     confined.need([*questions.about_thread, *questions.about_process])
     return Asked(frozen, stubs, entries, questions, at_once=not confined.forbids(confinement.SURVEY))
 
@@ -236,7 +244,7 @@ def capture(asked: Asked, known: Known, seen: Outside, shared: Shared, mapped: M
     assert asked.told  # noqa: S101
     found = Capture(
         pid=pid, known=known, stat=seen.stat, confined=confined, group=frozen.group, told=asked.told,
-        asked_everything=asked.questions is _EVERYTHING, entries=entries,
+        asked_everything=len(asked.questions.about_process) > len(_PROCESS_QUESTIONS), entries=entries,
         scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
         shared=shared,
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
@@ -318,7 +326,7 @@ def _thread(captured: Capture, tid: int, memory: Memory) -> Thread:
     status = captured.status(tid)
     who = credentials.dump(status)
     how = captured.scheduling[tid]
-    altstack, clear_tid, death_signal, secure_bits = captured.told.of_thread(tid)
+    altstack, clear_tid, death_signal, secure_bits, *_ = captured.told.of_thread(tid)
     return Thread(
         tid=tid, comm=status.comm, registers=begin_again(captured.group.registers(tid), memory).to_bytes(),
         xstate=state.xstate, signal_mask=state.signal_mask,

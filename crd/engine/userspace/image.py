@@ -107,6 +107,8 @@ def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable,
         writer.write(thread)
         if policy := captured.scheduling[thread.tid].memory_policy:
             writer.write(ThreadPolicy(tid=thread.tid, policy=policy))
+        if asked := captured.machine(thread.tid):
+            writer.write(asked)
         if chain := captured.confined.filters.get(thread.tid):
             writer.write(Confinement(tid=thread.tid, filters=[filters[each].objref for each in chain]))
         for signal in captured.queues.get(thread.tid, ()):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from crd.engine.api import Pids, RestartOptions, RestartResult
 from crd.engine.rehearsal import Rehearsal, Seen
-from crd.engine.userspace import call_filter, credentials, limits, sandbox, threads
+from crd.engine.userspace import call_filter, credentials, limits, machine, sandbox, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement, stdio
 from crd.engine.userspace.fds.terminal import control, open_masters
@@ -29,6 +29,7 @@ from crd.engine.userspace.skeleton import Skeleton
 from crd.engine.userspace.timers import interval, posix
 from crd.engine.userspace.watch import Watch
 from crd.errors import RestartError, TargetError
+from crd.image.profile import Machine
 from crd.image.reader import ImageReader
 from crd.image.verify import verified
 from crd.native.syscall import NR
@@ -198,6 +199,8 @@ class Restart:
         self._set_up_process(plan, vessel, tids)
         for thread in plan.threads:
             threads.set_up(thread, plan, vessel, tids[thread.tid])
+        for record in plan.of(Machine):
+            self._notes += machine.restart(record, vessel, tids[record.tid])
         self._finish(plan, vessel, tids)
         if _is_stopped(plan):
             vessel.stop(_stop_signal(plan))
