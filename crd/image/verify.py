@@ -20,13 +20,16 @@ from crd.image.codec import Record, corrupt
 from crd.image.objects import BETWEEN, OBJECTS, PARTS, PipeData
 from crd.image.profile import (
     Confinement,
+    Dispatch,
     EpollTarget,
     FileDescriptor,
     FileLock,
     GuardRegions,
     IntervalTimer,
+    LocalDescriptors,
     Machine,
     MemoryLayout,
+    Merging,
     Pages,
     PendingSignal,
     PosixTimer,
@@ -38,6 +41,7 @@ from crd.image.profile import (
     Sharing,
     SignalActions,
     Thread,
+    ThreadDescriptors,
     ThreadPolicy,
     Vma,
     Zombie,
@@ -51,7 +55,7 @@ if TYPE_CHECKING:
 
 _OBJECTS: set[type[Record]] = {*OBJECTS, *BETWEEN}
 _OPEN_FILES: list[type[Record]] = [FileDescriptor, EpollTarget, FileLock]
-_OF_THREAD: list[type[Record]] = [ThreadPolicy, Machine, Confinement]
+_OF_THREAD: list[type[Record]] = [ThreadPolicy, Machine, Dispatch, ThreadDescriptors, Confinement]
 _BEHIND_THREAD: list[type[Record]] = [PendingSignal, Thread, Task, SharedPages, Pages, Tail]
 _TIMERS_AND_LIMITS: list[type[Record]] = [IntervalTimer, PosixTimer, ResourceLimit, Thread]
 
@@ -71,7 +75,9 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     Process: {Sharing, Served, MemoryLayout},
     Sharing: {Served, MemoryLayout},
     Served: {MemoryLayout},
-    MemoryLayout: {Vma, *_OPEN_FILES, SignalActions},
+    MemoryLayout: {Merging, LocalDescriptors, Vma, *_OPEN_FILES, SignalActions},
+    Merging: {LocalDescriptors, Vma, *_OPEN_FILES, SignalActions},
+    LocalDescriptors: {Vma, *_OPEN_FILES, SignalActions},
     Vma: {Vma, GuardRegions, *_OPEN_FILES, SignalActions},
     GuardRegions: {GuardRegions, *_OPEN_FILES, SignalActions},
     FileDescriptor: {*_OPEN_FILES, SignalActions},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace.mem import merging
 from crd.engine.userspace.questions import Question
 from crd.engine.userspace.sig import actions
 from crd.errors import Obstacle, TargetUnsupported
@@ -23,6 +24,7 @@ _OWN_QUESTIONS = [
     Question(NR.PRCTL, (_PR_GET_THP_DISABLE, 0, 0, 0, 0)),
     Question(NR.MEMBARRIER, (_MEMBARRIER_GET_REGISTRATIONS, 0)),
     Question(NR.PRCTL, (_PR_GET_MDWE, 0, 0, 0, 0)),
+    merging.QUESTION,
 ]
 QUESTIONS = [*_OWN_QUESTIONS, *actions.QUESTIONS]
 
@@ -35,6 +37,7 @@ class Attributes:
     dumpable: int
     thp_disable: int
     membarrier: int
+    merges: bool
     actions: SignalActions
 
     @classmethod
@@ -45,10 +48,10 @@ class Attributes:
             TargetUnsupported: the target has given up a right for good that a restarted one would have.
         """
         n = len(_OWN_QUESTIONS)
-        brk, dumpable, thp_disable, membarrier, mdwe = (answer.result for answer in answers[:n])
+        brk, dumpable, thp_disable, membarrier, mdwe, merges = (answer.result for answer in answers[:n])
         if mdwe > 0:
             raise TargetUnsupported(reasons=[Obstacle(
                 "memory.mdwe", "PR_SET_MDWE", "the program lets no memory become executable, which crd cannot save yet",
                 "Run it without (systemd: MemoryDenyWriteExecute=no).")])
-        return cls(brk, max(0, dumpable), max(0, thp_disable), max(0, membarrier),
+        return cls(brk, max(0, dumpable), max(0, thp_disable), max(0, membarrier), merges > 0,
                    actions.dump(answers[n:]))
