@@ -11,8 +11,8 @@ end late, by up to the time from one checkpoint to the next, and never early.  W
 rax: the kernel takes the number of a call from the lower half (Linux 5.14), and the result overwrites both.  So the
 program cannot see it, no memory has it, and it is in the image like any register.
 
-Not those of connect(2), whose result depends on the protocol, which gives up by itself, nor of splice(2), which may wait
-at either end: they begin anew.
+Not those of connect(2), whose result depends on the protocol, which gives up by itself, nor of splice(2), which may
+wait at either end: they begin anew.
 """
 
 from __future__ import annotations
