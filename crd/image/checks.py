@@ -35,6 +35,7 @@ from crd.image.profile import (
     IntervalTimer,
     LocalDescriptors,
     Machine,
+    Mdwe,
     MemoryLayout,
     Merging,
     PendingSignal,
@@ -324,6 +325,12 @@ def _check_thread(record: Thread, image: ImageState) -> None:
 @check.register(ThreadPolicy)
 def _check_thread_policy(record: ThreadPolicy, image: ImageState) -> None:
     need(record.tid == image.current.tid, f"is of thread {record.tid}, not of the one before it")
+
+
+@check.register(Mdwe)
+def _check_mdwe(record: Mdwe, image: ImageState) -> None:
+    need_current(record.pid, image)
+    need(record.denied, "has denied 0")
 
 
 @check.register(Merging)

@@ -6,7 +6,7 @@ comes before the memory, and memory comes last, so that a reader can check and p
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
     { a shared object, followed by what is in it }*               ``objects.py``; numbered from 1 (objref)
     per process, parents first:
-      TASK STRING PROCESS SHARING? SERVED? MEMORY_LAYOUT MERGING? LOCAL_DESCRIPTORS?
+      TASK STRING PROCESS SHARING? SERVED? MEMORY_LAYOUT MDWE? MERGING? LOCAL_DESCRIPTORS?
       VMA* GUARD_REGIONS* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK*
       SIGNAL_ACTIONS PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
@@ -93,6 +93,13 @@ class MemoryLayout(Record, type=0x43520003):
     vdso_bytes: U64
     vvar_start: U64  # first of the vvar areas in front of the vdso
     vvar_bytes: U64
+
+
+class Mdwe(Record, type=0x4352000D):
+    """The process lets no memory become executable (PR_SET_MDWE of prctl(2))."""
+
+    pid: U32
+    denied: U32  # PR_MDWE_*
 
 
 class Merging(Record, type=0x4352000B):

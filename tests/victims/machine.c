@@ -1,6 +1,6 @@
 /*
  * What threads have asked of the machine: that rdtsc or cpuid fault, that some speculation stops, how errors of memory
- * end them.  Each asks for something else.  When asked they look whether it is so: by what the kernel says, and by doing it.
+ * end them.  Each asks for something else, and the process gives up memory that it could write and execute.  When asked they look whether it is so: by what the kernel says, and by doing it.
  */
 #define _GNU_SOURCE
 #include "victim.h"
@@ -9,11 +9,13 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { ARCH_GET_CPUID_ = 0x1011, ARCH_SET_CPUID_ = 0x1012, THREADS = 3, SPECULATIONS = 3, UNKNOWN = -1 };
+enum { ARCH_GET_CPUID_ = 0x1011, ARCH_SET_CPUID_ = 0x1012, THREADS = 3, SPECULATIONS = 3, UNKNOWN = -1,
+       SET_MDWE = 65, GET_MDWE = 66, REFUSE_EXEC_GAIN = 1, NO_INHERIT = 2, PAGE = 4096 };
 
 struct asked {
 	int time_stamps, cpuid, errors, speculation[SPECULATIONS];
@@ -90,6 +92,22 @@ static void ask(int number)
 	}
 }
 
+/* Gives up memory that can be written and executed; which of it, older kernels do not know. */
+static int give_up_rights(void)
+{
+	if (prctl(SET_MDWE, REFUSE_EXEC_GAIN | NO_INHERIT, 0, 0, 0) != 0)
+		prctl(SET_MDWE, REFUSE_EXEC_GAIN, 0, 0, 0);
+	return prctl(GET_MDWE, 0, 0, 0, 0);
+}
+
+static void verify_rights(int given_up)
+{
+	void *area = mmap(NULL, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int now = prctl(GET_MDWE, 0, 0, 0, 0);
+	EXPECT(now == given_up, "had given up %d, has %d", given_up, now);
+	EXPECT((area == MAP_FAILED) == (given_up > 0), "memory can be written and executed after all");
+}
+
 static void *live(void *argument)
 {
 	int number = (int)(intptr_t)argument;
@@ -115,10 +133,12 @@ int main(int argc, char **argv)
 	}
 	ask(0);
 	struct asked before = look();
+	int given_up = give_up_rights();
 	victim_ready();
 	while (!victim_asked())
 		victim_rest();
 	verify(0, &before);
+	verify_rights(given_up);
 	for (int i = 1; i < THREADS; i++) {
 		state[i] = 2;
 		pthread_join(threads[i], NULL);

@@ -161,7 +161,7 @@ class Capture:
         return interval.dump(self.told.of_process(len(_PROCESS_QUESTIONS))[1:])
 
     def attributes(self) -> Attributes:
-        """Return what it said of itself, having been asked everything; raises as ``Attributes.told``."""
+        """Return what it said of itself, having been asked everything."""
         return Attributes.told(self.told.of_process(None)[-len(attributes.QUESTIONS):])
 
     def oddities(self, tid: int) -> Iterator[Record]:

@@ -14,6 +14,7 @@ from crd.image.profile import (
     PAGE_BYTES,
     PROFILE_VERSION,
     Confinement,
+    Mdwe,
     Merging,
     Process,
     Profile,
@@ -105,6 +106,8 @@ def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable,
     if captured.confined.served:
         writer.write(Served(checkpoint=syscalls.NR_CHECKPOINT, restart=syscalls.NR_RESTART))
     writer.write(one.space.memory)
+    if attributes.mdwe:
+        writer.write(Mdwe(pid=captured.pid, denied=attributes.mdwe))
     if attributes.merges:
         writer.write(Merging(pid=captured.pid))
     if captured.local_descriptors:

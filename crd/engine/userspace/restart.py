@@ -19,7 +19,7 @@ from crd.engine.userspace.fds import placement, stdio
 from crd.engine.userspace.fds.terminal import control, open_masters
 from crd.engine.userspace.forecast import forecast
 from crd.engine.userspace.ipc import messages, semaphores
-from crd.engine.userspace.mem import merging, policies, restore, sysv
+from crd.engine.userspace.mem import mdwe, merging, policies, restore, sysv
 from crd.engine.userspace.mem.filling import Filling
 from crd.engine.userspace.mem.homes import Homes
 from crd.engine.userspace.namespace import rehearse_inside, restart_inside
@@ -249,6 +249,7 @@ class Restart:
         self._notes += _what_is_missing(plan, self._ours, parent_stays=parent_stays)
         if plan.process.dumpable in _DUMPABLE_SETTABLE:
             vessel.batch.call(NR.PRCTL, _PR_SET_DUMPABLE, plan.process.dumpable)
+        mdwe.restart(plan, vessel.batch)
         posix.arm(plan.posix_timers, vessel)
         interval.restart(plan.interval_timers, vessel.batch)
         vessel.run()

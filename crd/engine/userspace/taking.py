@@ -106,7 +106,6 @@ class Taken:
 
         Raises:
             ChangedError: what was known before the stop did not hold in it.
-            TargetUnsupported: as ``Attributes.ask``.
         """
         if child := self.memories.child:
             child.detach_itself()
