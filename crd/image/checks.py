@@ -28,11 +28,16 @@ from crd.image.profile import (
     VMA_SHARED_FILE,
     VMA_SHARED_MEMORY,
     Confinement,
+    Dispatch,
     EpollTarget,
     FileDescriptor,
     FileLock,
     IntervalTimer,
+    LocalDescriptors,
+    Machine,
+    Mdwe,
     MemoryLayout,
+    Merging,
     PendingSignal,
     PosixTimer,
     Process,
@@ -41,6 +46,7 @@ from crd.image.profile import (
     Sharing,
     SignalActions,
     Thread,
+    ThreadDescriptors,
     ThreadPolicy,
     Vma,
     Zombie,
@@ -60,6 +66,10 @@ SIGINFO_BYTES = 128
 XSTATE_BYTES_MIN = 576
 """The legacy area and the header that follows it."""
 RESOURCES = 16
+MEMORY_ERRORS_MAX = 2
+"""PR_MCE_KILL_DEFAULT."""
+SPECULATION_MAX = 16
+DESCRIPTOR_BYTES, LDT_BYTES_MAX, THREAD_DESCRIPTORS_BYTES = 8, 65536, 48
 FILTERS_MAX = 4096
 """The kernel takes 32768 instructions, and counts four more for each filter."""
 FD_MAX = 2**31 - 1
@@ -166,7 +176,7 @@ def _check_process(record: Process, image: ImageState) -> None:
         image.need_object(record.cwd_object, UnnamedFile)
     need_flag(record.stop_reported, "stop_reported")
     need_flag(record.child_subreaper, "child_subreaper")
-    need_flag(record.thp_disable, "thp_disable")
+    need(record.thp_disable in {0, 1, 3}, f"has thp_disable {record.thp_disable}")
     image.current = image.processes[record.pid] = ProcessState(record.pid)
 
 
@@ -315,6 +325,46 @@ def _check_thread(record: Thread, image: ImageState) -> None:
 @check.register(ThreadPolicy)
 def _check_thread_policy(record: ThreadPolicy, image: ImageState) -> None:
     need(record.tid == image.current.tid, f"is of thread {record.tid}, not of the one before it")
+
+
+@check.register(Mdwe)
+def _check_mdwe(record: Mdwe, image: ImageState) -> None:
+    need_current(record.pid, image)
+    need(record.denied, "has denied 0")
+
+
+@check.register(Merging)
+def _check_merging(record: Merging, image: ImageState) -> None:
+    need_current(record.pid, image)
+
+
+@check.register(LocalDescriptors)
+def _check_local_descriptors(record: LocalDescriptors, image: ImageState) -> None:
+    need_current(record.pid, image)
+    need(0 < len(record.table) <= LDT_BYTES_MAX and len(record.table) % DESCRIPTOR_BYTES == 0,
+          f"has a table of {len(record.table)} bytes")
+
+
+@check.register(Dispatch)
+def _check_dispatch(record: Dispatch, image: ImageState) -> None:
+    need(record.tid == image.current.tid, f"is of thread {record.tid}, not of the one before it")
+    need(record.mode, "has mode 0")
+
+
+@check.register(ThreadDescriptors)
+def _check_thread_descriptors(record: ThreadDescriptors, image: ImageState) -> None:
+    need(record.tid == image.current.tid, f"is of thread {record.tid}, not of the one before it")
+    need(len(record.entries) == THREAD_DESCRIPTORS_BYTES, f"has entries of {len(record.entries)} bytes")
+
+
+@check.register(Machine)
+def _check_machine(record: Machine, image: ImageState) -> None:
+    need(record.tid == image.current.tid, f"is of thread {record.tid}, not of the one before it")
+    need(record.time_stamps in {1, 2}, f"has time_stamps {record.time_stamps}")
+    need(record.memory_errors <= MEMORY_ERRORS_MAX, f"has memory_errors {record.memory_errors}")
+    need(len(record.speculation) <= SPECULATION_MAX, f"has {len(record.speculation)} choices of speculation")
+    need_flag(record.cpuid, "cpuid")
+    need_flag(record.io_flusher, "io_flusher")
 
 
 @check.register(Confinement)

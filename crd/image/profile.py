@@ -6,10 +6,11 @@ comes before the memory, and memory comes last, so that a reader can check and p
     HEAD BUFFER BUFFER BUFFER HEAD_ARCH PROFILE
     { a shared object, followed by what is in it }*               ``objects.py``; numbered from 1 (objref)
     per process, parents first:
-      TASK STRING PROCESS SHARING? SERVED? MEMORY_LAYOUT VMA* GUARD_REGIONS* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK*
+      TASK STRING PROCESS SHARING? SERVED? MEMORY_LAYOUT MDWE? MERGING? LOCAL_DESCRIPTORS?
+      VMA* GUARD_REGIONS* FILE_DESCRIPTOR* EPOLL_TARGET* FILE_LOCK*
       SIGNAL_ACTIONS PENDING_SIGNAL*
       INTERVAL_TIMER* POSIX_TIMER* RESOURCE_LIMIT*
-      { THREAD THREAD_POLICY? CONFINEMENT? PENDING_SIGNAL* }+        the leader first
+      { THREAD THREAD_POLICY? MACHINE? DISPATCH? THREAD_DESCRIPTORS? CONFINEMENT? PENDING_SIGNAL* }+   the leader first
     { TASK STRING ZOMBIE }*                                          children that ended
     SHARED_PAGES* PAGES*                                             per object, then per process
     TAIL
@@ -92,6 +93,26 @@ class MemoryLayout(Record, type=0x43520003):
     vdso_bytes: U64
     vvar_start: U64  # first of the vvar areas in front of the vdso
     vvar_bytes: U64
+
+
+class Mdwe(Record, type=0x4352000D):
+    """The process lets no memory become executable (PR_SET_MDWE of prctl(2))."""
+
+    pid: U32
+    denied: U32  # PR_MDWE_*
+
+
+class Merging(Record, type=0x4352000B):
+    """The kernel may merge equal pages of the whole process (PR_SET_MEMORY_MERGE of prctl(2))."""
+
+    pid: U32
+
+
+class LocalDescriptors(Record, type=0x4352000C):
+    """Segments of the process (modify_ldt(2)): entries of 8 bytes, as the processor has them, from the first on."""
+
+    pid: U32
+    table: Bytes
 
 
 VMA_ANONYMOUS = 1
@@ -311,11 +332,36 @@ class ThreadPolicy(Record, type=0x43520032):
     policy: Text  # as /proc/PID/numa_maps has it, with - for spaces, such as "bind:0-1"
 
 
+class Machine(Record, type=0x43520033):
+    """What the thread before it has asked of the machine (prctl(2), arch_prctl(2)); without this record nothing."""
+
+    tid: U32
+    time_stamps: U32  # PR_GET_TSC: 2: rdtsc faults
+    cpuid: U8  # ARCH_GET_CPUID; 0: cpuid faults
+    memory_errors: U32  # PR_MCE_KILL_GET
+    io_flusher: U8  # PR_GET_IO_FLUSHER
+    speculation: Items[U32]  # PR_SPEC_* of PR_SPEC_STORE_BYPASS and on; 0: a thread has no choice
+
+
+class Dispatch(Record, type=0x43520034):
+    """System calls of the thread before it may go to a handler of the program (PR_SET_SYSCALL_USER_DISPATCH)."""
+
+    tid: U32
+    mode: U64  # PR_SYS_DISPATCH_*
+    selector: U64  # address of the byte that says whether they do
+    offset: U64  # the instructions whose calls never do, or alone
+    bytes: U64
+
+
+class ThreadDescriptors(Record, type=0x43520035):
+    """Segments of the thread before it (set_thread_area(2)): three struct user_desc, of entries 12 to 14 of the GDT."""
+
+    tid: U32
+    entries: Bytes
+
+
 class Confinement(Record, type=0x43520031):
     """What seccomp(2) keeps the thread before it from."""
 
     tid: U32
     filters: Items[U32]  # objrefs of SECCOMP_FILTERs, those installed first at the front
-
-
-

@@ -20,12 +20,17 @@ from crd.image.codec import Record, corrupt
 from crd.image.objects import BETWEEN, OBJECTS, PARTS, PipeData
 from crd.image.profile import (
     Confinement,
+    Dispatch,
     EpollTarget,
     FileDescriptor,
     FileLock,
     GuardRegions,
     IntervalTimer,
+    LocalDescriptors,
+    Machine,
+    Mdwe,
     MemoryLayout,
+    Merging,
     Pages,
     PendingSignal,
     PosixTimer,
@@ -37,6 +42,7 @@ from crd.image.profile import (
     Sharing,
     SignalActions,
     Thread,
+    ThreadDescriptors,
     ThreadPolicy,
     Vma,
     Zombie,
@@ -50,6 +56,8 @@ if TYPE_CHECKING:
 
 _OBJECTS: set[type[Record]] = {*OBJECTS, *BETWEEN}
 _OPEN_FILES: list[type[Record]] = [FileDescriptor, EpollTarget, FileLock]
+_OF_THREAD: list[type[Record]] = [ThreadPolicy, Machine, Dispatch, ThreadDescriptors, Confinement]
+_BEHIND_THREAD: list[type[Record]] = [PendingSignal, Thread, Task, SharedPages, Pages, Tail]
 _TIMERS_AND_LIMITS: list[type[Record]] = [IntervalTimer, PosixTimer, ResourceLimit, Thread]
 
 
@@ -68,7 +76,10 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     Process: {Sharing, Served, MemoryLayout},
     Sharing: {Served, MemoryLayout},
     Served: {MemoryLayout},
-    MemoryLayout: {Vma, *_OPEN_FILES, SignalActions},
+    MemoryLayout: {Mdwe, Merging, LocalDescriptors, Vma, *_OPEN_FILES, SignalActions},
+    Mdwe: {Merging, LocalDescriptors, Vma, *_OPEN_FILES, SignalActions},
+    Merging: {LocalDescriptors, Vma, *_OPEN_FILES, SignalActions},
+    LocalDescriptors: {Vma, *_OPEN_FILES, SignalActions},
     Vma: {Vma, GuardRegions, *_OPEN_FILES, SignalActions},
     GuardRegions: {GuardRegions, *_OPEN_FILES, SignalActions},
     FileDescriptor: {*_OPEN_FILES, SignalActions},
@@ -78,9 +89,8 @@ _NEXT: dict[type[Record], set[type[Record]]] = {
     IntervalTimer: {*_TIMERS_AND_LIMITS},
     PosixTimer: {*_TIMERS_AND_LIMITS[1:]},
     ResourceLimit: {*_TIMERS_AND_LIMITS[2:]},
-    Thread: {ThreadPolicy, Confinement, PendingSignal, Thread, Task, SharedPages, Pages, Tail},
-    ThreadPolicy: {Confinement, PendingSignal, Thread, Task, SharedPages, Pages, Tail},
-    Confinement: {PendingSignal, Thread, Task, SharedPages, Pages, Tail},
+    Thread: {*_OF_THREAD, *_BEHIND_THREAD},
+    **{kind: {*_OF_THREAD[at:], *_BEHIND_THREAD} for at, kind in enumerate(_OF_THREAD, 1)},
     Zombie: {Task, SharedPages, Pages, Tail},
     SharedPages: {SharedPages, Pages, Tail},
     Pages: {Pages, Tail},

@@ -137,13 +137,15 @@ class Injector:
         """Whether a thread that is at this address is inside a stub that a tracer before us began."""
         return self._room.start <= address < self._room.end or address in self._leftover
 
-    def script(self, tid: int, original: Registers, calls: Sequence[Call]) -> ScriptResult:
+    def script(self, tid: int, original: Registers, calls: Sequence[Call],
+               scratch_bytes: int = SCRATCH_BYTES) -> ScriptResult:
         """Make up to CALLS_MAX system calls in a thread; it ends where it was, stopped.
 
         Args:
             tid: a stopped tracee with TRACESYSGOOD.
             original: its registers.
-            calls: they may point into a scratch area of SCRATCH_BYTES, zero at first.
+            calls: they may point into a scratch area, zero at first.
+            scratch_bytes: of that.
 
         Raises:
             InjectionInterrupted: try again after letting go.
@@ -153,16 +155,16 @@ class Injector:
         """
         if len(calls) > CALLS_MAX:
             raise ValueError("too many calls for a stub")
-        task = self._send(tid, original, _SCRIPT, _TASK.pack(SCRATCH_BYTES, 0))
+        task = self._send(tid, original, _SCRIPT, _TASK.pack(scratch_bytes, 0))
         go_through(tid, original, 3)  # to the exit of mmap
         scratch = tracee.get_registers(tid).result
         mapped = not -_ERRNO_MAX <= scratch < 0
         content = b""
         if mapped:
-            self.memory.write(task, _TASK.pack(SCRATCH_BYTES, len(calls)) + b"".join(
+            self.memory.write(task, _TASK.pack(scratch_bytes, len(calls)) + b"".join(
                 _CALL.pack(*call.words(scratch)) for call in calls))
             go_through(tid, original, 2 * len(calls) + 1)  # to the entry of munmap
-            content = self.memory.read(scratch, SCRATCH_BYTES)
+            content = self.memory.read(scratch, scratch_bytes)
             go_through(tid, original, 1)
         go_through(tid, original, 2)  # to the exit of the last rt_sigprocmask
         come_home(tid, original)

@@ -27,6 +27,7 @@ _REGISTERS_BYTES = 216
 _CHILDREN_BYTES = 4 << 10
 _THREAD_BYTES: int = ffi.sizeof("struct crd_thread")
 _RIP = ffi.offsetof("struct crd_thread", "registers") + 128
+_DISPATCH: int = ffi.offsetof("struct crd_thread", "dispatch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class ThreadState:
         rseq: what it registered with rseq(2).
         rseq_section: address of the critical section it may be in, 0 = none.
         xstate: its extended state.
+        dispatch: mode (0: off), selector, offset and length of PR_SET_SYSCALL_USER_DISPATCH.
+        descriptors: three struct user_desc (set_thread_area(2)).
     """
 
     signal_mask: int
@@ -47,6 +50,8 @@ class ThreadState:
     rseq: RseqConfiguration
     rseq_section: int
     xstate: bytes
+    dispatch: tuple[int, ...]
+    descriptors: bytes
 
 
 class Room:
@@ -185,7 +190,14 @@ class ThreadGroup:
 
     def addresses(self) -> list[int]:
         """Return the address that each goes on from."""
-        return memoryview(ffi.buffer(self.c)).cast("B").cast("Q")[_RIP // 8::_THREAD_BYTES // 8].tolist()
+        return self._each(_RIP)
+
+    def dispatched(self) -> list[int]:
+        """Return those whose system calls may go to a handler of theirs (PR_SET_SYSCALL_USER_DISPATCH)."""
+        return [tid for tid, mode in zip(self.tids, self._each(_DISPATCH), strict=True) if mode]
+
+    def _each(self, offset: int) -> list[int]:
+        return memoryview(ffi.buffer(self.c)).cast("B").cast("Q")[offset // 8::_THREAD_BYTES // 8].tolist()
 
     def set_registers(self, tid: int, registers: Registers) -> None:
         """Have a thread go on with other registers."""
@@ -213,7 +225,7 @@ class ThreadGroup:
         return ThreadState(
             thread.mask, thread.robust_list, thread.robust_list_bytes,
             RseqConfiguration(thread.rseq_address, thread.rseq_bytes, thread.rseq_signature, 0), thread.rseq_section,
-            self._room.xstate(index))
+            self._room.xstate(index), tuple(thread.dispatch), bytes(ffi.buffer(thread.descriptors)))
 
     def noticing(self) -> list[int]:
         """Return those that would notice the stop: their call returned EINTR, or they are in a section of rseq."""

@@ -31,6 +31,7 @@ EVENT_STOP = 128
 
 _SEIZE, _INTERRUPT, _CONT, _SYSCALL, _DETACH, _SETOPTIONS, _LISTEN = 0x4206, 0x4207, 7, 24, 17, 0x4200, 0x4208
 _GETEVENTMSG, _GETSIGINFO, _GETSIGMASK, _SETSIGMASK, _GET_RSEQ = 0x4201, 0x4202, 0x420A, 0x420B, 0x420F
+_SET_THREAD_AREA, _SET_DISPATCH = 26, 0x4210
 _NT_PRSTATUS, _NT_X86_XSTATE = 1, 0x202
 _XSTATE_BYTES_MAX = 64 << 10
 _SIGINFO_BYTES = 128
@@ -276,6 +277,17 @@ def get_signal_mask(tid: int) -> int:
 def set_signal_mask(tid: int, mask: int) -> None:
     """Set the blocked signals."""
     call(lib.crd_ptrace_buffer, _SETSIGMASK, tid, 8, ffi.new("uint64_t *", mask), b"ptrace SETSIGMASK")
+
+
+def set_dispatch(tid: int, mode: int, selector: int, offset: int, length: int) -> None:
+    """Have system calls go to a handler, as prctl(PR_SET_SYSCALL_USER_DISPATCH) does (6.4)."""
+    config = ffi.new("uint64_t[]", [mode, selector, offset, length])
+    call(lib.crd_ptrace_buffer, _SET_DISPATCH, tid, 32, config, b"ptrace SET_SYSCALL_USER_DISPATCH_CONFIG")
+
+
+def set_thread_area(tid: int, number: int, descriptor: bytes) -> None:
+    """Set an entry of the GDT, 12 to 14, from the 16 bytes of a struct user_desc (set_thread_area(2))."""
+    call(lib.crd_ptrace_buffer, _SET_THREAD_AREA, tid, number, ffi.from_buffer(descriptor), b"ptrace SET_THREAD_AREA")
 
 
 def event_message(tid: int) -> int:

@@ -27,9 +27,10 @@ PATIENCE_SECONDS = 60.0
 NAMES = ("counter", "blocked", "vector", "fpu", "memory", "signals", "timers", "files", "pipes", "credentials",
          "robust", "stopped", "rwhog", "idle", "events", "faults",
          "epolls", "watches", "netlinks", "multicasts", "unnamed", "named", "fifos", "locks", "unixes",
-         "inets", "terminals", "connections", "confined", "segments", "queues", "mqueues")
+         "inets", "terminals", "connections", "confined", "segments", "queues", "mqueues", "machine",
+         "emulator")
 """The programs of tests/victims that need no other process."""
-DYNAMIC = {"credentials", "robust", "confined", "netlinks"}
+DYNAMIC = {"credentials", "robust", "confined", "netlinks", "emulator"}
 """Those that do not exist as NAME-musl, statically linked, too."""
 
 

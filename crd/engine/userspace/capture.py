@@ -8,7 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import attributes, confinement, credentials, limits, scheduling
+from crd.engine.userspace import (
+    attributes,
+    confinement,
+    credentials,
+    dispatch,
+    limits,
+    machine,
+    scheduling,
+    segmentation,
+)
 from crd.engine.userspace.attributes import Attributes
 from crd.engine.userspace.fds import unnamed
 from crd.engine.userspace.interrupted import begin_again, returned
@@ -37,6 +46,8 @@ if TYPE_CHECKING:
     from crd.engine.userspace.mem.runs import Run
     from crd.engine.userspace.outside import Outside
     from crd.engine.userspace.scheduling import Scheduling
+    from crd.image.codec import Record
+    from crd.image.profile import LocalDescriptors
     from crd.native.memory import Memory
     from crd.native.threads import ThreadGroup
     from crd.target.procfs import Stat, Status
@@ -53,8 +64,12 @@ _THREAD_QUESTIONS = [
     Question(NR.PRCTL, (PR_GET_SECUREBITS,)),
 ]
 _PROCESS_QUESTIONS = [Question(NR.PRCTL, (PR_GET_CHILD_SUBREAPER, OUT)), *interval.QUESTIONS]
-_NEEDED = Questionnaire(_THREAD_QUESTIONS, _PROCESS_QUESTIONS)
-_EVERYTHING = Questionnaire(_THREAD_QUESTIONS, [*_PROCESS_QUESTIONS, *attributes.QUESTIONS])
+_QUESTIONNAIRES = {
+    (everything, curious): Questionnaire([*_THREAD_QUESTIONS, *(machine.QUESTIONS if curious else [])],
+                                         [*_PROCESS_QUESTIONS, *([segmentation.QUESTION] if curious else []),
+                                          *(attributes.QUESTIONS if everything else [])])
+    for everything in (False, True) for curious in (False, True)}
+"""With what a snapshot child could be asked later, or not; with what a filter of seccomp(2) may forbid, or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +148,7 @@ class Capture:
     posix_timers: list[PosixTimer] = field(default_factory=list)
     unnamed: dict[int, int] = field(default_factory=dict)  # objref of a file without a name, by start of the area
     cwd_object: int = 0
+    local_descriptors: LocalDescriptors | None = None
 
     @property
     def subreaper(self) -> bool:
@@ -145,8 +161,13 @@ class Capture:
         return interval.dump(self.told.of_process(len(_PROCESS_QUESTIONS))[1:])
 
     def attributes(self) -> Attributes:
-        """Return what it said of itself, having been asked everything; raises as ``Attributes.told``."""
-        return Attributes.told(self.told.of_process(None)[len(_PROCESS_QUESTIONS):])
+        """Return what it said of itself, having been asked everything."""
+        return Attributes.told(self.told.of_process(None)[-len(attributes.QUESTIONS):])
+
+    def oddities(self, tid: int) -> Iterator[Record]:
+        """Return the records of a thread that hardly any has."""
+        asked = machine.dump(tid, self.told.of_thread(tid)[len(_THREAD_QUESTIONS):])
+        yield from filter(None, (asked, dispatch.dump(self.group, tid), segmentation.dump_thread(self.group, tid)))
 
     def status(self, tid: int) -> Status:
         """Return the status of a thread in the stop."""
@@ -210,7 +231,8 @@ def asked(frozen: Frozen, entries: Areas, stubs: Injector, confined: Confined, *
     Raises:
         TargetUnsupported: it may not answer.
     """
-    questions = _EVERYTHING if everything else _NEEDED
+    curious = not confined.forbids([*machine.QUESTIONS, segmentation.QUESTION])
+    questions = _QUESTIONNAIRES[everything, curious]
     confined.need([*questions.about_thread, *questions.about_process])
     return Asked(frozen, stubs, entries, questions, at_once=not confined.forbids(confinement.SURVEY))
 
@@ -236,7 +258,7 @@ def capture(asked: Asked, known: Known, seen: Outside, shared: Shared, mapped: M
     assert asked.told  # noqa: S101
     found = Capture(
         pid=pid, known=known, stat=seen.stat, confined=confined, group=frozen.group, told=asked.told,
-        asked_everything=asked.questions is _EVERYTHING, entries=entries,
+        asked_everything=len(asked.questions.about_process) > len(attributes.QUESTIONS), entries=entries,
         scheduling={tid: known.scheduling.get(tid) or scheduling.dump(pid, tid) for tid in frozen.threads},
         shared=shared,
         stopped_by=frozen.leader.stop.signal if frozen.leader.stop.is_group_stop else 0,
@@ -246,6 +268,9 @@ def capture(asked: Asked, known: Known, seen: Outside, shared: Shared, mapped: M
     if seen.posix_timers:
         confined.need(posix.ANY_QUESTIONS)
         found.posix_timers = posix.dump(seen.posix_timers, TargetAsker(asked.stubs, pid, frozen.registers))
+    if len(asked.questions.about_thread) > len(_THREAD_QUESTIONS):
+        has_table = asked.told.of_process(len(_PROCESS_QUESTIONS) + 1)[-1]
+        found.local_descriptors = segmentation.dump(has_table, asked.stubs, pid, frozen.registers)
     for entry in entries.shared:
         mapped.note(pid, entry)
     return found
@@ -318,7 +343,7 @@ def _thread(captured: Capture, tid: int, memory: Memory) -> Thread:
     status = captured.status(tid)
     who = credentials.dump(status)
     how = captured.scheduling[tid]
-    altstack, clear_tid, death_signal, secure_bits = captured.told.of_thread(tid)
+    altstack, clear_tid, death_signal, secure_bits, *_ = captured.told.of_thread(tid)
     return Thread(
         tid=tid, comm=status.comm, registers=begin_again(captured.group.registers(tid), memory).to_bytes(),
         xstate=state.xstate, signal_mask=state.signal_mask,

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 from crd import syscalls
 from crd.engine.userspace.mem import guards
 from crd.engine.userspace.mem.layout import vdso_digest
-from crd.image.profile import PAGE_BYTES, PROFILE_VERSION, Confinement, Process, Profile, Served, Sharing, ThreadPolicy
+from crd.image.profile import (
+    PAGE_BYTES,
+    PROFILE_VERSION,
+    Confinement,
+    Mdwe,
+    Merging,
+    Process,
+    Profile,
+    Served,
+    Sharing,
+    ThreadPolicy,
+)
 from crd.image.profile import Zombie as ZombieRecord
 from crd.image.records import HeadArch, Task, comm_string
 from crd.native.memory import Memory
@@ -95,6 +106,12 @@ def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable,
     if captured.confined.served:
         writer.write(Served(checkpoint=syscalls.NR_CHECKPOINT, restart=syscalls.NR_RESTART))
     writer.write(one.space.memory)
+    if attributes.mdwe:
+        writer.write(Mdwe(pid=captured.pid, denied=attributes.mdwe))
+    if attributes.merges:
+        writer.write(Merging(pid=captured.pid))
+    if captured.local_descriptors:
+        writer.write(captured.local_descriptors)
     for record in (*one.space.vmas, *guards.records(captured.pid, one.space.guards)):
         writer.write(record)
     every: list[FileDescriptor | EpollTarget | FileLock] = [*files.descriptors, *files.task_records, *files.locks]
@@ -104,13 +121,20 @@ def _write_process(writer: ImageWriter, one: ProcessRecords, files: FileTable,
         writer.write(record)
     one.threads[0].membarrier = attributes.membarrier
     for thread in one.threads:
-        writer.write(thread)
-        if policy := captured.scheduling[thread.tid].memory_policy:
-            writer.write(ThreadPolicy(tid=thread.tid, policy=policy))
-        if chain := captured.confined.filters.get(thread.tid):
-            writer.write(Confinement(tid=thread.tid, filters=[filters[each].objref for each in chain]))
-        for signal in captured.queues.get(thread.tid, ()):
-            writer.write(signal)
+        _write_thread(writer, captured, thread, filters)
+
+
+def _write_thread(writer: ImageWriter, captured: Capture, thread: Thread,
+                  filters: Mapping[Filter, SeccompFilter]) -> None:
+    writer.write(thread)
+    if policy := captured.scheduling[thread.tid].memory_policy:
+        writer.write(ThreadPolicy(tid=thread.tid, policy=policy))
+    for odd in captured.oddities(thread.tid):
+        writer.write(odd)
+    if chain := captured.confined.filters.get(thread.tid):
+        writer.write(Confinement(tid=thread.tid, filters=[filters[each].objref for each in chain]))
+    for signal in captured.queues.get(thread.tid, ()):
+        writer.write(signal)
 
 
 def _write_zombie(writer: ImageWriter, one: Zombie) -> None:

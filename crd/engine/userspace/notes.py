@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crd.engine.userspace import capture as capturing
+from crd.engine.userspace import dispatch
 from crd.engine.userspace.mem.areas import Areas
 from crd.engine.userspace.mem.tracking import Tracking
 from crd.engine.userspace.tree import frozen
@@ -98,7 +99,7 @@ def _begin(pid: int, seconds: float) -> int:
 def _borrow(state: Frozen) -> int:
     pid = state.pid
     stubs = capturing.injector(state, Areas.of(pid))
-    if state.group.confined() or any(map(stubs.inside, state.group.addresses())):
+    if state.group.confined() or dispatch.obstructed(state) or any(map(stubs.inside, state.group.addresses())):
         raise EngineError("no stub may be run now")
     used = {*procfs.fd_numbers(pid)}
     free = next(fd for fd in range(len(used) + 1) if fd not in used)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from crd.engine.api import Pids, RestartOptions, RestartResult
 from crd.engine.rehearsal import Rehearsal, Seen
-from crd.engine.userspace import call_filter, credentials, limits, sandbox, threads
+from crd.engine.userspace import call_filter, credentials, limits, machine, sandbox, segmentation, threads
 from crd.engine.userspace.broker import Broker
 from crd.engine.userspace.fds import placement, stdio
 from crd.engine.userspace.fds.terminal import control, open_masters
 from crd.engine.userspace.forecast import forecast
 from crd.engine.userspace.ipc import messages, semaphores
-from crd.engine.userspace.mem import policies, restore, sysv
+from crd.engine.userspace.mem import mdwe, merging, policies, restore, sysv
 from crd.engine.userspace.mem.filling import Filling
 from crd.engine.userspace.mem.homes import Homes
 from crd.engine.userspace.namespace import rehearse_inside, restart_inside
@@ -29,6 +29,7 @@ from crd.engine.userspace.skeleton import Skeleton
 from crd.engine.userspace.timers import interval, posix
 from crd.engine.userspace.watch import Watch
 from crd.errors import RestartError, TargetError
+from crd.image.profile import LocalDescriptors, Machine
 from crd.image.reader import ImageReader
 from crd.image.verify import verified
 from crd.native.syscall import NR
@@ -198,6 +199,8 @@ class Restart:
         self._set_up_process(plan, vessel, tids)
         for thread in plan.threads:
             threads.set_up(thread, plan, vessel, tids[thread.tid])
+        for record in plan.of(Machine):
+            self._notes += machine.restart(record, vessel, tids[record.tid])
         self._finish(plan, vessel, tids)
         if _is_stopped(plan):
             vessel.stop(_stop_signal(plan))
@@ -211,7 +214,7 @@ class Restart:
         vessel.run()
         posix.restart(plan.posix_timers, vessel, tids, choose=posix.can_choose_numbers())
         if plan.process.thp_disable:
-            batch.call(NR.PRCTL, _PR_SET_THP_DISABLE, 1, 0, 0, 0)
+            batch.call(NR.PRCTL, _PR_SET_THP_DISABLE, 1, plan.process.thp_disable & ~1, 0, 0)
         if plan.process.child_subreaper:
             batch.call(NR.PRCTL, _PR_SET_CHILD_SUBREAPER, 1)
         registered = plan.leader.membarrier
@@ -219,6 +222,9 @@ class Restart:
             if registered >> bit & 1:
                 batch.call(NR.MEMBARRIER, 1 << bit, 0, check=False)
         vessel.run()
+        self._notes += merging.restart(plan, vessel)
+        for table in plan.of(LocalDescriptors):
+            segmentation.restart(table, vessel)
         self._write(vessel.pid, "oom_score_adj", str(plan.process.oom_score_adj))
         self._write(vessel.pid, "coredump_filter", hex(plan.process.coredump_filter))
 
@@ -243,12 +249,13 @@ class Restart:
         self._notes += _what_is_missing(plan, self._ours, parent_stays=parent_stays)
         if plan.process.dumpable in _DUMPABLE_SETTABLE:
             vessel.batch.call(NR.PRCTL, _PR_SET_DUMPABLE, plan.process.dumpable)
+        mdwe.restart(plan, vessel.batch)
         posix.arm(plan.posix_timers, vessel)
         interval.restart(plan.interval_timers, vessel.batch)
         vessel.run()
         vessel.unmap_scratch()
         for thread in plan.threads:
-            threads.set_registers(thread, tids[thread.tid])
+            threads.set_registers(thread, plan, tids[thread.tid])
 
     @cached_property
     def _ours(self) -> Capabilities:

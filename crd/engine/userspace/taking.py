@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import attributes, confinement, outside
+from crd.engine.userspace import attributes, confinement, dispatch, outside
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace.attributes import Attributes
 from crd.engine.userspace.interview import end_areas, interview
@@ -106,7 +106,6 @@ class Taken:
 
         Raises:
             ChangedError: what was known before the stop did not hold in it.
-            TargetUnsupported: as ``Attributes.ask``.
         """
         if child := self.memories.child:
             child.detach_itself()
@@ -149,6 +148,7 @@ class Taking:
 
         Raises:
             TryAgainError: let go and try again.
+            TryLaterError: no stub can run in it just now.
             TargetUnsupported: no stub can run in it.
         """
         self.state, self.before, self.seen = state, before, seen
@@ -156,6 +156,7 @@ class Taking:
         self.entries = before.areas(state.pid, seen.maps) if before else Areas(procfs.parsed_maps(state.pid, seen.maps))
         self.stubs = capturing.injector(state, self.entries)
         self.confined = confinement.look(state)
+        dispatch.check(state)
         if inside := [tid for tid, at in zip(state.group.tids, state.group.addresses(), strict=True)
                       if self.stubs.inside(at)]:
             _see_home(state, self.stubs, inside)

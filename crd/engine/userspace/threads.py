@@ -6,11 +6,11 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
-from crd.engine.userspace import confinement, credentials, numbers, scheduling
+from crd.engine.userspace import confinement, credentials, dispatch, numbers, scheduling, segmentation
 from crd.engine.userspace.mem import policies
 from crd.engine.userspace.sig import pending
 from crd.errors import NativeError, RestartError
-from crd.image.profile import ThreadPolicy
+from crd.image.profile import Dispatch, ThreadDescriptors, ThreadPolicy
 from crd.native import tracee
 from crd.native.syscall import NR
 from crd.native.tracee import Registers
@@ -84,12 +84,18 @@ def become_itself(thread: Thread, plan: Plan, vessel: Vessel, tid: int, ours: Ca
     vessel.run(tid)
 
 
-def set_registers(thread: Thread, tid: int) -> None:
-    """Put a thread where it was, to the last register.
+def set_registers(thread: Thread, plan: Plan, tid: int) -> None:
+    """Put a thread where it was, to the last register; it makes no system call for us any more.
 
     Raises:
         RestartError: the kernel refuses these registers.
     """
+    for record in plan.of(ThreadDescriptors):
+        if record.tid == thread.tid:
+            segmentation.restart_thread(record, tid)
+    for asked in plan.of(Dispatch):
+        if asked.tid == thread.tid:
+            dispatch.restart(asked, tid)
     try:
         tracee.set_xstate(tid, thread.xstate)
         tracee.set_registers(tid, Registers.from_bytes(thread.registers))

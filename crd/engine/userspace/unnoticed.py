@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from crd.engine.userspace import waits
 from crd.errors import NativeError
 
 if TYPE_CHECKING:
@@ -49,16 +50,17 @@ def hide(state: Frozen, thread: FrozenThread) -> None:
 
 
 def _restart_interrupted_call(state: Frozen, tid: int, registers: Registers) -> bool:
-    if registers.orig_rax not in _INTERRUPTED_BY_A_STOP or registers.result != _EINTR:
+    number = waits.number(registers)
+    if number not in _INTERRUPTED_BY_A_STOP or registers.result != _EINTR:
         return False
-    if registers.orig_rax == _IO_URING_ENTER and registers.rsi:
+    if number == _IO_URING_ENTER and registers.rsi:
         return False  # it has submitted: a second call would submit again
     lines = state.status(tid)
     pending = int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16)
     if pending & ~int(lines["SigBlk"], 16):
         return False
-    if wait := state.waits.get(tid):
-        wait.shorten(registers, lines)
+    if (wait := state.waits.get(tid)) and wait.is_over(registers, lines):
+        return True
     registers.rax, registers.rip, registers.orig_rax = registers.orig_rax, registers.rip - 2, -1
     return True
 

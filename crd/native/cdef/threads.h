@@ -13,6 +13,8 @@ struct crd_thread {
     uint64_t rseq_section;        /* its rseq_cs: the critical section it may be in, 0 = none */
     uint32_t rseq_bytes;
     uint32_t rseq_signature;
+    uint64_t dispatch[4];         /* mode (0 = off), selector, offset, length: PR_SET_SYSCALL_USER_DISPATCH */
+    uint32_t descriptors[12];     /* three struct user_desc: set_thread_area(2) */
     unsigned char registers[216]; /* struct user_regs_struct */
 };
 

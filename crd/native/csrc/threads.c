@@ -19,6 +19,11 @@
 #define NANOSECONDS 1000000000LL
 #define RSEQ_CS 8    /* offset into struct rseq */
 #define SECTIONS 64 /* at once */
+#define GET_THREAD_AREA 25                        /* PTRACE_GET_THREAD_AREA of asm/ptrace-abi.h */
+#define GET_SYSCALL_USER_DISPATCH_CONFIG 0x4211   /* PTRACE_, linux/ptrace.h of 6.4 */
+#define FIRST_DESCRIPTOR 12                       /* GDT_ENTRY_TLS_MIN */
+#define DESCRIPTORS 3
+#define DESCRIPTOR_WORDS 4
 
 static long request(int what, const struct crd_thread *thread, uint64_t address, const void *data)
 {
@@ -79,6 +84,15 @@ static void read_rseq(struct crd_thread *thread)
     thread->rseq_signature = rseq.signature;
 }
 
+/* What the kernel cannot tell stays 0, which is off: dispatch before 6.4, descriptors without IA32_EMULATION. */
+static void read_dispatch_and_descriptors(struct crd_thread *thread)
+{
+    request(GET_SYSCALL_USER_DISPATCH_CONFIG, thread, sizeof thread->dispatch, thread->dispatch);
+    for (int i = 0; i < DESCRIPTORS; i++)
+        if (request(GET_THREAD_AREA, thread, FIRST_DESCRIPTOR + (uint64_t)i, thread->descriptors + i * DESCRIPTOR_WORDS) < 0)
+            return;
+}
+
 /* The sections of rseq that threads may be in, many in one call. It ends at a stale pointer: the kernel would kill a thread
  * that relied on it, so there is no section. */
 static void read_sections(struct crd_thread *threads, size_t n, int pid)
@@ -117,6 +131,7 @@ static void read_thread(struct crd_thread *thread, unsigned char *xstate, size_t
         note(thread, syscall(SYS_get_robust_list, thread->tid, &thread->robust_list, &thread->robust_list_bytes))) {
         thread->queued = queued > 0;
         read_rseq(thread);
+        read_dispatch_and_descriptors(thread);
         *xstate_bytes = extended.iov_len;
     }
 }
