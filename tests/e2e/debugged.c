@@ -15,14 +15,15 @@
 int answer = 42;
 const char *constant = "a constant";
 char *heap, *shared, *vast, *file, *nameless;
-static pthread_barrier_t all_there;
+static volatile int spinning;
 static const float eight[8] = {1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5};
 
 __attribute__((noinline)) static void sleep_here(int number)
 {
 	volatile int local = number * 100;
 
-	pthread_barrier_wait(&all_there);
+	while (!spinning)
+		usleep(1000);
 	while (local)
 		pause();
 }
@@ -31,8 +32,7 @@ __attribute__((noinline)) static void spin_here(int number)
 {
 	volatile int local = number * 100;
 
-	pthread_barrier_wait(&all_there);
-	asm volatile("vmovups %0, %%ymm7\n1: pause\n jmp 1b" ::"m"(eight) : "xmm7");
+	asm volatile("vmovups %1, %%ymm7\n movl $1, %0\n1: pause\n jmp 1b" : "=m"(spinning) : "m"(eight) : "xmm7");
 	local++;
 }
 
@@ -54,6 +54,7 @@ __attribute__((noinline)) static void child_reads_the_clock(void)
 
 	answer = 43;
 	strcpy(shared + PAGE, "written by the child");
+	shared[0] = 1;
 	for (;;)
 		clock_gettime(CLOCK_MONOTONIC, &now);
 }
@@ -86,7 +87,8 @@ int main(int argc, char **argv)
 	nameless = mapped("changed on top", memfd_create("nameless", 0));
 	if (fork() == 0)
 		child_reads_the_clock();
-	pthread_barrier_init(&all_there, 0, 3);
+	while (!((volatile char *)shared)[0])
+		usleep(1000);
 	pthread_create(&threads[0], 0, sleeper, 0);
 	pthread_create(&threads[1], 0, spinner, 0);
 	sleep_here(argc + (on_stack[0] == 0));
