@@ -172,7 +172,7 @@ class TestCheckpoint:
         assert whole((tmp_path / "image").read_bytes())
         assert program.status()["TracerPid"] == "0"
         assert "crd-" not in Path(f"/proc/{program.pid}/cgroup").read_text()
-        assert program.status()["State"].startswith("S")
+        until("its sleep", lambda: program.status()["State"].startswith("S"))
 
     def test_of_itself_it_returns_in_three_ways(self, engine: CallEngine, tmp_path: Path) -> None:
         if not engine.serves_self:

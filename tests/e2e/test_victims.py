@@ -46,7 +46,7 @@ def test_a_stopped_task_stays_stopped(tmp_path: Path) -> None:
     with Victim("stopped", tmp_path) as victim:
         for name in ("older", "newer"):
             checkpoint(victim, tmp_path / name)
-            assert victim.status()["State"].startswith("T")
+            eventually("it to be stopped again", lambda: victim.status()["State"].startswith("T"))
         victim.kill()
         done = restart(tmp_path / "older")
         assert done.returncode == 0, done.stderr

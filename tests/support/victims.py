@@ -141,11 +141,12 @@ class Program:
         return found
 
     def kill_tree(self) -> None:
-        """SIGKILL to all of the family, and wait until their numbers are free."""
+        """SIGKILL to all of the family, and wait until their numbers are free; none sees another end, and says so."""
         family = self.family()
-        for pid in family:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for number, pids in ((signal.SIGSTOP, family), (signal.SIGKILL, family[::-1])):
+            for pid in pids:  # the other way round a child that is stopped would be told to go on (SIGHUP, SIGCONT)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
         self.wait_gone()
         until(f"end of {family}", lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
 
