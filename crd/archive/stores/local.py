@@ -97,8 +97,9 @@ class LocalUpload:
 
     async def abort(self) -> None:
         """Remove the file."""
-        with suppress(OSError):
-            await in_thread(self._discard)
+        if self._discard.alive:
+            with suppress(OSError):
+                await in_thread(self._discard)
         if self._final:
             with suppress(OSError):
                 self._final.unlink()
