@@ -7,21 +7,21 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from crd.archive.followed import heads_of
-from crd.errors import ArchiveError, ImageError
+from crd.errors import ArchiveError
 from crd.image.memory_difference import Memory, Run
 from crd.image.profile import PAGE_BYTES, Pages, SharedPages
 from crd.native.pages import HASH_BYTES, gathered_hashes
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from crd.image.profile import PageRun
     from crd.native.pages import PageKey
 
 _AT_ONCE = 4096
 _CANNOT = "the memory of this image cannot be compared"
 _HASH = Struct(f"{HASH_BYTES}s")
+_OWNER_AND_COUNT, _RUN = Struct("<II"), Struct("<QQ")
 
 
 class PageHashes:
@@ -75,24 +75,21 @@ class _Runs:
         last_end = 0
         for head, first, n_pages in self._heads:
             at = first
-            for run in _runs(head):
-                if run.address % PAGE_BYTES or run.address < last_end or not run.pages:
-                    raise ArchiveError(f"{_CANNOT}: its page at {run.address:#x} is out of order")
-                yield Run(run.address, run.pages, at)
-                last_end, at = run.address + run.pages * PAGE_BYTES, at + run.pages
+            for address, pages in _runs(head):
+                if address % PAGE_BYTES or address < last_end or not pages:
+                    raise ArchiveError(f"{_CANNOT}: its page at {address:#x} is out of order")
+                yield Run(address, pages, at)
+                last_end, at = address + pages * PAGE_BYTES, at + pages
             if at - first != n_pages:
                 raise ArchiveError(f"{_CANNOT}: its pages are not all told of")
 
 
-def _runs(head: memoryview) -> Sequence[PageRun]:
-    """Return the runs of PAGES, or of SHARED_PAGES, which are laid out alike."""
-    try:
-        record = Pages.decode(head)
-    except ImageError as error:
-        raise ArchiveError(f"{_CANNOT}: {error.message}") from error
-    if record.data.nbytes:
+def _runs(head: memoryview) -> Iterator[tuple[int, int]]:
+    """Return address and pages of each run of PAGES, or of SHARED_PAGES, which are laid out alike."""
+    if len(head) < _OWNER_AND_COUNT.size or len(head) != _OWNER_AND_COUNT.size + _RUN.size * (
+            _OWNER_AND_COUNT.unpack_from(head)[1]):
         raise ArchiveError(f"{_CANNOT}: the runs of its pages are not where they should be")
-    return record.runs
+    return _RUN.iter_unpack(head[_OWNER_AND_COUNT.size:])
 
 
 def memory_of(literals: bytes) -> Memory:
