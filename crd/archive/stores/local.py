@@ -7,6 +7,7 @@ leave the final name with zeros (delayed allocation); without the second, no nam
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import secrets
@@ -15,14 +16,17 @@ import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from crd.archive.threads import in_thread
+import aiofiles
+
+from crd.archive.threads import in_thread, to_end
 from crd.durable import flush_directory
 from crd.errors import ArchiveError, ArchiveFull, ArchiveUnavailable, BlobCorrupt, BlobMissing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from io import FileIO
     from pathlib import Path
+
+    from aiofiles.threadpool.binary import AsyncFileIO
 
     from crd.archive.stores.store import Part
 
@@ -48,12 +52,12 @@ def _translated(path: Path) -> Iterator[None]:
 class LocalUpload:
     """A file under a temporary name, which goes with this object."""
 
-    def __init__(self, path: Path, file: FileIO, key: str) -> None:
+    def __init__(self, path: Path, file: AsyncFileIO, key: str) -> None:
         """Write to a file that was just made; ``LocalStore.create`` makes these."""
         self._path = path
         self._file = file
         self._key = key
-        self._discard = weakref.finalize(self, _discard, path, file)
+        self._discard = weakref.finalize(self, path.unlink, missing_ok=True)
         self._final: Path | None = None
         self._written = self._flushing = 0
 
@@ -80,6 +84,7 @@ class LocalUpload:
         try:
             with _translated(final):
                 await in_thread(self._publish, final)
+                await self._file.close()
         except BaseException:
             await self.abort()
             raise
@@ -97,9 +102,11 @@ class LocalUpload:
 
     async def abort(self) -> None:
         """Remove the file."""
-        if self._discard.alive:
+        if not self._file.closed:
             with suppress(OSError):
-                await in_thread(self._discard)
+                await self._file.close()
+        with suppress(OSError):
+            self._discard()
         if self._final:
             with suppress(OSError):
                 self._final.unlink()
@@ -138,11 +145,13 @@ class LocalStore:
     async def create(self, key: str) -> LocalUpload:
         """Make a file under a temporary name."""
         path = self._directory / f"{secrets.token_hex(8)}{_TORN}"
+        opening = asyncio.ensure_future(aiofiles.open(path, "xb", buffering=0, opener=_private))
         try:
             with _translated(path):
-                return await in_thread(_begun, path, key)
-        except BaseException:
-            path.unlink(missing_ok=True)
+                return LocalUpload(path, await to_end(opening), key)
+        except asyncio.CancelledError:
+            if not opening.exception():
+                await LocalUpload(path, opening.result(), key).abort()
             raise
 
     async def read(self, key: str, offset: int, length: int) -> bytes:
@@ -219,17 +228,6 @@ class LocalStore:
             for path in torn:
                 path.unlink(missing_ok=True)
         return len(torn)
-
-
-def _begun(path: Path, key: str) -> LocalUpload:
-    return LocalUpload(path, open(path, "xb", buffering=0, opener=_private), key)
-
-
-def _discard(path: Path, file: FileIO) -> None:
-    try:
-        file.close()
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _private(path: str, flags: int) -> int:

@@ -150,6 +150,7 @@ async def test_a_disk_that_fails_when_it_is_asked_for_an_object(store: LocalStor
 async def test_an_upload_that_is_dropped_leaves_nothing(store: LocalStore, home: Path) -> None:
     upload = await store.create("a")
     await upload.write([b"secret"])
+    await upload._file.close()
     del upload
     gc.collect()
     assert list(home.iterdir()) == []
