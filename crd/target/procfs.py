@@ -312,7 +312,7 @@ def vm_flags(pid: int | str) -> dict[int, str]:
 # --- descriptors ---------------------------------------------------------------------------------------------
 
 
-def fd_numbers(pid: int) -> list[int]:
+def fd_numbers(pid: int | str) -> list[int]:
     """Return the open descriptors, ascending."""
     return _numbered_entries(pid, "fd")
 
