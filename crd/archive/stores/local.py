@@ -101,8 +101,9 @@ class LocalUpload:
 
     async def abort(self) -> None:
         """Remove the file."""
-        with suppress(OSError):
-            await self._file.close()
+        if not self._file.closed:
+            with suppress(OSError):
+                await self._file.close()
         with suppress(OSError):
             self._discard()
         if self._final:
