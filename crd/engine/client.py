@@ -263,6 +263,7 @@ class Worker:
         os.close(self._pidfd)
 
     async def _send(self, message: dict[str, Any], *fds: int) -> None:
+        self.is_ready_again = False
         try:
             socket.send_fds(self._channel, [msgspec.json.encode(message)], fds)
         except OSError as error:

@@ -265,7 +265,7 @@ async def test_images_by_a_used_worker_are_as_those_by_a_new_one(tmp_path: Path)
                 assert by_used == records()
 
 
-async def test_an_error_a_cancellation_and_a_stop_are_the_last_that_a_worker_does(tmp_path: Path) -> None:
+async def test_an_error_a_cancellation_a_call_left_alone_and_a_stop_are_a_workers_last(tmp_path: Path) -> None:
     with sleep(tmp_path, 60) as program:
         async with WorkerPool() as pool:
             pids = [await save(pool, program.pid, tmp_path)]
@@ -276,10 +276,14 @@ async def test_an_error_a_cancellation_and_a_stop_are_the_last_that_a_worker_doe
                 async with checkpointed(pool.lease_for_checkpoint(), program.pid, tmp_path):
                     raise asyncio.CancelledError
             pids.append(await save(pool, program.pid, tmp_path))
+            async with pool.lease_for_checkpoint() as worker:
+                with open(os.devnull, "wb") as null:
+                    await worker.begin_checkpoint(program.pid, null.fileno(), OPTIONS, tmp_path / "crid")
+            pids.append(await save(pool, program.pid, tmp_path))
             assert await save(pool, program.pid, tmp_path, CheckpointOptions(after=After.STOP)) == pids[-1]
             os.kill(program.pid, signal.SIGCONT)
             pids.append(await save(pool, program.pid, tmp_path))
-        assert len({*pids}) == 4
+        assert len({*pids}) == 5
         program.assert_unharmed()
 
 
