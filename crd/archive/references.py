@@ -258,14 +258,15 @@ class References:
 
     async def _remove(self, packs: Iterable[int], but_for: int | None = None) -> list[int]:
         """Delete, and return, those packs that no image needs, or none but that one; nobody holds them from now on."""
-        if not self.are_known or self._unreadable or self._damaged:
-            return []
         dying = [pack for pack in packs if not self._held[pack]]
+        if not dying or not self.are_known or self._unreadable or self._damaged:
+            return []
         self._dying.update(dying)
         try:
             dead = await in_thread(self._needs.unneeded, dying, but_for)
-            await self._delete(dead)
-            await in_thread(self._needs.bury, dead)
+            if dead:
+                await self._delete(dead)
+                await in_thread(self._needs.bury, dead)
         finally:
             self._dying.subtract(dying)
             self._dying += Counter()

@@ -282,7 +282,7 @@ async def open_pack(store: Store, number: int) -> PackTable:
         needed = pack.tail_bytes(tail, size)
         if needed > len(tail):
             tail = await store.read(key, size - needed, needed)
-        head = await store.read(key, 0, pack.HEADER.size)
+        head = tail[:pack.HEADER.size] if len(tail) == size else await store.read(key, 0, pack.HEADER.size)
         return await in_thread(pack.parse, number, head, tail[-needed:], size)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +26,10 @@ async def to_end(work: asyncio.Future[T]) -> T:
     """Wait until work is done; a cancellation is raised only then."""
     cancelled: asyncio.CancelledError | None = None
     while not work.done():
+        over = asyncio.get_running_loop().create_future()  # asyncio.wait takes 15 us more
+        work.add_done_callback(partial(_end, over))
         try:
-            await asyncio.wait([work])
+            await over
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is None:
@@ -35,3 +37,8 @@ async def to_end(work: asyncio.Future[T]) -> T:
     if not work.cancelled():
         work.exception()  # seen: it is not what the caller shall hear of
     raise cancelled
+
+
+def _end(over: asyncio.Future[None], _work: asyncio.Future[Any]) -> None:
+    if not over.done():
+        over.set_result(None)

@@ -85,7 +85,7 @@ class Pipeline:
             if followed and track and track.inherited:
                 await self.archive.recall(followed, track.digest)
             base = followed or await self.catalog.images.relative(pid, target)
-            async with (_in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease() as worker,
+            async with (_in_time(self.checkpoint_seconds, "checkpoint"), self.workers.lease_for_checkpoint() as worker,
                         self.sink(base, follow=followed is not None) as sink):
                 with Pipe() as pipe:
                     await worker.begin_checkpoint(pid, pipe.write_end, options, self.crid_file,

@@ -1,9 +1,10 @@
-"""The daemon's handle on an engine worker: used once, and killed when it is late."""
+"""The daemon's handle on an engine worker: killed when it is late, or when it does not say that it is as new."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 from contextlib import suppress
@@ -44,11 +45,17 @@ class HeldNotes:
 
 
 class Worker:
-    """One worker process, good for one call."""
+    """One worker process, good for one call, or for another checkpoint if it says so then.
+
+    Attributes:
+        pid: of the process.
+        is_ready_again: it has said so.
+    """
 
     def __init__(self, pid: int, pidfd: int, channel: socket.socket) -> None:
         """Hold a worker, its pidfd and channel; ``WorkerPool.lease`` gives them out."""
         self.pid = pid
+        self.is_ready_again = False
         self._pidfd = pidfd
         self._channel = channel
         self._notes: dict[ProcessKey, int] = {}
@@ -238,11 +245,21 @@ class Worker:
         await self._send({"commit": True})
         await self._receive("")
 
-    async def end(self) -> None:
-        """Kill the worker, which undoes what it has not finished, and wait until it is gone."""
+    def is_idle(self) -> bool:
+        """Whether it is there, and waits for a call."""
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        return not poll.poll(0)
+
+    def forget(self) -> None:
+        """Close what is left of a call."""
         for fd in self.take_notes().values():
             os.close(fd)
         self.hand_over(os.close)
+
+    async def end(self) -> None:
+        """Kill the worker, which undoes what it has not finished, and wait until it is gone."""
+        self.forget()
         self._channel.close()
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -250,6 +267,7 @@ class Worker:
         os.close(self._pidfd)
 
     async def _send(self, message: dict[str, Any], *fds: int) -> None:
+        self.is_ready_again = False
         try:
             socket.send_fds(self._channel, [msgspec.json.encode(message)], fds)
         except OSError as error:
@@ -271,6 +289,7 @@ class Worker:
         message = msgspec.json.decode(data)
         if "error" in message:
             raise CrdError.from_json(message["error"])
+        self.is_ready_again = message.get("again", False)
         event = message.get("event", "")
         if event not in events:
             raise WorkerDied(f"the engine worker said {message} where {events[0] or 'the result'} was due")

@@ -1,4 +1,4 @@
-"""Where workers come from: a process that has loaded all they need and forks one for each call.
+"""Where workers come from: a process that has loaded all they need and forks one when it is asked.
 
 ``python -m crd.engine.nursery FD`` answers over a SOCK_SEQPACKET socket: for a socket, which the worker is to serve
 (SCM_RIGHTS), the pid of a new worker in decimal, and a pidfd beside it.  It ends when nobody holds the other end.

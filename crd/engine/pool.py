@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 _PID_BYTES_MAX = 16
+_REST_SECONDS = 5.0
+"""That a worker is kept for the next checkpoint."""
 
 
 def _connect(path: Path) -> socket.socket:
@@ -52,6 +54,8 @@ class WorkerPool:
         self._nursery: Process | None = None
         self._control: socket.socket | None = None
         self._turn = asyncio.Lock()
+        self._resting: dict[Worker, asyncio.TimerHandle] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         await self._begin()
@@ -59,11 +63,14 @@ class WorkerPool:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
+        for worker in list(self._resting):
+            self._dismiss(worker)
+        await asyncio.gather(*self._ending)
         await self._end()
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[Worker]:
-        """Give out a worker, which does not outlive the context.
+        """Give out a new worker, which does not outlive the context.
 
         Raises:
             WorkerDied: none can be started.
@@ -73,6 +80,44 @@ class WorkerPool:
             yield worker
         finally:
             await asyncio.shield(worker.end())
+
+    @asynccontextmanager
+    async def lease_for_checkpoint(self) -> AsyncIterator[Worker]:
+        """Give out a worker, maybe one that has taken images and is as new, as it then may be kept for the next.
+
+        Raises:
+            WorkerDied: none can be started.
+        """
+        worker = self._rested() or await self._worker()
+        fit = False
+        try:
+            yield worker
+            fit = worker.is_ready_again
+        finally:
+            if fit:
+                self._rest(worker)
+            else:
+                await asyncio.shield(worker.end())
+
+    def _rest(self, worker: Worker) -> None:
+        worker.forget()
+        self._resting[worker] = asyncio.get_running_loop().call_later(_REST_SECONDS, self._dismiss, worker)
+
+    def _rested(self) -> Worker | None:
+        """Return the worker that has rested least, so that those ones end of which there are too many."""
+        while self._resting:
+            worker = next(reversed(self._resting))
+            if worker.is_idle():
+                self._resting.pop(worker).cancel()
+                return worker
+            self._dismiss(worker)
+        return None
+
+    def _dismiss(self, worker: Worker) -> None:
+        self._resting.pop(worker).cancel()
+        ending = asyncio.create_task(worker.end())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def _worker(self) -> Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -175,14 +175,15 @@ def namespaces(pid: int | str) -> dict[str, int]:
     A pid namespace for children that has no process yet has no number: it is 0.
     """
     with asking(pid, "ns"):
-        return {name: _namespace(PROC / str(pid) / "ns" / name) for name in sorted(os.listdir(PROC / str(pid) / "ns"))}
+        directory = path(pid, "ns")
+        return {name: _namespace(directory, name) for name in sorted(os.listdir(directory))}
 
 
-def _namespace(link: Path) -> int:
+def _namespace(directory: str, name: str) -> int:
     try:
-        text = os.readlink(link)
+        text = os.readlink(f"{directory}/{name}")
     except FileNotFoundError:
-        if link.name != "pid_for_children":
+        if name != "pid_for_children":
             raise
         return 0
     return int(text[text.index("[") + 1:-1])
@@ -287,24 +288,22 @@ def vm_flags(pid: int | str) -> dict[int, str]:
     areas that the program has given a protection key (pkeys(7)); what can only be executed has one from the kernel.
     """
     flags: dict[int, str] = {}
-    start, key, only_executable = 0, "", False
-    lines = read(pid, "smaps").split("\n")
+    area, *rest = read(pid, "smaps").split("\nVmFlags:")
     with asking(pid, "smaps"):
-        for line in lines:
-            first, _, rest = line.partition(" ")
-            if first == "VmFlags:":
-                flags[start] = rest.replace(" uw ", " ").strip() + key
-            elif first == "ProtectionKey:":
-                key = " pk" if rest.strip() != "0" and not only_executable else ""
-            elif not first.endswith(":") and "-" in first:
-                start, key, only_executable = int(first.partition("-")[0], 16), "", rest.startswith("--x")
+        for text in rest:
+            words, _, following = text.partition("\n")
+            addresses, permissions, _ = area.split(" ", 2)
+            number = area.partition("\nProtectionKey:")[2].partition("\n")[0].strip()
+            key = " pk" if number not in {"", "0"} and not permissions.startswith("--x") else ""
+            flags[int(addresses.partition("-")[0], 16)] = words.replace(" uw ", " ").strip() + key
+            area = following
     return flags
 
 
 # --- descriptors ---------------------------------------------------------------------------------------------
 
 
-def fd_numbers(pid: int) -> list[int]:
+def fd_numbers(pid: int | str) -> list[int]:
     """Return the open descriptors, ascending."""
     return _numbered_entries(pid, "fd")
 

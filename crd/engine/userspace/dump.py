@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from crd.engine.api import After
 from crd.engine.userspace import capture as capturing
 from crd.engine.userspace import confinement, image
-from crd.engine.userspace.fds import table
+from crd.engine.userspace.fds import socket_options, table
 from crd.engine.userspace.fds.content import Contents
 from crd.engine.userspace.fds.kind import TryLaterError
 from crd.engine.userspace.fds.tcp_leaving import Leaving
@@ -89,6 +89,7 @@ def dumped(pid: int, sink: DescriptorSink, options: CheckpointOptions, notes: Wr
     look, patience = True, _LATER_ATTEMPTS
     written: dict[int, Tracking] = {}
     at_rest = semaphores.look()
+    socket_options.look_anew()
     for _ in _attempts(options.freeze_seconds):
         before = _know(pid, options) if look else {}
         if notes and not written:

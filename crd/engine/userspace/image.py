@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from crd.image.objects import SeccompFilter
     from crd.image.profile import EpollTarget, FileDescriptor, FileLock, Thread
     from crd.image.writer import ImageWriter
+    from crd.target.procfs import MapEntry
 
 _CRD_VERSION = version("crd")
 """Found out before workers are forked: it takes some milliseconds."""
@@ -149,7 +150,7 @@ def _write_zombie(writer: ImageWriter, one: Zombie) -> None:
 def _profile(clocks_ns: tuple[int, int, int], processes: Sequence[ProcessRecords], xstate: bytes) -> Profile:
     realtime, monotonic, boottime = clocks_ns
     with Memory(os.getpid(), writable=False) as ours:
-        vdso = next((entry for entry in procfs.maps("self") if entry.path == "[vdso]"), None)
+        vdso = _own_vdso()
         has_one = any(one.space.memory.vdso_start for one in processes)
         digest = vdso_digest(ours, vdso.start, vdso.end - vdso.start) if vdso and has_one else b""
     return Profile(
@@ -159,6 +160,12 @@ def _profile(clocks_ns: tuple[int, int, int], processes: Sequence[ProcessRecords
         boot_id=procfs.read("sys", "kernel/random/boot_id").strip(), host=os.uname().nodename, engine="userspace",
         xcr0=int.from_bytes(xstate[_XCR0_OFFSET:_XCR0_OFFSET + 8], "little"), vdso_digest=digest,
         crd_version=_CRD_VERSION)
+
+
+def _own_vdso() -> MapEntry | None:
+    """Return our own; we have many more areas than most targets, which need not be parsed for that."""
+    lines = (line for line in procfs.read("self", "maps").split("\n") if line.endswith(" [vdso]"))
+    return next((entry for line in lines for entry in procfs.parsed_maps("self", f"{line}\n")), None)
 
 
 def _process(captured: Capture, attributes: Attributes) -> Process:

@@ -10,21 +10,27 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import AsyncExitStack, contextmanager
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from crd.engine.api import CheckpointOptions, CheckpointResult, RestartOptions
+from crd.engine.api import USERSPACE, After, CheckpointOptions, CheckpointResult, RestartOptions
+from crd.engine.channel import Channel
 from crd.engine.client import Worker
 from crd.engine.pool import WorkerPool
+from crd.engine.stream import DescriptorSource
+from crd.engine.worker import serve
 from crd.errors import ImageTruncated, TargetNotFound, WorkerDied
+from crd.image.reader import ImageReader
 from tests.support.victims import PATIENCE_SECONDS, sleep, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
 pytestmark = pytest.mark.root
 NOBODY = 2**22 - 1
@@ -223,3 +229,122 @@ async def test_a_listener_that_came_too_late_is_closed() -> None:
     sleeping.wait()
     assert os.read(listener, 1) == b"", "somebody still holds the other end"
     os.close(listener)
+
+
+OPTIONS = CheckpointOptions()
+
+
+@asynccontextmanager
+async def checkpointed(lease: AbstractAsyncContextManager[Worker], pid: int, home: Path,
+                       options: CheckpointOptions = OPTIONS) -> AsyncIterator[Worker]:
+    """Have an image of a process taken, but for the last word."""
+    async with lease as worker:
+        with (home / "image").open("wb") as file:
+            await worker.begin_checkpoint(pid, file.fileno(), options, home / "crid")
+        await worker.written()
+        yield worker
+
+
+async def save(pool: WorkerPool, pid: int, home: Path, options: CheckpointOptions = OPTIONS) -> int:
+    """Have an image of a process taken, and return the pid of the worker."""
+    async with checkpointed(pool.lease_for_checkpoint(), pid, home, options) as worker:
+        await worker.commit()
+        return worker.pid
+
+
+async def test_a_worker_takes_one_image_after_the_other_but_not_for_ever(tmp_path: Path) -> None:
+    with sleep(tmp_path, 60) as program:
+        async with WorkerPool() as pool:
+            pids = [await save(pool, program.pid, tmp_path) for _ in range(17)]
+        assert [*Counter(pids).values()] == [16, 1]
+        until("end with the pool", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        program.assert_unharmed()
+
+
+async def test_images_by_a_used_worker_are_as_those_by_a_new_one(tmp_path: Path) -> None:
+    def records() -> list[tuple[str, int]]:
+        with (tmp_path / "image").open("rb") as image:
+            return [(record.record_name, len(record.encode()))
+                    for record in ImageReader(DescriptorSource(image.fileno()))]
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    with sleep(tmp_path / "one", 60) as one, sleep(tmp_path / "other", 60) as other:
+        async with WorkerPool() as pool:
+            used = await save(pool, one.pid, tmp_path)
+            for program in (other, one):
+                assert await save(pool, program.pid, tmp_path) == used
+                by_used = records()
+                async with checkpointed(pool.lease(), program.pid, tmp_path) as fresh:
+                    assert fresh.pid != used
+                    await fresh.commit()
+                assert by_used == records()
+
+
+async def test_an_error_a_cancellation_a_call_left_alone_and_a_stop_are_a_workers_last(tmp_path: Path) -> None:
+    with sleep(tmp_path, 60) as program:
+        async with WorkerPool() as pool:
+            pids = [await save(pool, program.pid, tmp_path)]
+            with pytest.raises(TargetNotFound):
+                await save(pool, NOBODY, tmp_path)
+            pids.append(await save(pool, program.pid, tmp_path))
+            with pytest.raises(asyncio.CancelledError):
+                async with checkpointed(pool.lease_for_checkpoint(), program.pid, tmp_path):
+                    raise asyncio.CancelledError
+            pids.append(await save(pool, program.pid, tmp_path))
+            async with pool.lease_for_checkpoint() as worker:
+                with open(os.devnull, "wb") as null:
+                    await worker.begin_checkpoint(program.pid, null.fileno(), OPTIONS, tmp_path / "crid")
+            pids.append(await save(pool, program.pid, tmp_path))
+            assert await save(pool, program.pid, tmp_path, CheckpointOptions(after=After.STOP)) == pids[-1]
+            os.kill(program.pid, signal.SIGCONT)
+            pids.append(await save(pool, program.pid, tmp_path))
+        assert len({*pids}) == 5
+        program.assert_unharmed()
+
+
+async def test_a_worker_that_was_killed_at_rest_is_missed_by_nobody(tmp_path: Path) -> None:
+    with sleep(tmp_path, 60) as program:
+        async with WorkerPool() as pool:
+            resting = await save(pool, program.pid, tmp_path)
+            os.kill(resting, signal.SIGKILL)
+            until("end", lambda: not Path(f"/proc/{resting}").exists())
+            assert await save(pool, program.pid, tmp_path) != resting
+
+
+async def test_a_worker_does_not_rest_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crd.engine.pool._REST_SECONDS", 0.01)
+    with sleep(tmp_path, 60) as program:
+        async with WorkerPool() as pool:
+            resting = await save(pool, program.pid, tmp_path)
+            while Path(f"/proc/{resting}").exists():
+                await asyncio.sleep(0.01)
+
+
+RESULT = CheckpointResult(crid=1, pid=1, uid=0, comm="", taken_at=0, engine=USERSPACE, method="", method_reason="",
+                          tasks=1, threads=1, image_bytes=0, memory_bytes=0, stop_seconds=0, duration_seconds=0,
+                          header={})
+
+
+@pytest.mark.parametrize(("leave", "calls"), [(lambda: None, 2), (lambda: os.open(os.devnull, os.O_RDONLY), 1)])
+def test_a_worker_in_which_something_is_left_ends(leave: Callable[[], object], calls: int) -> None:
+    def call(_message: object, _fds: object, _channel: object) -> CheckpointResult:
+        leave()
+        return RESULT
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        serve(Channel(theirs.detach()), {"checkpoint": call})
+        os._exit(0)
+    theirs.close()
+    with ours:
+        for _ in range(calls):
+            ours.send(msgspec.json.encode({"call": "checkpoint", "options": {"after": "run"}}))
+            answer = msgspec.json.decode(ours.recv(1 << 20))
+            assert answer["result"]["crid"] == 1
+            assert answer.get("again", False) is (calls == 2)
+        if calls == 1:
+            assert ours.recv(1) == b"", "it takes another call"
+    os.waitpid(pid, 0)

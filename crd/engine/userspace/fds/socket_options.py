@@ -61,6 +61,11 @@ def _defaults(family: int, kind: int) -> dict[tuple[int, int], bytes]:
         return _read(fresh, family, kind)
 
 
+def look_anew() -> None:
+    """Forget what a new socket is like: the host's settings (sysctl(8)) may have changed since."""
+    _defaults.cache_clear()
+
+
 def dump(sock: socket.socket) -> list[SocketOption]:
     """Return the options that are not as in a new socket of its kind."""
     defaults = _defaults(sock.family, sock.type)
