@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 _QUESTIONS_MAX = 128
 _OUT = 8 * _QUESTIONS_MAX
 """Behind the results of so many questions."""
-_OUT_BYTES = 128
+_OUT_BYTES = 32
+"""Each byte is one more that a stop maps, writes and reads in every thread."""
 
 
 class Out:
-    """As an argument: where the call may write up to 128 bytes."""
+    """As an argument: where the call may write up to 32 bytes."""
 
 
 OUT = Out()
