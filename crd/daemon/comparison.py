@@ -11,7 +11,6 @@ from crd.daemon.pages import page_rows
 from crd.daemon.pipeline import feed_in_part, usable
 from crd.daemon.streams import Pipe, both
 from crd.image.difference import Side, difference
-from crd.image.inspect import inspect_front
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +56,8 @@ async def _side(source: ImageSource, image: Image) -> Side:
 
 
 def _front(fd: int) -> Inspection:
+    from crd.image.inspect import inspect_front  # not needed by most
+
     with open(fd, "rb", closefd=False) as stream:
         return inspect_front(stream)
 
