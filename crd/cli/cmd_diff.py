@@ -22,7 +22,7 @@ def diff(images: tuple[str, str], *, limit: int, as_json: bool) -> None:
     Images of one target share pages, and are compared in no time; of others all pages are read.
 
     Exit status: 0 done, 1 an image is damaged, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 13 an image
-    is of another host, or of a Linux-CR kernel, 14 several fit, or another image of yours is being read.
+    is of another host, or of a Linux-CR kernel, 14 another image of yours is being read.
     """
     with connect() as daemon:
         [reply] = daemon.stream("Diff", references=list(images), limit=limit)

@@ -22,7 +22,8 @@ def note(context: click.Context, image: str, text: tuple[str, ...], *, remove: b
 
     It is one line of up to 1000 characters.
 
-    Exit status: 0 done, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 14 several fit.
+    Exit status: 0 done, 2 usage, 10 daemon unavailable, 11 no such image, 12 denied, 13 another
+    host has it.
     """
     if bool(text) == remove:
         raise click.UsageError("give either TEXT or --remove", context)

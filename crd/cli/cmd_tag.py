@@ -22,8 +22,8 @@ def tag(context: click.Context, image: str, tags: tuple[str, ...], *, remove: tu
 
     crctl images --tag TAG lists the images that have one.
 
-    Exit status: 0 done, 2 usage, 10 daemon unavailable, 11 no such image, or it has no such tag, 12 denied, 14 several
-    fit.
+    Exit status: 0 done, 2 usage, 10 daemon unavailable, 11 no such image, or it has no such tag, 12 denied, 13
+    another host has it.
     """
     if not tags and not remove:
         raise click.UsageError("give a TAG, or --remove one", context)
