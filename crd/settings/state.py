@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 _LOCK = "lock"
+_OF_THE_DISK = "lost+found"
+"""In the root of a file system of its own: mke2fs(8)."""
 
 
 @contextmanager
@@ -48,5 +50,5 @@ def held_state(path: Path) -> Iterator[None]:
 
 def _is_of_others(path: Path) -> bool:
     """Whether a directory is in use for something else, as /tmp is; raises OSError."""
-    names = os.listdir(path)
+    names = {*os.listdir(path)} - {_OF_THE_DISK}
     return bool(names) and _LOCK not in names and bool(path.stat().st_mode & 0o077)

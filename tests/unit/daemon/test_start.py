@@ -32,7 +32,7 @@ def test_a_directory_that_is_in_use_for_something_else_is_left_as_it_is(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["of others"]
 
 
-@pytest.mark.parametrize("there", [(), ("lock", "catalog.db")])
+@pytest.mark.parametrize("there", [(), ("lock", "catalog.db"), ("lost+found",)])
 def test_the_state_directory_is_closed_to_others(tmp_path: Path, there: tuple[str, ...]) -> None:
     state = tmp_path / "state"
     state.mkdir()
