@@ -38,7 +38,7 @@ from tests.support.standin_kernel import StandInKernel
 from tests.support.victims import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 _ERRNOS: list[tuple[type[CrdError], int]] = [
@@ -72,6 +72,15 @@ class CallEngine(Protocol):
     def release(self) -> None: ...
 
 
+def _end(pids: Iterable[int]) -> None:
+    """Kill restarted tasks, and wait for those that are children of ours."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
 @dataclass
 class UserspaceEngine:
     """crd's own engine, in this process."""
@@ -96,11 +105,7 @@ class UserspaceEngine:
         return self.restarted[-1]
 
     def release(self) -> None:
-        for pid in self.restarted:
-            with suppress(ProcessLookupError):
-                os.kill(pid, SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+        _end(self.restarted)
 
     @staticmethod
     def _made(call: Callable[[], int]) -> int:
@@ -140,9 +145,7 @@ class KernelEngine:
         return result.root_pid
 
     def release(self) -> None:
-        for pid in self.restarted:
-            with suppress(ProcessLookupError):
-                os.kill(pid, SIGKILL)
+        _end(self.restarted)
 
     def _made(self, call: Callable[[], Any]) -> Any:
         try:
@@ -189,9 +192,7 @@ class ServedCalls:
     def release(self) -> None:
         for caller in self.callers:
             caller.close()
-        for pid in self.restarted:
-            with suppress(ProcessLookupError):
-                os.kill(pid, SIGKILL)
+        _end(self.restarted)
 
     def _called(self, number: int, first: int, fd: int, flags: int) -> int:
         """Have a program make a call, serve it, and return what it has seen; 0 of a restart that has replaced it."""
