@@ -7,7 +7,7 @@ from cffi import FFI
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TOPICS = ("core", "tracee", "memory", "pagemap", "clone", "syscall", "stubs", "threads", "pages", "frames", "numbers",
-          "tracking", "stream", "files")
+          "tracking", "stream", "files", "allocator")
 ARCH = HERE / "csrc" / "arch" / "x86_64"
 SOURCES = [*(HERE / "csrc").glob("*.c"), *ARCH.glob("*.c")]
 
@@ -16,7 +16,7 @@ for topic in TOPICS:
     ffibuilder.cdef((HERE / "cdef" / f"{topic}.h").read_text())
 ffibuilder.set_source(
     "crd.native._core",
-    '#include "core.h"',
+    '#include <malloc.h>\n#include "core.h"',
     sources=sorted(str(source.relative_to(ROOT)) for source in SOURCES),
     include_dirs=[str((HERE / "csrc").relative_to(ROOT))],
     depends=[str(path.relative_to(ROOT)) for path in HERE.rglob("*.[hS]")],
