@@ -12,7 +12,6 @@ from tests.support.daemon import RunningDaemon
 from tests.support.victims import python_script, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.root
@@ -52,14 +51,6 @@ print(goes, child, flush=True)
 while True:
     signal.pause()
 """
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with RunningDaemon(home) as running:
-        yield running
 
 
 def mapping(found: dict[str, Any], pid: int, flags: str) -> tuple[int, int, int]:

@@ -6,16 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from crd import selfckpt
 from tests.support.daemon import BIN, Refused, RunningDaemon
 from tests.support.victims import Program, until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
 
@@ -26,14 +22,6 @@ def example(language: str) -> str:
     found = re.search(rf"^```{language}\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
     assert found
     return found[1]
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with RunningDaemon(home) as running:
-        yield running
 
 
 def command(language: str, directory: Path) -> list[str]:

@@ -31,14 +31,6 @@ SAVES_ITSELF_TWICE = SAVES_ITSELF.replace("for (;;)\n        pause", """while (a
         pause""")
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with RunningDaemon(home) as running:
-        yield running
-
-
 @contextmanager
 def under_crctl_run(daemon: RunningDaemon, directory: Path, *words: str | Path,
                     options: tuple[str, ...] = ()) -> Iterator[Program]:

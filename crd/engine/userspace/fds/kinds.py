@@ -26,5 +26,5 @@ if TYPE_CHECKING:
 
 KINDS: tuple[Kind, ...] = (Pipes(), MessageQueues(), UnnamedFiles(), Terminals(), RegularFiles(), EventFds(),
                            TimerFds(), SignalFds(), Inotifies(), PidFds(), UnixSockets(), InetSockets(),
-                           NetlinkSockets(), EpollSets(), MulticastGroups(), SocketFilters())
+                           NetlinkSockets(), EpollSets(), SocketFilters(), MulticastGroups())
 """In the order in which their records stand in an image: what refers to others comes behind them."""

@@ -43,7 +43,7 @@ class _Joined(NamedTuple):
 
 
 class MulticastGroups(Kind):
-    """MULTICAST_GROUPs, which belong to sockets of UDP; they are joined again at last, when crd sends no more."""
+    """MULTICAST_GROUPs, which belong to sockets of UDP; they are joined again at last, behind filters."""
 
     def recognises(self, one: Description) -> bool:
         """No descriptor is open on a membership."""
