@@ -27,9 +27,9 @@ _INTERFACE = struct.Struct("<I4x")
 _MODE_AND_COUNT = struct.Struct("<II")
 _SOURCES_AT = _INTERFACE.size + _ADDRESS_BYTES + _MODE_AND_COUNT.size  # in struct group_filter
 _LEVELS = {4: socket.IPPROTO_IP, 6: socket.IPPROTO_IPV6}
-_KERNELS_OWN = [ipaddress.ip_network(text) for text in
-                ("224.0.0.1/32", "ff01::1/128", "ff02::1/128", "ff02::1:ff00:0/104")]
-"""An interface is a member of these by itself (RFC 1112, RFC 4291)."""
+_KERNELS_OWN = (ipaddress.IPv4Address("224.0.0.1").packed, ipaddress.IPv6Address("ff01::1").packed,
+                ipaddress.IPv6Address("ff02::1").packed, ipaddress.IPv6Address("ff02::1:ff00:0").packed[:13])
+"""How the groups begin that an interface is a member of by itself (RFC 1112, RFC 4291)."""
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -85,9 +85,9 @@ class Memberships:
 
 def _joined() -> Iterator[_Joined]:
     """Yield the groups of /proc/net/igmp and igmp6; those that none but the kernel itself has joined are left out."""
-    for (number, interface, group), users in (*_joined_by_ipv4(), *_joined_by_ipv6()):
-        if users > 1 or not any(group in own for own in _KERNELS_OWN if own.version == group.version):
-            yield _Joined(number, interface, group)
+    for number, interface, packed, users in (*_joined_by_ipv4(), *_joined_by_ipv6()):
+        if users > 1 or not packed.startswith(_KERNELS_OWN):
+            yield _Joined(number, interface, ipaddress.ip_address(packed))
 
 
 def _lines(name: str) -> list[str]:
@@ -95,21 +95,21 @@ def _lines(name: str) -> list[str]:
     return procfs.read("net", name).splitlines() if (procfs.PROC / "net" / name).exists() else []
 
 
-def _joined_by_ipv4() -> Iterator[tuple[_Joined, int]]:
+def _joined_by_ipv4() -> Iterator[tuple[int, str, bytes, int]]:
+    """Yield number and name of the interface, the group, and how many have joined it."""
     number, interface = 0, ""
     for line in _lines("igmp")[1:]:
         words = line.split()
         if line.startswith("\t"):
-            group = ipaddress.IPv4Address(bytes.fromhex(words[0])[::-1])
-            yield _Joined(number, interface, group), int(words[1])
+            yield number, interface, bytes.fromhex(words[0])[::-1], int(words[1])
         else:
             number, interface = int(words[0]), words[1]
 
 
-def _joined_by_ipv6() -> Iterator[tuple[_Joined, int]]:
+def _joined_by_ipv6() -> Iterator[tuple[int, str, bytes, int]]:
     for line in _lines("igmp6"):
         number, interface, group, users, *_ = line.split()
-        yield _Joined(int(number), interface, ipaddress.IPv6Address(bytes.fromhex(group))), int(users)
+        yield int(number), interface, bytes.fromhex(group), int(users)
 
 
 def _look(fd: int, number: int, group: IPAddress) -> tuple[bool, bytes] | None:
